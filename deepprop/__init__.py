@@ -1,0 +1,29 @@
+"""deepprop: deep feed-forward networks in JAX, with the backward pass written out by hand."""
+
+from deepprop.activations import Activation, activation
+from deepprop.backprop import error_signals, gradients, manual_backward
+from deepprop.costs import Cost, Output, output
+from deepprop.gradient_check import GradientError, GradientReport, check_gradients
+from deepprop.network import Cache, Layer, cost, forward, init_params, predict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activation",
+    "Cache",
+    "Cost",
+    "GradientError",
+    "GradientReport",
+    "Layer",
+    "Output",
+    "activation",
+    "check_gradients",
+    "cost",
+    "error_signals",
+    "forward",
+    "gradients",
+    "init_params",
+    "manual_backward",
+    "output",
+    "predict",
+]

@@ -1,0 +1,221 @@
+"""The activations: each g above its derivative g'.
+
+g maps Z to A, elementwise. g' is a function of (Z, A): where A alone gives the derivative, as
+1 - A^2 does for tanh, Z need not be kept for the backward pass.
+
+At a kink g' is the derivative from the left: relu'(0) = 0, leaky_relu'(0) = slope,
+selu'(0) = 1.758... (scale * alpha), and elu'(0) = alpha. Every other g here is smooth.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from deepprop.validation import by_name
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation and its derivative: A = g(Z), and g'(Z) from (Z, A).
+
+    One of your own is used like those that ship:
+
+    >>> import deepprop as dp, jax.numpy as jnp
+    >>> square = dp.Activation("square", g=lambda Z: Z * Z, g_prime=lambda Z, A: 2 * Z)
+    >>> square.g_prime(jnp.array([3.0]), jnp.array([9.0]))
+    Array([6.], dtype=float32)
+
+    Attributes:
+        name: what it is called in messages and in saved models.
+        g: Z to A, of the same shape and dtype.
+        g_prime: (Z, A) to the derivative of g at Z, of the same shape and dtype.
+        init: the initialisation that fits it: "he", "glorot" or "lecun", and "_normal" or
+            "_uniform".
+        parameter: the keyword of g and g_prime that "name(0.2)" sets, if there is one.
+    """
+
+    name: str
+    g: Callable[..., Array] = field(repr=False)
+    g_prime: Callable[..., Array] = field(repr=False)
+    init: str = field(default="he_normal", repr=False)
+    parameter: str | None = field(default=None, repr=False)
+
+
+def identity(Z: Array) -> Array:
+    """A = Z."""
+    return Z
+
+
+def identity_prime(Z: Array, A: Array) -> Array:
+    """g' = 1."""
+    return jnp.ones_like(A)
+
+
+def sigmoid(Z: Array) -> Array:
+    """A = 1 / (1 + exp(-Z))."""
+    return lax.logistic(Z)
+
+
+def sigmoid_prime(Z: Array, A: Array) -> Array:
+    """g' = A (1 - A)."""
+    return A * (1 - A)
+
+
+def tanh(Z: Array) -> Array:
+    """A = tanh(Z)."""
+    return jnp.tanh(Z)
+
+
+def tanh_prime(Z: Array, A: Array) -> Array:
+    """g' = 1 - A^2, factored: it cancels less near A = 1."""
+    return (1 - A) * (1 + A)
+
+
+def relu(Z: Array) -> Array:
+    """A = max(0, Z)."""
+    return jnp.maximum(Z, 0)
+
+
+def relu_prime(Z: Array, A: Array) -> Array:
+    """g' = 1 where Z > 0, else 0. At Z = 0 it is 0."""
+    return (A > 0).astype(A.dtype)
+
+
+def leaky_relu(Z: Array, slope: float = 0.01) -> Array:
+    """A = Z where Z > 0, else slope Z."""
+    return jnp.where(Z > 0, Z, slope * Z)
+
+
+def leaky_relu_prime(Z: Array, A: Array, slope: float = 0.01) -> Array:
+    """g' = 1 where Z > 0, else slope. At Z = 0 it is slope."""
+    return jnp.where(A > 0, 1, slope).astype(A.dtype)
+
+
+def elu(Z: Array, alpha: float = 1.0) -> Array:
+    """A = Z where Z > 0, else alpha (exp(Z) - 1)."""
+    return jnp.where(Z > 0, Z, alpha * jnp.expm1(jnp.minimum(Z, 0)))
+
+
+def elu_prime(Z: Array, A: Array, alpha: float = 1.0) -> Array:
+    """g' = 1 where Z > 0, else alpha exp(Z) = A + alpha. At Z = 0 it is alpha."""
+    return jnp.where(A > 0, 1, A + alpha)
+
+
+# Klambauer et al. 2017, Self-Normalizing Neural Networks, equation 14.
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
+
+
+def selu(Z: Array) -> Array:
+    """A = scale elu(Z, alpha), with the constants of Klambauer et al. 2017."""
+    return SELU_SCALE * elu(Z, SELU_ALPHA)
+
+
+def selu_prime(Z: Array, A: Array) -> Array:
+    """g' = scale where Z > 0, else A + scale alpha. At Z = 0 it is scale alpha."""
+    return jnp.where(A > 0, SELU_SCALE, A + SELU_SCALE * SELU_ALPHA)
+
+
+def softplus(Z: Array) -> Array:
+    """A = log(1 + exp(Z)), in a form that does not overflow."""
+    return jnp.maximum(Z, 0) + jnp.log1p(jnp.exp(-jnp.abs(Z)))
+
+
+def softplus_prime(Z: Array, A: Array) -> Array:
+    """g' = sigmoid(Z) = 1 - exp(-A)."""
+    return -jnp.expm1(-A)
+
+
+def silu(Z: Array) -> Array:
+    """A = Z sigmoid(Z)."""
+    return Z * lax.logistic(Z)
+
+
+def silu_prime(Z: Array, A: Array) -> Array:
+    """g' = s + A (1 - s), with s = sigmoid(Z)."""
+    s = lax.logistic(Z)
+    return s + A * (1 - s)
+
+
+def gelu(Z: Array) -> Array:
+    """A = Z Phi(Z), with Phi the cumulative distribution function of the standard normal."""
+    return Z * _normal_cdf(Z)
+
+
+def gelu_prime(Z: Array, A: Array) -> Array:
+    """g' = Phi(Z) + Z phi(Z), with phi = Phi' the density of the standard normal."""
+    phi = jnp.exp(-0.5 * Z * Z) * 0.3989422804014327  # 1 / sqrt(2 pi)
+    return _normal_cdf(Z) + Z * phi
+
+
+def _normal_cdf(Z: Array) -> Array:
+    return 0.5 * lax.erfc(-0.7071067811865476 * Z)  # erfc: no cancellation at negative Z
+
+
+def gelu_tanh(Z: Array) -> Array:
+    """A = 1/2 Z (1 + t), with t = tanh(sqrt(2/pi) (Z + 0.044715 Z^3)) (Hendrycks, Gimpel 2016)."""
+    return 0.5 * Z * (1 + _gelu_t(Z))
+
+
+def gelu_tanh_prime(Z: Array, A: Array) -> Array:
+    """g' = 1/2 (1 + t) + 1/2 Z (1 - t^2) sqrt(2/pi) (1 + 0.134145 Z^2)."""
+    Z = jnp.clip(Z, -10, 10)  # beyond, 1 - t^2 is 0 in every type, and Z^2 must not be infinite
+    t = _gelu_t(Z)
+    slope = 0.7978845608028654 * (1 + 3 * 0.044715 * Z * Z)
+    return 0.5 * (1 + t) + 0.5 * Z * (1 - t) * (1 + t) * slope
+
+
+def _gelu_t(Z: Array) -> Array:
+    return jnp.tanh(0.7978845608028654 * (Z + 0.044715 * Z * Z * Z))
+
+
+ACTIVATIONS = {
+    entry.name: entry
+    for entry in (
+        Activation("identity", identity, identity_prime, "glorot_normal"),
+        Activation("sigmoid", sigmoid, sigmoid_prime, "glorot_normal"),
+        Activation("tanh", tanh, tanh_prime, "glorot_normal"),
+        Activation("relu", relu, relu_prime, "he_normal"),
+        Activation("leaky_relu", leaky_relu, leaky_relu_prime, "he_normal", "slope"),
+        Activation("elu", elu, elu_prime, "he_normal", "alpha"),
+        Activation("selu", selu, selu_prime, "lecun_normal"),
+        Activation("softplus", softplus, softplus_prime, "he_normal"),
+        Activation("silu", silu, silu_prime, "he_normal"),
+        Activation("gelu", gelu, gelu_prime, "he_normal"),
+        Activation("gelu_tanh", gelu_tanh, gelu_tanh_prime, "he_normal"),
+    )
+}
+
+
+@cache  # one object a name: layers of the same activation stay equal as static data
+def _activation(name: str) -> Activation:
+    entry, number = by_name("activation", name, ACTIVATIONS)
+    if number is None:
+        return entry
+    if entry.parameter is None:
+        raise ValueError(f"activation {entry.name} takes no number, got {name!r}")
+    g, g_prime = (partial(f, **{entry.parameter: number}) for f in (entry.g, entry.g_prime))
+    return replace(entry, name=f"{entry.name}({number:g})", g=g, g_prime=g_prime)
+
+
+def activation(choice: str | Activation) -> Activation:
+    """The activation of that name, as "relu" or, with its parameter, "leaky_relu(0.2)".
+
+    >>> activation("leaky_relu(0.2)").g(jnp.array([-1.0, 1.0]))
+    Array([-0.2,  1. ], dtype=float32)
+
+    Args:
+        choice: a name, or an Activation, which is given back as it is.
+
+    Raises:
+        ValueError: no activation has that name.
+        TypeError: `choice` is neither.
+    """
+    if isinstance(choice, Activation):
+        return choice
+    if not isinstance(choice, str):
+        raise TypeError(f"activation must be a name or a dp.Activation, got {choice!r}")
+    return _activation(choice)

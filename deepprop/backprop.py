@@ -1,0 +1,141 @@
+"""The backward pass, by hand, in two steps that stay apart.
+
+1. The error signals run down the network: dZ[L], dZ[L-1], ..., dZ[1].
+2. Each layer's gradient is local: dW[l] and db[l] from dZ[l] and A[l-1] alone.
+
+The cost is J = 1/m sum_i L(i). dW and db are dJ/dW and dJ/db. A column of dZ or dA is the
+derivative of that one example's loss L(i), without 1/m, and without its weight: what belongs to one
+example stays apart until the gradient adds the examples up.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop.network import Cache, Layer, Params, hidden_activation, output_of, targets
+from deepprop.precision import product, wide
+from deepprop.validation import check_shape, example_weights
+
+
+def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
+    """The error signals: dZ[L] from the cost, and dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l]) below.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
+    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> dZ = dp.error_signals(cache, jnp.zeros((2, 5)))
+    >>> [d.shape for d in dZ], bool(jnp.array_equal(dZ[-1], A))  # dZ[L] = A[L] - Y, and Y = 0
+    ([(4, 5), (2, 5)], True)
+
+    Args:
+        cache: what `forward` gave.
+        Y: (n_L, m), the targets, one example a column.
+
+    Returns:
+        dZ[1], ..., dZ[L], each (n_l, m) in the type of the parameters: `dZ[l - 1]` is layer l's.
+        Column i is the derivative of the loss L(i) of example i, without 1/m.
+
+    Raises:
+        ValueError: the shape of Y does not fit the cache.
+        TypeError: Y is not real numbers, or `cache` is no cache.
+    """
+    Y = targets(cache, Y)
+    layer, Z, A = dict(enumerate(cache.params, 1)), dict(enumerate(cache.Z, 1)), cache.A
+    L = len(layer)
+    dZ_L = output_of(cache.params).dZ(Z[L], A[L], Y)
+    dZ = {L: dZ_L.astype(layer[L].W.dtype)}
+    for l in range(L - 1, 0, -1):
+        g_prime = hidden_activation(layer[l]).g_prime
+        dA = product(layer[l + 1].W.mT, dZ[l + 1])  # dA[l] = W[l+1]^T dZ[l+1]
+        dZ[l] = dA * g_prime(Z[l], A[l])  # dZ[l] = dA[l] * g[l]'(Z[l])
+    return tuple(dZ[l] for l in range(1, L + 1))
+
+
+def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None) -> Params:
+    """The gradients of J from the error signals, each layer's from its own dZ[l] and A[l-1].
+
+    dW[l] = 1/m dZ[l] A[l-1]^T and db[l] = 1/m sum_i dZ[l](i); with weights, column i of dZ counts
+    w_i times, and the sum of the weights stands for m.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
+    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> grads = dp.gradients(cache, dp.error_signals(cache, A))  # Y = A: nothing to mend
+    >>> float(jnp.abs(grads[0].W).max())
+    0.0
+
+    Args:
+        cache: what `forward` gave.
+        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+        weights: (m,), one an example, none negative and not all 0.
+
+    Returns:
+        A tuple of layers like `params`, with dJ/dW for W and dJ/db for b, in the parameters' type.
+
+    Raises:
+        ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
+        TypeError: the weights are not real numbers, or `cache` is no cache.
+    """
+    m = check_signals(cache, dZ)
+    if weights is None:
+        return tuple(map(layer_gradient, cache.params, dZ, cache.A, [m] * len(dZ)))
+    w = example_weights(weights, m, wide(dZ[0].dtype))
+    weighted = [dZ_l * w.astype(dZ_l.dtype)[None, :] for dZ_l in dZ]
+    return tuple(map(layer_gradient, cache.params, weighted, cache.A, [jnp.sum(w)] * len(dZ)))
+
+
+def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:
+    """dW[l] and db[l] of one layer, from its dZ[l] (n_l, m) and from A[l-1] (n_{l-1}, m).
+
+    The examples are added up in float32 at least, divided by m there, and rounded once.
+    """
+    dtype = layer.W.dtype
+    dW = product(dZ, A.mT, wide(dtype)) / m  # dW[l] = 1/m dZ[l] A[l-1]^T
+    db = jnp.sum(dZ, axis=-1, keepdims=True, dtype=wide(dtype)) / m  # db[l] = 1/m sum_i dZ[l](i)
+    return Layer(dW.astype(dtype), db.astype(dtype), layer.activation)
+
+
+def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Params:
+    """The gradients of J: `gradients(cache, error_signals(cache, Y), weights)`.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
+    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> grads = dp.manual_backward(cache, jax.nn.one_hot(jnp.zeros(5, int), 2, axis=0))
+    >>> jax.tree.structure(grads) == jax.tree.structure(params)
+    True
+
+    Args:
+        cache: what `forward` gave.
+        Y: (n_L, m), the targets, one example a column; for softmax each column adds up to 1.
+        weights: (m,), one an example, none negative and not all 0.
+
+    Returns:
+        A tuple of layers like `params`, with dJ/dW for W and dJ/db for b, in the parameters' type.
+
+    Raises:
+        ValueError: the shape of Y or of the weights does not fit the cache.
+        TypeError: Y or the weights are not real numbers, or `cache` is no cache.
+    """
+    return gradients(cache, error_signals(cache, Y), weights)
+
+
+def check_signals(cache: Cache, dZ: Sequence[Array]) -> int:
+    """The number of examples m, after a look whether dZ belongs to the cache.
+
+    Raises:
+        ValueError: dZ has another number of layers, units or examples than the cache.
+        TypeError: `cache` is no cache.
+    """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache must be the dp.Cache that forward gave, got {type(cache).__name__}")
+    if len(dZ) != len(cache.params):
+        raise ValueError(
+            f"dZ must hold one array a layer, {len(cache.params)} for this cache, got {len(dZ)}:"
+            " is it of another network?"
+        )
+    for l, (dZ_l, Z_l) in enumerate(zip(dZ, cache.Z, strict=True), start=1):
+        check_shape(f"dZ[{l}]", dZ_l.shape, *Z_l.shape)
+    return int(cache.A[0].shape[-1])

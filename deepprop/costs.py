@@ -1,0 +1,221 @@
+"""The output layer and its cost, as one choice: L(i) from Z[L], above dZ[L].
+
+The cost is J = 1/m sum_i L(i), and L(i) adds up over the n_L output units. dZ[L] has one example
+a column, each the derivative of that example's own loss L(i), without 1/m.
+
+The four outputs with a name of their own are canonical links: L = psi(Z) - Y Z + const with
+psi' = g, so dZ[L] = A[L] - Y. Each loss is computed from Z, so that it stays finite and exact
+where A rounds to 0 or 1. Any activation goes with any cost of A through dZ[L] = dA[L] * g'(Z[L]).
+
+Z[L] comes in float32 at least, whatever the layers hold: A - Y would cancel in a narrower type.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from deepprop.activations import Activation, activation, identity, sigmoid, softplus
+from deepprop.validation import by_name
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output layer with its cost: A[L] = g(Z[L]), the loss of each example, and dZ[L].
+
+    Attributes:
+        name: what it is called in messages and in saved models.
+        g: Z (n_L, m) to A (n_L, m).
+        loss: (Z, Y) to the losses L(i), (m,).
+        dZ: (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
+        init: the initialisation that fits it, as in `Activation`.
+    """
+
+    name: str
+    g: Callable[[Array], Array] = field(repr=False)
+    loss: Callable[[Array, Array], Array] = field(repr=False)
+    dZ: Callable[[Array, Array, Array], Array] = field(repr=False)
+    init: str = field(default="glorot_normal", repr=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of A[L]: the loss of each example, and its derivative dA[L].
+
+    One of your own goes with any activation: `output=("tanh", my_cost)`.
+
+    >>> import deepprop as dp, jax.numpy as jnp
+    >>> quartic = dp.Cost("quartic", loss=lambda A, Y: jnp.sum((A - Y) ** 4, axis=-2),
+    ...                   dA=lambda A, Y: 4 * (A - Y) ** 3)
+    >>> dp.output(("tanh", quartic)).name
+    'tanh+quartic'
+
+    Attributes:
+        name: what it is called in messages and in saved models.
+        loss: (A, Y) to the losses L(i), (m,).
+        dA: (A, Y) to dA[L] (n_L, m); column i is the derivative of L(i), without 1/m.
+        parameter: the keyword of loss and dA that "name(0.5)" sets, if there is one.
+    """
+
+    name: str
+    loss: Callable[..., Array] = field(repr=False)
+    dA: Callable[..., Array] = field(repr=False)
+    parameter: str | None = field(default=None, repr=False)
+
+
+def canonical_dZ(Z: Array, A: Array, Y: Array) -> Array:
+    """dZ[L] = A[L] - Y, for each output of L = psi(Z) - Y Z + const with psi' = g."""
+    return A - Y
+
+
+def softmax(Z: Array) -> Array:
+    """A = exp(Z) / sum_k exp(Z_k)."""
+    E = jnp.exp(Z - jnp.max(Z, axis=-2, keepdims=True))
+    return E / jnp.sum(E, axis=-2, keepdims=True)
+
+
+def cross_entropy(Z: Array, Y: Array) -> Array:
+    """L = -sum_k Y_k log A_k = log sum_k exp(Z_k) - sum_k Y_k Z_k, for Y that adds up to 1."""
+    c = jnp.max(Z, axis=-2, keepdims=True)
+    log_sum = jnp.log(jnp.sum(jnp.exp(Z - c), axis=-2))
+    rest = c * (1 - jnp.sum(Y, axis=-2, keepdims=True))  # 0 where Y adds up to 1
+    return log_sum - jnp.sum(Y * (Z - c), axis=-2) + jnp.sum(rest, axis=-2)
+
+
+def binary_cross_entropy(Z: Array, Y: Array) -> Array:
+    """L = -sum_k (Y log A + (1 - Y) log(1 - A)) = sum_k (softplus(Z) - Y Z)."""
+    return jnp.sum(softplus(Z) - Y * Z, axis=-2)
+
+
+def half_squared_error(A: Array, Y: Array) -> Array:
+    """L = 1/2 sum_k (A - Y)^2."""
+    return jnp.sum(jnp.square(A - Y), axis=-2) / 2
+
+
+def exp(Z: Array) -> Array:
+    """A = exp(Z), held at the square root of the largest number, so that it stays finite."""
+    return jnp.exp(jnp.minimum(Z, _exp_limit(Z)))
+
+
+def half_poisson_deviance(Z: Array, Y: Array) -> Array:
+    """L = sum_k (Y log(Y / A) - (Y - A)) = sum_k (A - Y Z + Y log Y - Y), half the deviance.
+
+    Where A is held, its integral over Z goes on as a straight line: dL/dZ = A - Y everywhere.
+    """
+    A_integral = exp(Z) * (1 + jnp.maximum(Z - _exp_limit(Z), 0))
+    saturated = Y * jnp.log(jnp.where(Y > 0, Y, 1)) - Y  # Y log Y is 0 at Y = 0
+    return jnp.sum(A_integral - Y * Z + saturated, axis=-2)
+
+
+def _exp_limit(Z: Array) -> float:
+    return math.log(float(np.finfo(Z.dtype).max)) / 2
+
+
+def squared_error_dA(A: Array, Y: Array) -> Array:
+    """dA = A - Y."""
+    return A - Y
+
+
+def absolute_error(A: Array, Y: Array) -> Array:
+    """L = sum_k |A - Y|."""
+    return jnp.sum(jnp.abs(A - Y), axis=-2)
+
+
+def absolute_error_dA(A: Array, Y: Array) -> Array:
+    """dA = sign(A - Y). At the kink A = Y it is 0."""
+    return jnp.sign(A - Y)
+
+
+def huber(A: Array, Y: Array, delta: float = 1.0) -> Array:
+    """L = sum_k of 1/2 r^2 where |r| <= delta, else delta (|r| - delta/2), with r = A - Y."""
+    r = jnp.abs(A - Y)
+    inside = jnp.minimum(r, delta)
+    return jnp.sum(inside * (r - inside / 2), axis=-2)
+
+
+def huber_dA(A: Array, Y: Array, delta: float = 1.0) -> Array:
+    """dA = A - Y, held between -delta and delta."""
+    return jnp.clip(A - Y, -delta, delta)
+
+
+OUTPUTS = {
+    entry.name: entry
+    for entry in (
+        Output("softmax", softmax, cross_entropy, canonical_dZ),
+        Output("sigmoid", sigmoid, binary_cross_entropy, canonical_dZ),
+        Output("identity", identity, half_squared_error, canonical_dZ),
+        Output("exp", exp, half_poisson_deviance, canonical_dZ),
+    )
+}
+
+COSTS = {
+    entry.name: entry
+    for entry in (
+        Cost("squared_error", half_squared_error, squared_error_dA),
+        Cost("absolute_error", absolute_error, absolute_error_dA),
+        Cost("huber", huber, huber_dA, "delta"),
+    )
+}
+
+
+def _loss_of_A(g: Activation, cost: Cost, Z: Array, Y: Array) -> Array:
+    return cost.loss(g.g(Z), Y)
+
+
+def _dZ_through_A(g: Activation, cost: Cost, Z: Array, A: Array, Y: Array) -> Array:
+    dA = cost.dA(A, Y)
+    return dA * g.g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
+
+
+@cache  # one object a choice: networks of the same output stay equal as static data
+def _pair(g: Activation, cost: Cost) -> Output:
+    return Output(
+        f"{g.name}+{cost.name}", g.g, partial(_loss_of_A, g, cost), partial(_dZ_through_A, g, cost)
+    )
+
+
+@cache
+def _cost(name: str) -> Cost:
+    entry, number = by_name("cost", name, COSTS)
+    if number is None:
+        return entry
+    if entry.parameter is None:
+        raise ValueError(f"cost {entry.name} takes no number, got {name!r}")
+    loss, dA = (partial(f, **{entry.parameter: number}) for f in (entry.loss, entry.dA))
+    return replace(entry, name=f"{entry.name}({number:g})", loss=loss, dA=dA)
+
+
+def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output:
+    """The output layer and cost of that name, or of an activation and a cost.
+
+    >>> output("softmax").name, output("tanh+huber(0.5)").name
+    ('softmax', 'tanh+huber(0.5)')
+
+    Args:
+        choice: "softmax", "sigmoid", "identity" or "exp", each with its own cost; or
+            "activation+cost", as "tanh+absolute_error"; or (activation, cost), each a name or one
+            of your own; or an Output, which is given back as it is.
+
+    Raises:
+        ValueError: there is no output, activation or cost of that name.
+        TypeError: `choice` is none of these.
+    """
+    if isinstance(choice, Output):
+        return choice
+    if isinstance(choice, str):
+        if "+" not in choice:
+            return by_name("output", choice, OUTPUTS)[0]
+        first, second = choice.split("+", 1)
+        choice = (first, second)
+    if not isinstance(choice, tuple) or len(choice) != 2:
+        raise TypeError(
+            f"output must be a name, an (activation, cost) pair or a dp.Output, got {choice!r}"
+        )
+    g, cost = choice
+    if not isinstance(cost, str | Cost):
+        raise TypeError(f"cost must be a name or a dp.Cost, got {cost!r}")
+    return _pair(activation(g), _cost(cost) if isinstance(cost, str) else cost)

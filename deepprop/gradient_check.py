@@ -1,0 +1,270 @@
+"""A check of the gradients by central differences, in float64 and free of autodiff.
+
+For every single parameter, dJ/dtheta is held against (J(theta + h) - J(theta - h)) / 2h. A step h
+in W[l][i, j] moves row i of Z[l] by h times row j of A[l-1], and a step in b[l][i] moves it by h.
+It is made there, so that all perturbed networks share their weights, and many go through one
+matrix product a layer.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop.backprop import manual_backward
+from deepprop.network import (
+    Cache,
+    Params,
+    check_params,
+    cost,
+    forward,
+    forward_layer,
+    hidden_activation,
+    output_of,
+    targets,
+)
+
+EPS = float(np.finfo(np.float64).eps)
+BYTES_AT_ONCE = 2**23  # for the perturbed A of one chunk
+STEEPEST = 1e3  # a slope that changes by more than this times the change of Z has a kink there
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_gradients` found. `str(report)` is one line that says it.
+
+    Attributes:
+        worst: the largest relative error.
+        where: the parameter it belongs to, such as "W[2][5, 17]": layer 2, unit 5, input 17.
+        by_hand: the gradient of that parameter from the backward pass.
+        by_differences: the same from central differences.
+        checked: how many parameters were held against central differences.
+        parameters: how many the network has.
+        at_kinks: how many were left out, as their smallest step still carries a unit over a kink.
+        tolerance: the relative error that was allowed.
+    """
+
+    worst: float
+    where: str
+    by_hand: float
+    by_differences: float
+    checked: int
+    parameters: int
+    at_kinks: int
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every parameter that was checked agrees."""
+        return self.worst <= self.tolerance
+
+    def __str__(self) -> str:
+        """One line: how many agree, the worst, and where it is."""
+        share = f"all {self.checked:,}" if self.checked == self.parameters else f"{self.checked:,}"
+        of = "" if self.checked == self.parameters else f" of {self.parameters:,}"
+        kinks = f", {self.at_kinks:,} left out at a kink" if self.at_kinks else ""
+        if self.ok:
+            return (
+                f"{share}{of} parameters agree with central differences{kinks};"
+                f" worst relative error {self.worst:.1e}, at {self.where}"
+            )
+        return (
+            f"the gradient is wrong: at {self.where} it is {self.by_hand:.10g}, and"
+            f" {self.by_differences:.10g} by central differences; relative error {self.worst:.1e},"
+            f" allowed {self.tolerance:.1e}; {share}{of} parameters checked{kinks}"
+        )
+
+
+class GradientError(AssertionError):
+    """A gradient that central differences contradict; `report` says which and by how much."""
+
+    def __init__(self, report: GradientReport) -> None:
+        """Take the report of the check that failed."""
+        super().__init__(str(report))
+        self.report = report
+
+
+def check_gradients(
+    params: Params,
+    X: ArrayLike,
+    Y: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    backward: Callable[[Cache, Array, Array | None], Params] = manual_backward,
+    tolerance: float = 1e-5,
+    sample: int | None = None,
+) -> GradientReport:
+    """Hold the gradient of every parameter against central differences, in float64.
+
+    (J(theta + h) - J(theta - h)) / 2h, with h so small that no Z moves by more than about 1e-5.
+    The relative error is |by hand - by differences| / max(|either|, floor), where the floor is what
+    the rounding of J leaves of a difference, over the tolerance. Where a step carries a unit over a
+    kink of its activation or of the cost, a smaller step is taken; if that does not help, because
+    the unit sits on the kink, the parameter is left out and counted.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], hidden="tanh")
+    >>> X, Y = jnp.ones((3, 1)), jnp.array([[1.0], [0.0]])
+    >>> report = dp.check_gradients(params, X, Y)
+    >>> report.ok, report.checked
+    (True, 26)
+
+    Args:
+        params: the layers, with any activation and cost; try your own with this.
+        X: (n_0, m). A handful of examples will do: the time grows with m.
+        Y: (n_L, m), the targets.
+        weights: (m,), one an example.
+        backward: the function under test, of the form of `manual_backward`.
+        tolerance: the relative error that is allowed.
+        sample: how many parameters to check, evenly spread; None is all of them, in a time that
+            grows with the square of their number.
+
+    Returns:
+        The report, if every gradient agrees.
+
+    Raises:
+        GradientError: a gradient is wrong, or not finite.
+        ValueError, TypeError: as `forward` and `cost`; or `sample` is below 1.
+    """
+    if sample is not None and sample < 1:
+        raise ValueError(f"sample must be a number above 0, or None for all, got {sample}")
+    check_params(params)
+    with jax.enable_x64(True):
+        params, X, Y, weights = _in_float64((params, X, Y, weights))
+        _, cache = forward(params, X)
+        report = _check(cache, targets(cache, Y), weights, backward, tolerance, sample)
+    if not report.ok:
+        raise GradientError(report)
+    return report
+
+
+def _in_float64(tree: Any) -> Any:
+    def cast(x: Any) -> Any:
+        real = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.asarray(np.asarray(x).astype(np.float64)) if real else x
+
+    return jax.tree.map(cast, tree)
+
+
+def _check(
+    cache: Cache,
+    Y: Array,
+    weights: ArrayLike | None,
+    backward: Callable[..., Params],
+    tolerance: float,
+    sample: int | None,
+) -> GradientReport:
+    places, by_hand, steps = _parameters(cache, backward(cache, Y, weights))
+    n = by_hand.size
+    chosen = (
+        np.arange(n) if sample is None else np.unique(np.linspace(0, n - 1, sample).astype(int))
+    )
+    J = float(cost(cache, Y, weights))
+    rounding = 10 * EPS * max(1.0, abs(J), float(jnp.abs(cache.Z[-1]).max()))
+
+    slope, error = np.zeros(n), np.zeros(n)
+    left = chosen
+    for shrink in (1, 30, 900):
+        h = steps[left] / shrink
+        slope[left], crossed = _differences(cache, Y, weights, places[left], h)
+        size = np.maximum(abs(by_hand[left]), abs(slope[left]))
+        error[left] = abs(by_hand - slope)[left] / np.maximum(size, rounding / h / tolerance)
+        left = left[crossed]
+        if not left.size:
+            break
+    error[left] = 0.0
+    error[~np.isfinite(error)] = np.inf
+    k = int(np.argmax(error))
+    return GradientReport(
+        worst=float(error[k]),
+        where=_name(cache.params, *places[k].tolist()),
+        by_hand=float(by_hand[k]),
+        by_differences=float(slope[k]),
+        checked=chosen.size - left.size,
+        parameters=n,
+        at_kinks=left.size,
+        tolerance=tolerance,
+    )
+
+
+def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The place (l, i, j), the gradient and the step of each parameter.
+
+    Layers count from 0 here, and j = n_{l-1} is b: one more column of W, for an input of 1. The
+    step is eps^(1/3), which balances truncation and rounding, over the largest input.
+    """
+    places, slopes, steps = [], [], []
+    for l, (grad, A) in enumerate(zip(grads, cache.A, strict=False)):
+        wide_grad = np.concatenate([grad.W, grad.b], axis=1)
+        i, j = np.indices(wide_grad.shape)
+        largest = np.maximum(1.0, np.append(np.abs(A).max(axis=1), 1.0))
+        places.append(np.stack([np.full_like(i, l), i, j], axis=-1).reshape(-1, 3))
+        slopes.append(wide_grad.ravel())
+        steps.append(np.broadcast_to(EPS ** (1 / 3) / largest, i.shape).ravel())
+    return np.concatenate(places), np.concatenate(slopes), np.concatenate(steps)
+
+
+def _differences(
+    cache: Cache, Y: Array, weights: ArrayLike | None, places: np.ndarray, h: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The central difference of J at each of the places, and whether its step crosses a kink."""
+    n, bytes_each = h.size, 2 * 8 * sum(A.size for A in cache.A)
+    chunk = min(sum(layer.W.size for layer in cache.params), max(1, BYTES_AT_ONCE // bytes_each))
+    padded = np.resize(np.arange(n), math.ceil(n / chunk) * chunk)
+    parts = [
+        _differences_at_once(cache, Y, weights, places[p], h[p]) for p in padded.reshape(-1, chunk)
+    ]
+    slope, crossed = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
+    return slope, crossed
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(None, None, None, 0, 0))
+def _differences_at_once(
+    cache: Cache, Y: Array, weights: ArrayLike | None, place: Array, h: Array
+) -> tuple[Array, Array]:
+    above, below = _perturbed(cache, place, h), _perturbed(cache, place, -h)
+    crossed = map(_crosses, _slopes(above, Y), _slopes(below, Y), above.Z, below.Z)
+    slope = (cost(above, Y, weights) - cost(below, Y, weights)) / (2 * h)
+    return slope, jnp.any(jnp.stack(list(crossed)))
+
+
+def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
+    """The cache of the forward pass with the parameter at that place changed by h."""
+    l, i, j = place
+    A, Z = [cache.A[0]], []
+    for k, layer in enumerate(cache.params):
+        inputs = jnp.concatenate([cache.A[k], jnp.ones_like(cache.A[k][:1])])
+        row = (k == l) & (jnp.arange(layer.b.size) == i)
+        change = jnp.where(row[:, None], h * inputs[j][None, :], 0)
+        Z_k, A_k = forward_layer(replace(layer, b=layer.b + change), A[-1])
+        Z.append(Z_k)
+        A.append(A_k)
+    return Cache(cache.params, tuple(Z), tuple(A))
+
+
+def _slopes(cache: Cache, Y: Array) -> tuple[Array, ...]:
+    """What jumps at a kink: g'(Z[l]) of each hidden layer, and dZ[L]."""
+    *hidden, _ = cache.params
+    slopes = [
+        hidden_activation(layer).g_prime(Z, A)
+        for layer, Z, A in zip(hidden, cache.Z, cache.A[1:], strict=False)
+    ]
+    return (*slopes, output_of(cache.params).dZ(cache.Z[-1], cache.A[-1], Y))
+
+
+def _crosses(slope_1: Array, slope_0: Array, Z_1: Array, Z_0: Array) -> Array:
+    size = jnp.maximum(1, jnp.maximum(abs(slope_1), abs(slope_0)))
+    moved = jnp.max(abs(Z_1 - Z_0), axis=-2, keepdims=True)  # softmax: units move one another
+    return jnp.any(abs(slope_1 - slope_0) > size * (STEEPEST * moved + 1e-6))
+
+
+def _name(params: Params, l: int, i: int, j: int) -> str:
+    return f"W[{l + 1}][{i}, {j}]" if j < params[l].W.shape[1] else f"b[{l + 1}][{i}, 0]"

@@ -1,0 +1,308 @@
+"""A network: its layers, its parameters, and the forward pass.
+
+L layers; m examples, one a column; n_l units in layer l:
+
+    W[l] (n_l, n_{l-1})    b[l] (n_l, 1)    Z[l], A[l] (n_l, m)    A[0] = X (n_0, m)    Y (n_L, m)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from deepprop import costs
+from deepprop.activations import Activation, activation
+from deepprop.costs import Cost, Output
+from deepprop.precision import product, wide
+from deepprop.validation import by_name, check_key, check_shape, example_weights, real_array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layer:
+    """One layer: W (n_l, n_{l-1}), b (n_l, 1) and, as static data, its activation.
+
+    The last layer of a network has an `Output` there, which is its activation and the cost.
+    """
+
+    W: Array
+    b: Array
+    activation: Activation | Output = field(metadata={"static": True})
+
+
+Params = tuple[Layer, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """What the forward pass leaves for the backward pass: a pytree that may cross a `jit` boundary.
+
+    Each line of the backward pass reads W, A[l-1], and Z[l] or A[l] for g'; b is never read. Under
+    one `jit`, what the network's own g' do not read is not kept.
+
+    Attributes:
+        params: the layers, 1 to L: `params[l - 1]` is layer l.
+        Z: Z[1], ..., Z[L], each (n_l, m).
+        A: A[0] = X, A[1], ..., A[L], each (n_l, m): `A[l]` is A[l].
+    """
+
+    params: Params
+    Z: tuple[Array, ...]
+    A: tuple[Array, ...]
+
+
+INITIALISERS = {
+    "he_normal": jax.nn.initializers.he_normal,
+    "he_uniform": jax.nn.initializers.he_uniform,
+    "glorot_normal": jax.nn.initializers.glorot_normal,
+    "glorot_uniform": jax.nn.initializers.glorot_uniform,
+    "lecun_normal": jax.nn.initializers.lecun_normal,
+    "lecun_uniform": jax.nn.initializers.lecun_uniform,
+}
+
+
+def init_params(
+    key: Array,
+    sizes: Sequence[int],
+    *,
+    hidden: str | Activation | Sequence[str | Activation] = "relu",
+    output: str | Output | tuple[str | Activation, str | Cost] = "softmax",
+    init: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Params:
+    """The parameters of a new network: random W, and b = 0.
+
+    The variance of W is 2/n_{l-1} for He, 2/(n_{l-1} + n_l) for Glorot, 1/n_{l-1} for LeCun.
+
+    >>> import jax, deepprop as dp
+    >>> params = dp.init_params(jax.random.key(0), [784, 256, 10])
+    >>> [layer.W.shape for layer in params]
+    [(256, 784), (10, 256)]
+
+    Args:
+        key: a JAX random key.
+        sizes: units a layer, n_0 to n_L, the inputs first.
+        hidden: the activation of the hidden layers, or a sequence of L - 1, one a layer.
+        output: the output layer and the cost: see `deepprop.output`.
+        init: "he", "glorot" or "lecun", and "_normal" or "_uniform"; None takes for each layer
+            what fits its activation.
+        dtype: of W and b; a floating type.
+
+    Returns:
+        L layers: W (n_l, n_{l-1}) and b (n_l, 1) each.
+
+    Raises:
+        ValueError: a size is below 1, there are fewer than two, a name is unknown, or `hidden` is a
+            sequence of another length than L - 1.
+        TypeError: `key` is no random key, a size is no integer, or `dtype` is no floating type.
+    """
+    check_key(key)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
+    sizes = _checked_sizes(sizes)
+    L = len(sizes) - 1
+    if isinstance(hidden, str | Activation):
+        hidden = [hidden] * (L - 1)
+    if len(hidden) != L - 1:
+        raise ValueError(
+            f"hidden must name one activation, or L - 1 = {L - 1} of them for {L} layers,"
+            f" got {len(hidden)}"
+        )
+    g: list[Activation | Output] = [*map(activation, hidden), costs.output(output)]
+    keys = jax.random.split(key, L)
+    params = []
+    for l in range(1, L + 1):
+        make, _ = by_name("init", init or g[l - 1].init, INITIALISERS)
+        W = make(in_axis=-1, out_axis=-2)(keys[l - 1], (sizes[l], sizes[l - 1]), dtype)
+        params.append(Layer(W, jnp.zeros((sizes[l], 1), dtype), g[l - 1]))
+    return tuple(params)
+
+
+def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
+    """One layer forward: A[l-1] (n_{l-1}, m) to Z[l] and A[l] (n_l, m).
+
+    Z[l] is kept in the type of W; the output's Z[L], from which J and A[L] - Y come, in the wide.
+    """
+    kept = wide(layer.W.dtype) if isinstance(layer.activation, Output) else layer.W.dtype
+    Z = product(layer.W, A, kept) + layer.b.astype(kept)  # Z[l] = W[l] A[l-1] + b[l]
+    A = layer.activation.g(Z)  # A[l] = g[l](Z[l])
+    return Z, A
+
+
+def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
+    """The forward pass: Z[l] = W[l] A[l-1] + b[l], A[l] = g[l](Z[l]), for l = 1 to L.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
+    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> A.shape, len(cache.A), len(cache.Z)
+    ((2, 5), 3, 2)
+
+    Args:
+        params: the layers, as `init_params` makes them.
+        X: (n_0, m), one example a column; it is cast to the type of the parameters.
+
+    Returns:
+        A[L] (n_L, m), in float32 at least, and the cache that the backward pass reads.
+
+    Raises:
+        ValueError: the shape of X, or of a layer, does not fit the network.
+        TypeError: X is not real numbers, or params is no tuple of layers.
+    """
+    A = [_inputs(params, X)]
+    Z = []
+    for layer in params:
+        Z_l, A_l = forward_layer(layer, A[-1])
+        Z.append(Z_l)
+        A.append(A_l)
+    return A[-1], Cache(tuple(params), tuple(Z), tuple(A))
+
+
+def predict(params: Params, X: ArrayLike) -> Array:
+    """A[L] of the forward pass, without a cache.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
+    >>> float(dp.predict(params, jnp.ones((3, 5))).sum().round(3))  # softmax: 1 an example
+    5.0
+
+    Args:
+        params: the layers, as `init_params` makes them.
+        X: (n_0, m), one example a column.
+
+    Returns:
+        A[L] (n_L, m), in float32 at least.
+
+    Raises:
+        ValueError, TypeError: as `forward`.
+    """
+    A = _inputs(params, X)
+    for layer in params:
+        _, A = forward_layer(layer, A)
+    return A
+
+
+def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
+    """J = 1/m sum_i L(i), or with weights J = sum_i w_i L(i) / sum_i w_i.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 1], output="identity")
+    >>> A, cache = dp.forward(params, jnp.zeros((3, 2)))
+    >>> float(dp.cost(cache, jnp.array([[2.0, 4.0]])))  # 1/2 (2^2/2 + 4^2/2)
+    5.0
+
+    Args:
+        cache: what `forward` gave.
+        Y: (n_L, m), the targets, one example a column; for softmax each column adds up to 1.
+        weights: (m,), one an example, none negative and not all 0.
+
+    Returns:
+        J, a scalar in float32 at least.
+
+    Raises:
+        ValueError: the shape of Y or of the weights does not fit the cache.
+        TypeError: Y or the weights are not real numbers, or `cache` is no cache.
+    """
+    Y = targets(cache, Y)
+    losses = output_of(cache.params).loss(cache.Z[-1], Y)
+    if weights is None:
+        return jnp.mean(losses)  # J = 1/m sum_i L(i)
+    w = example_weights(weights, losses.shape[-1], losses.dtype)
+    return jnp.sum(w * losses) / jnp.sum(w)
+
+
+def output_of(params: Params) -> Output:
+    """The output and cost of the network: what the last layer has for an activation.
+
+    Raises:
+        TypeError: the last layer has a plain activation, and so no cost.
+    """
+    last = params[-1].activation
+    if not isinstance(last, Output):
+        raise TypeError(
+            "the last layer's activation must be a dp.Output, such as dp.output('softmax'),"
+            f" got {last!r}"
+        )
+    return last
+
+
+def hidden_activation(layer: Layer) -> Activation:
+    """The activation of a hidden layer.
+
+    Raises:
+        TypeError: it is anything else, such as an output that belongs in the last layer.
+    """
+    if not isinstance(layer.activation, Activation):
+        raise TypeError(
+            "a hidden layer's activation must be a dp.Activation, such as dp.activation('relu'),"
+            f" got {layer.activation!r}"
+        )
+    return layer.activation
+
+
+def targets(cache: Cache, Y: ArrayLike) -> Array:
+    """Y as an array of A[L]'s shape and type.
+
+    Raises:
+        ValueError: the shape is another.
+        TypeError: Y is not real numbers, or `cache` is no cache.
+    """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache must be the dp.Cache that forward gave, got {type(cache).__name__}")
+    A_L = cache.A[-1]
+    Y = real_array("Y", Y, A_L.dtype)
+    check_shape("Y", Y.shape, A_L.shape[0], A_L.shape[1])
+    return Y
+
+
+def _inputs(params: Params, X: ArrayLike) -> Array:
+    """X as A[0], after a look at the layers' shapes."""
+    check_params(params)
+    W = params[0].W
+    X = real_array("X", X, W.dtype)
+    check_shape("X", X.shape, W.shape[1], None)
+    return X
+
+
+def check_params(params: Any) -> None:
+    """Raise unless `params` is a tuple of layers that fit one another.
+
+    Raises:
+        ValueError: a layer's W or b has another shape than its neighbours ask for.
+        TypeError: it is no tuple of layers, they are of several types, a hidden layer has no
+            activation, or the last has no output.
+    """
+    if not isinstance(params, tuple) or not params or not isinstance(params[0], Layer):
+        raise TypeError(f"params must be a tuple of dp.Layer, got {type(params).__name__}")
+    n, dtype = None, params[0].W.dtype
+    for l, layer in enumerate(params, start=1):
+        W, b = layer.W, layer.b
+        if W.ndim != 2 or n not in (None, W.shape[1]):
+            due = "n_{l-1}" if n is None else n
+            raise ValueError(f"W[{l}] must have shape (n_l, {due}), got {W.shape}")
+        n = W.shape[0]
+        if b.shape != (n, 1):
+            raise ValueError(f"b[{l}] must have shape ({n}, 1), got {b.shape}")
+        if W.dtype != dtype or b.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params must all have one floating type, W[1] has {dtype}, layer {l} has"
+                f" W {W.dtype} and b {b.dtype}"
+            )
+        if l < len(params):
+            hidden_activation(layer)
+    output_of(params)
+
+
+def _checked_sizes(sizes: Sequence[int]) -> list[int]:
+    for n in sizes:
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"sizes must be integers, n_0 to n_L, got {n!r}")
+    units = [int(n) for n in sizes]
+    if len(units) < 2 or min(units) < 1:
+        raise ValueError(f"sizes must be at least two numbers above 0, n_0 to n_L, got {units}")
+    return units

@@ -1,0 +1,16 @@
+"""In which type numbers are added up."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which numbers of `dtype` are added up: float32, or `dtype` if it is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def product(P: Array, Q: Array, dtype: DTypeLike | None = None) -> Array:
+    """P Q on the last two axes: added up in the wide type, then rounded once to `dtype` (P's)."""
+    PQ = jnp.matmul(P, Q, preferred_element_type=wide(P.dtype))
+    return PQ.astype(P.dtype if dtype is None else dtype)

@@ -1,0 +1,110 @@
+"""Errors that name the argument, what it was and what it should be."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+Entry = TypeVar("Entry")
+
+
+def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
+    """`value` as an array of real numbers, cast to `dtype` if one is given.
+
+    Raises:
+        TypeError: it holds anything but real numbers (text, objects, complex numbers).
+    """
+    kind = getattr(value, "dtype", None)
+    if kind is None:
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise TypeError(f"{name} must be an array of real numbers: {error}") from None
+        kind = value.dtype
+    if not (jnp.issubdtype(kind, jnp.bool_) or jnp.issubdtype(kind, jnp.integer)) and not (
+        jnp.issubdtype(kind, jnp.floating)
+    ):
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {kind}")
+    return jnp.asarray(value, dtype=dtype)
+
+
+def check_shape(name: str, shape: tuple[int, ...], rows: int, columns: int | None) -> None:
+    """Raise unless `shape` is (rows, columns), where columns=None is any number of examples.
+
+    Raises:
+        ValueError: the rank, the number of rows or the number of columns is another; or no example.
+    """
+    due = f"({rows}, {'m' if columns is None else columns})"
+    if len(shape) != 2:
+        hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if name == "Y" else ""
+        raise ValueError(
+            f"{name} must have shape {due}, one example a column, got shape {shape}{hint}"
+        )
+    if 0 in shape:
+        raise ValueError(f"{name} must hold at least one example, got shape {shape}")
+    if shape[0] != rows or columns not in (None, shape[1]):
+        turned = shape[1] == rows and columns in (None, shape[0])
+        hint = f"; the examples seem to be rows: pass {name}.T" if turned else ""
+        raise ValueError(
+            f"{name} must have shape {due}, one example a column, got shape {shape}{hint}"
+        )
+
+
+def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
+    """The weights (m,) of m examples, checked as far as their values are known.
+
+    Raises:
+        ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
+        TypeError: the weights are not real numbers.
+    """
+    w = real_array("weights", weights, dtype)
+    if w.shape != (m,):
+        raise ValueError(f"weights must have shape ({m},), one an example, got shape {w.shape}")
+    if not isinstance(w, jax.core.Tracer):
+        values = np.asarray(w)
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+        if wrong.size:
+            raise ValueError(
+                f"weights must be finite and not negative, got weights[{wrong[0]}] ="
+                f" {values[wrong[0]]}"
+            )
+        if not values.any():
+            raise ValueError("weights must not all be zero: J is the mean over their sum")
+    return w
+
+
+def check_key(key: Any) -> None:
+    """Raise unless `key` is one JAX random key.
+
+    Raises:
+        TypeError: it is anything else, such as a seed.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and not (dtype == jnp.uint32 and shape == (2,)):
+        raise TypeError(f"key must be one JAX random key, such as jax.random.key(0), got {key!r}")
+
+
+def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, float | None]:
+    """The entry that `name` or `name(number)` stands for in `table`, and the number.
+
+    Raises:
+        ValueError: there is no such entry, or the number is none that is finite and positive.
+    """
+    match = re.fullmatch(r"(\w+)(?:\((.*)\))?", name.strip())
+    if match is None or match[1] not in table:
+        raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+    if match[2] is None:
+        return table[match[1]], None
+    try:
+        number = float(match[2])
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{what} takes a finite number above 0 in its brackets, got {name!r}")
+    return table[match[1]], number

@@ -201,8 +201,8 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
     step is eps^(1/3), which balances truncation and rounding, over the largest input.
     """
     places, slopes, steps = [], [], []
-    for l, (grad, A) in enumerate(zip(grads, cache.A, strict=False)):
-        wide_grad = np.concatenate([grad.W, grad.b], axis=1)
+    for l, (slope, A) in enumerate(zip(grads, cache.A, strict=False)):
+        wide_grad = np.concatenate([slope.W, slope.b], axis=1)
         i, j = np.indices(wide_grad.shape)
         largest = np.maximum(1.0, np.append(np.abs(A).max(axis=1), 1.0))
         places.append(np.stack([np.full_like(i, l), i, j], axis=-1).reshape(-1, 3))

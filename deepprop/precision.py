@@ -1,13 +1,15 @@
 """In which type numbers are added up."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 
-def wide(dtype: DTypeLike) -> jnp.dtype:
+def wide(dtype: DTypeLike) -> np.dtype:
     """The type in which numbers of `dtype` are added up: float32, or `dtype` if it is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = np.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
 def product(P: Array, Q: Array, dtype: DTypeLike | None = None) -> Array:

@@ -1,0 +1,8 @@
+"""python -m deepprop: the command line."""
+
+import sys
+
+from deepprop.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Networks with data that fits them, and the oracle: autodiff of the public cost."""
+
+import jax
+import numpy as np
+
+import deepprop as dp
+
+HIDDEN = [
+    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "leaky_relu(0.3)", "elu", "elu(0.7)",
+    "selu", "softplus", "silu", "gelu", "gelu_tanh",
+]  # fmt: skip
+OUTPUTS = [
+    "softmax", "sigmoid", "identity", "exp", "tanh+absolute_error", "tanh+huber(0.4)",
+    "sigmoid+squared_error", "softplus+huber",
+]  # fmt: skip
+
+
+def problem(seed, sizes, m, hidden="tanh", output="softmax", weighted=False, dtype=np.float64):
+    """params with b that is not 0 (so that no unit sits on a kink), X, Y and weights or None."""
+    rng = np.random.default_rng(seed)
+    params = dp.init_params(jax.random.key(seed), sizes, hidden=hidden, output=output, dtype=dtype)
+    params = tuple(
+        dp.Layer(p.W, jax.numpy.asarray(0.3 * rng.standard_normal(p.b.shape), dtype), p.activation)
+        for p in params
+    )
+    X = rng.standard_normal((sizes[0], m)).astype(dtype)
+    Y = targets(rng, output, sizes[-1], m).astype(dtype)
+    return params, X, Y, rng.uniform(0.1, 3.0, m).astype(dtype) if weighted else None
+
+
+def targets(rng, output, n, m):
+    """Y of the kind that the output takes, soft labels among them."""
+    match output:
+        case "softmax":
+            return rng.dirichlet(np.full(n, 0.5), m).T
+        case "sigmoid":
+            return rng.uniform(0, 1, (n, m))
+        case "exp":
+            return rng.poisson(2.0, (n, m)).astype(float)
+        case _:
+            return rng.standard_normal((n, m))
+
+
+def public_cost(params, X, Y, weights=None):
+    return dp.cost(dp.forward(params, X)[1], Y, weights)
+
+
+autodiff = jax.grad(public_cost)
+
+
+def by_hand(params, X, Y, weights=None):
+    return dp.manual_backward(dp.forward(params, X)[1], Y, weights)
+
+
+def worst_error(grads, expected):
+    """The largest error of an array of the gradient, relative to the largest entry of that array.
+
+    An array that is all but 0 is held against the largest entry of the whole gradient.
+    """
+    pairs = list(zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True))
+    largest = max(float(abs(e).max()) for _, e in pairs)
+    return max(
+        float(abs(g - e).max()) / max(float(abs(e).max()), 1e-6 * largest, 1e-300) for g, e in pairs
+    )

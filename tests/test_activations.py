@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+import deepprop as dp
+from tests.problems import HIDDEN
+
+# Every g again, in NumPy and SciPy.
+REFERENCE = {
+    "identity": lambda z: z,
+    "sigmoid": special.expit,
+    "tanh": np.tanh,
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "leaky_relu(0.3)": lambda z: np.where(z > 0, z, 0.3 * z),
+    "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "elu(0.7)": lambda z: np.where(z > 0, z, 0.7 * np.expm1(np.minimum(z, 0))),
+    "selu": lambda z: (
+        1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(np.minimum(z, 0)))
+    ),
+    "softplus": lambda z: np.logaddexp(z, 0),
+    "silu": lambda z: z * special.expit(z),
+    "gelu": lambda z: z * special.ndtr(z),
+    "gelu_tanh": lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+}
+Z = np.concatenate([np.linspace(-9, 9, 401) + 0.01, [-300.0, 300.0]])  # 0 is not among them
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", HIDDEN)
+def test_g(name):
+    g = dp.activation(name).g
+    # 1 + tanh and the like cancel on the left, to a few eps times |Z| <= 9.
+    np.testing.assert_allclose(
+        g(jnp.asarray(Z)), REFERENCE[name](Z), rtol=1e-13, atol=9 * 4e-16 * 4
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", HIDDEN)
+def test_g_prime_is_the_derivative_of_g(name):
+    entry = dp.activation(name)
+    expected = jax.vmap(jax.grad(entry.g))(jnp.asarray(Z))
+    found = entry.g_prime(jnp.asarray(Z), entry.g(jnp.asarray(Z)))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [
+        ("relu", 0.0),
+        ("leaky_relu", 0.01),
+        ("leaky_relu(0.3)", 0.3),
+        ("elu", 1.0),
+        ("elu(0.7)", 0.7),
+        ("selu", 1.0507009873554805 * 1.6732632423543772),
+    ],
+)
+def test_the_slope_at_a_kink_is_the_one_from_the_left(name, slope):
+    entry, zero = dp.activation(name), jnp.zeros(1)
+    assert float(entry.g_prime(zero, entry.g(zero))[0]) == pytest.approx(slope, rel=1e-6)
+    left = jnp.full(1, -1e-6)
+    assert float(entry.g_prime(left, entry.g(left))[0]) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_far_out_everything_is_finite_and_keeps_its_type(name, dtype):
+    entry, far = dp.activation(name), jnp.asarray([-1e4, -300, 0, 300, 1e4], dtype)
+    A = entry.g(far)
+    slope = entry.g_prime(far, A)
+    assert A.dtype == slope.dtype == dtype
+    assert np.isfinite(A.astype(jnp.float32)).all()
+    assert np.isfinite(slope.astype(jnp.float32)).all()
+    assert (abs(slope.astype(jnp.float32)) < 2).all()
+
+
+def test_a_name_stands_for_one_object():
+    """Layers with equal activations must be equal static data, or jit compiles again."""
+    assert dp.activation("leaky_relu(0.2)") is dp.activation("leaky_relu(0.2)")
+    assert dp.activation("relu") is dp.activation("relu")
+    own = dp.Activation("own", lambda Z: Z, lambda Z, A: A * 0 + 1)
+    assert dp.activation(own) is own
+
+
+@pytest.mark.parametrize("name", ["rleu", "", "relu(0.2)", "leaky_relu(-1)", "elu(nan)", "elu(x)"])
+def test_unknown_names(name):
+    with pytest.raises(ValueError, match=r"^activation .*got '"):
+        dp.activation(name)
+
+
+def test_what_is_no_activation():
+    with pytest.raises(TypeError, match=r"^activation must be a name or a dp.Activation"):
+        dp.activation(3)

@@ -1,0 +1,71 @@
+"""What XLA makes of the passes: counted operations and bytes, and lowering for every platform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import deepprop as dp
+from tests.problems import autodiff, by_hand, problem
+
+ARCHITECTURES = {
+    "tiny": ([30, 16, 1], 32, "relu", "sigmoid"),
+    "small": ([784, 32, 10], 32, "relu", "softmax"),
+    "medium": ([784, 256, 128, 10], 128, "relu", "softmax"),
+    "large": ([512, 512, 512, 512, 10], 256, "relu", "softmax"),
+    "deep": ([64] * 24 + [10], 64, "tanh", "softmax"),
+    "autoencoder": ([64, 32, 8, 32, 64], 128, "sigmoid", "sigmoid"),
+    "regression": ([20, 64, 64, 1], 100, "gelu", "identity"),
+    "counts": ([20, 64, 3], 100, "softplus", "exp"),
+    "wide batch": ([32, 64, 8], 2048, "silu", "tanh+huber"),
+    "linear": ([100, 10], 64, "relu", "softmax"),
+    "elu": ([40, 50, 50, 10], 64, "elu", "softmax"),
+}
+
+
+def compiled(f, *args):
+    """XLA's counts: arithmetic operations, transcendental functions, temporary bytes."""
+    program = jax.jit(f).lower(*args).compile()
+    cost = program.cost_analysis()
+    return cost["flops"], cost["transcendentals"], program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_more_operations_and_bytes_than_jax_grad(name):
+    """The gradient by hand, compiled, against jax.grad of the public cost, compiled.
+
+    The page has 1/m in dW = 1/m dZ A^T, so that a column of dZ is one example's. Autodiff has it in
+    the loss, at (n_L, m). So one division a parameter is counted beyond jax.grad's operations here,
+    at the most; in a training step XLA fuses it into the optimizer's update. And softplus' and
+    gelu' compute an exponential or erfc anew where autodiff keeps another array for it.
+    """
+    sizes, m, hidden, _ = ARCHITECTURES[name]
+    args = problem(0, *ARCHITECTURES[name], dtype=np.float32)[:3]
+    flops, transcendentals, temporary = compiled(by_hand, *args)
+    flops_autodiff, transcendentals_autodiff, temporary_autodiff = compiled(autodiff, *args)
+    divisions = sum(leaf.size for leaf in jax.tree.leaves(args[0]))
+    anew = m * sum(sizes[1:-1]) if hidden in ("softplus", "gelu") else 0
+    assert flops <= flops_autodiff + divisions
+    assert transcendentals <= transcendentals_autodiff + anew
+    assert temporary <= temporary_autodiff
+
+
+def test_under_one_jit_z_is_not_kept_where_a_gives_the_slope():
+    """tanh needs A alone: 20 layers keep 20 arrays of A, not 40 of Z and A."""
+    args = problem(0, [64] * 20 + [64], 512, "tanh", "identity", dtype=np.float32)[:3]
+    one = 64 * 512 * 4
+    assert compiled(by_hand, *args)[2] <= (20 + 4) * one
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_lowers_for_every_platform(platform, dtype):
+    args = problem(0, [20, 32, 16, 5], 8, "gelu", "softmax", weighted=True, dtype=dtype)
+
+    def both_passes(params, X, Y, weights):
+        A, cache = dp.forward(params, X)
+        return A, dp.cost(cache, Y, weights), dp.manual_backward(cache, Y, weights)
+
+    exported = jax.export.export(jax.jit(both_passes), platforms=[platform])(*args)
+    assert exported.platforms == (platform,)
+    assert "stablehlo.dot_general" in exported.mlir_module()

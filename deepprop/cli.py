@@ -34,6 +34,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "lamb": optax.lamb,
     "lion": optax.lion,
 }
+BATCH_SIZE = 64
 CHECK_EXAMPLES = 8  # that the gradient check after training looks at
 CHECK_ALL, CHECK_SAMPLE = 20_000, 10_000  # parameters: above the first it looks at a sample
 
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="default %(default)s")
     add("--learning-rate", type=_positive, default=1e-3, help="default %(default)s")
     add("--epochs", type=_count, default=30, help="default %(default)s")
-    add("--batch-size", type=_count, default=64, help="default %(default)s")
+    add("--batch-size", type=_count, help=f"default {BATCH_SIZE}, or all where there are fewer")
     add("--seed", type=int, default=0, help="default %(default)s")
     add("--plot", type=Path, metavar="FILE.png", help="draw cost and accuracy, epoch by epoch")
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network")
@@ -157,7 +158,10 @@ def _own(name: str) -> Any:
         return name
     module, attribute = name.split(":", 1)
     sys.path.insert(0, "")
-    return getattr(import_module(module), attribute)
+    try:
+        return getattr(import_module(module), attribute)
+    except AttributeError:
+        raise ValueError(f"the module {module} has no {attribute}") from None
 
 
 def _activations(text: str | None, layers: int) -> Any:
@@ -170,13 +174,14 @@ def _train(args: argparse.Namespace) -> int:
         if path is not None and not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if args.plot is not None:
-        require_matplotlib()
+        require_matplotlib(args.plot)
     named = args.output is not None and ":" not in args.output
     data = load_data(
         args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
         output=args.output if named else None,
     )  # fmt: skip
     m = data.X.shape[1]
+    args.batch_size = args.batch_size or min(m, BATCH_SIZE)
     if args.batch_size > m:
         raise ValueError(f"--batch-size must be at most the {m} training examples")
     params = dp.init_params(

@@ -230,10 +230,13 @@ def _differences(
 def _differences_at_once(
     cache: Cache, Y: Array, weights: ArrayLike | None, place: Array, h: Array
 ) -> tuple[Array, Array]:
-    above, below = _perturbed(cache, place, h), _perturbed(cache, place, -h)
-    crossed = map(_crosses, _slopes(above, Y), _slopes(below, Y), above.Z, below.Z)
-    slope = (cost(above, Y, weights) - cost(below, Y, weights)) / (2 * h)
-    return slope, jnp.any(jnp.stack(list(crossed)))
+    def at(step: Array) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+        perturbed = _perturbed(cache, place, step)
+        return cost(perturbed, Y, weights), _slopes(perturbed, Y), perturbed.Z
+
+    J, slopes, Z = jax.vmap(at)(jnp.stack([h, -h]))
+    crossed = jnp.stack([_crosses(*pair) for pair in zip(slopes, Z, strict=True)])
+    return (J[0] - J[1]) / (2 * h), jnp.any(crossed)
 
 
 def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
@@ -260,10 +263,11 @@ def _slopes(cache: Cache, Y: Array) -> tuple[Array, ...]:
     return (*slopes, output_of(cache.params).dZ(cache.Z[-1], cache.A[-1], Y))
 
 
-def _crosses(slope_1: Array, slope_0: Array, Z_1: Array, Z_0: Array) -> Array:
-    size = jnp.maximum(1, jnp.maximum(abs(slope_1), abs(slope_0)))
-    moved = jnp.max(abs(Z_1 - Z_0), axis=-2, keepdims=True)  # softmax: units move one another
-    return jnp.any(abs(slope_1 - slope_0) > size * (STEEPEST * moved + 1e-6))
+def _crosses(slopes: Array, Z: Array) -> Array:
+    """Whether any slope jumps between the two steps (2, n_l, m), for how far Z moves."""
+    size = jnp.maximum(1, jnp.max(abs(slopes), axis=0))
+    moved = jnp.max(abs(Z[0] - Z[1]), axis=-2, keepdims=True)  # softmax: units move one another
+    return jnp.any(abs(slopes[0] - slopes[1]) > size * (STEEPEST * moved + 1e-6))
 
 
 def _name(params: Params, l: int, i: int, j: int) -> str:

@@ -44,16 +44,20 @@ def epoch_lines(epochs: int) -> Iterator[Callable[[int, str], None]]:
         yield advance
 
 
-def require_matplotlib() -> None:
-    """Raise unless matplotlib is there.
+def require_matplotlib(path: Path) -> None:
+    """Raise unless matplotlib is there and can write that file, before any work is done.
 
     Raises:
         ImportError: it is not; the message names the extra that brings it.
+        ValueError: the ending of the file is no format that matplotlib writes.
     """
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("--plot needs matplotlib: pip install 'deepprop[plots]'") from None
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"{path} must end in one of {', '.join(sorted(formats))}")
 
 
 def plot_curves(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
@@ -66,7 +70,6 @@ def plot_curves(path: Path, history: Sequence[dict[str, float]], metric: str, ti
         title: what stands above.
 
     Raises:
-        ValueError: the ending is no format that matplotlib writes.
         OSError: the file can't be written.
     """
     from matplotlib.figure import Figure
@@ -86,4 +89,4 @@ def plot_curves(path: Path, history: Sequence[dict[str, float]], metric: str, ti
     if min(row["cost"] for row in history) > 0:
         figure.axes[0].set_yscale("log")
     with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)

@@ -8,7 +8,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-settings.register_profile("ordinary", max_examples=40, derandomize=True, **common)
+settings.register_profile("ordinary", max_examples=30, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=3000, **common)
 settings.load_profile("ordinary")
 
@@ -17,4 +17,11 @@ settings.load_profile("ordinary")
 def x64():
     """Float64 for the length of a test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def optax_types():
+    """optax raises a float to the power of an integer count, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
         yield

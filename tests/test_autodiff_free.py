@@ -110,7 +110,8 @@ from deepprop.costs import COSTS, OUTPUTS
 key = jax.random.key(0)
 X, Y = np.ones((4, 3), np.float32), np.eye(3, dtype=np.float32)
 for output in [*OUTPUTS, *(("tanh", cost) for cost in COSTS)]:
-    params = dp.init_params(key, [4, *[5] * len(ACTIVATIONS), 3], hidden=list(ACTIVATIONS), output=output)
+    names = list(ACTIVATIONS) if output == "softmax" else ["tanh"]
+    params = dp.init_params(key, [4, *[5] * len(names), 3], hidden=names, output=output)
     A, cache = jax.jit(dp.forward)(params, X)
     dp.predict(params, X), dp.cost(cache, Y), dp.cost(cache, Y, np.ones(3))
     dp.gradients(cache, dp.error_signals(cache, Y)), dp.manual_backward(cache, Y, np.ones(3))

@@ -83,7 +83,7 @@ def test_bad_input(case):
 
 
 def test_shapes_are_looked_at_when_jit_traces():
-    with pytest.raises(ValueError, match="pass X.T"):
+    with pytest.raises(ValueError, match=r"pass X\.T"):
         jax.jit(dp.predict)(PARAMS, X.T)
     with pytest.raises(ValueError, match=r"weights must have shape \(6,\)"):
         jax.jit(dp.manual_backward)(CACHE, Y, np.ones(5))

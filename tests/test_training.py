@@ -8,12 +8,7 @@ import deepprop as dp
 from deepprop.training import minibatches
 from tests.problems import problem, public_cost
 
-
-@pytest.fixture(autouse=True)
-def types_as_optax_mixes_them():
-    """optax raises a float to the power of an integer count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_types")
 
 
 @pytest.mark.usefixtures("x64")
@@ -26,8 +21,9 @@ def types_as_optax_mixes_them():
 def test_ten_steps_follow_the_trajectory_of_a_jax_grad_loop(optimizer, weighted):
     params, X, Y, w = problem(0, [5, 8, 6, 3], 12, "gelu", weighted=weighted)
     expected, state_of_autodiff, costs = params, optimizer.init(params), []
+    value_and_grad = jax.jit(jax.value_and_grad(public_cost))
     for _ in range(10):
-        J, grads = jax.value_and_grad(public_cost)(expected, X, Y, w)
+        J, grads = value_and_grad(expected, X, Y, w)
         costs.append(float(J))
         updates, state_of_autodiff = optimizer.update(grads, state_of_autodiff, expected)
         expected = optax.apply_updates(expected, updates)

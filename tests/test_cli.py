@@ -1,0 +1,217 @@
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deepprop.cli import main
+
+QUICK = ["--hidden", "16", "--epochs", "2", "--no-check"]
+
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*argv):
+        try:
+            status = main(list(map(str, argv)))
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_the_main_job(run, tmp_path):
+    """No arguments but where to write: the digits to 97 %, shown, checked, drawn, saved, predicted."""
+    model, curves = tmp_path / "model.npz", tmp_path / "curves.png"
+    status, out, err = run("train", "--save", model, "--plot", curves)
+    assert (status, err) == (0, "")
+    assert re.search(r"data .*digits.*1,438 to train on, 359 held out, 64 inputs, 10 classes", out)
+    assert "64 - 256 relu - 128 relu - 10 softmax; 50,826 parameters" in out
+    assert re.search(r"jax .* on \w+", out)
+    assert float(re.search(r"accuracy ([\d.]+) % on 359 held-out", out)[1]) >= 97
+    assert re.search(r"after [\d.]+ s of training", out)
+    assert "parameters agree with central differences; worst relative error" in out
+    assert len(re.findall(r"^ +\d+ .*%", out, re.MULTILINE)) == 11  # the first, and each third
+    assert curves.read_bytes().startswith(b"\x89PNG")
+    status, out, _ = run("predict", model, "--out", tmp_path / "answers.csv")
+    assert status == 0
+    assert out.startswith("1,797 predictions: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...")
+    assert float(re.search(r"accuracy ([\d.]+) %", out)[1]) >= 98
+    answers = (tmp_path / "answers.csv").read_text().split()
+    assert (len(answers), answers[:3]) == (1797, ["0", "1", "2"])
+    status, out, _ = run("check", model, "--sample", "500")
+    assert status == 0
+    assert "ok" in out
+    assert "500 of 50,826 parameters agree" in out
+
+
+def test_a_run_repeats_bit_for_bit(run, tmp_path):
+    for name in ("a", "b"):
+        assert run("train", *QUICK, "--seed", 3, "--save", tmp_path / name)[0] == 0
+    a, b = (np.load(tmp_path / name) for name in ("a", "b"))
+    assert all(np.array_equal(a[k], b[k]) for k in a.files)
+
+
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (np.array(["cat", "dog"])[np.arange(60) % 2], "2 classes"),
+        (np.random.default_rng(0).integers(0, 2, (60, 4)), "4 sigmoid"),
+        (np.linspace(-1, 1, 60), "1 identity"),
+    ],
+    ids=["text labels", "several labels", "numbers"],
+)
+def test_other_data(run, tmp_path, y, says):
+    x = np.random.default_rng(1).standard_normal((60, 5))
+    np.savez(tmp_path / "data.npz", X=x, y=y)
+    model = tmp_path / "model.npz"
+    status, out, err = run("train", "--data", tmp_path / "data.npz", *QUICK, "--save", model)
+    assert (status, err) == (0, "")
+    assert says in out
+    assert run("predict", model, "--data", tmp_path / "data.npz")[0] == 0
+
+
+def test_options(run):
+    status, out, _ = run(
+        "train", "--hidden", "12,9", "--activation", "tanh,leaky_relu(0.2)", "--init", "lecun_uniform",
+        "--optimizer", "momentum", "--learning-rate", "0.05", "--epochs", "1", "--batch-size", "128",
+        "--held-out", "0.5", "--standardize", "--output", "tanh+huber", "--no-check",
+    )  # fmt: skip
+    assert status == 0
+    assert "64 - 12 tanh - 9 leaky_relu(0.2) - 1 tanh+huber" in out
+    assert "momentum, learning rate 0.05, 1 epochs of 8 steps of 128" in out
+    assert "rmse" in out
+
+
+def test_softmax_regression_has_no_hidden_layer(run):
+    _, out, _ = run("train", "--hidden", "none", "--epochs", "1", "--no-check")
+    assert "64 - 10 softmax; 650 parameters" in out
+
+
+def test_check_of_everything(run):
+    status, out, _ = run("check", "--examples", "2")
+    assert status == 0
+    assert out.count("ok ") == len(out.splitlines()) >= 11 + 4 + 3
+
+
+def test_check_of_an_activation_of_your_own(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp, deepprop as dp\n"
+        "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"
+        "wrong = dp.Activation('wrong', jnp.sin, lambda Z, A: jnp.sin(Z))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run("check", "--activation", "mine:sine", "--hidden", "5")
+    assert status == 0
+    assert "8 - 5 sine - 4 softmax" in out
+    status, out, _ = run("check", "--activation", "mine:wrong", "--hidden", "5")
+    assert status == 1
+    assert re.search(r"WRONG .*the gradient is wrong: at [Wb]\[1\]", out)
+
+
+def test_a_cost_that_runs_away_is_a_failure(run):
+    status, _, err = run("train", *QUICK, "--optimizer", "sgd", "--learning-rate", "1e20")
+    assert status == 1
+    assert re.fullmatch(r"deepprop: the cost is (nan|inf) after epoch 1; try .*\n", err)
+
+
+BAD = {
+    "no command": ([], "command"),
+    "an unknown command": (["fly"], "invalid choice: 'fly'"),
+    "an unknown option": (["train", "--colour", "red"], "unrecognized arguments"),
+    "no epochs": (["train", "--epochs", "0"], "must be a whole number above 0, got '0'"),
+    "a negative rate": (["train", "--learning-rate", "-1"], "must be a number above 0, got '-1'"),
+    "a hidden layer of 0": (
+        ["train", "--hidden", "8,0"],
+        "must be a whole number above 0, got '0'",
+    ),
+    "an unknown optimizer": (["train", "--optimizer", "adamm"], "invalid choice: 'adamm'"),
+    "an unknown activation": (["train", "--activation", "rulu"], "activation must be one of"),
+    "an unknown output": (["train", "--output", "max"], "output must be one of"),
+    "a large batch": (["train", "--batch-size", "9999"], "--batch-size must be at most the 1438"),
+    "a share of 2": (["train", "--held-out", "2"], "held_out must leave examples"),
+    "no such file": (["train", "--data", "none.npz"], "No such file or directory: 'none.npz'"),
+    "no such folder": (["train", "--save", "no/such/model.npz"], "there is no folder no/such"),
+    "no such format": (["train", "--plot", "curves.xyz"], "curves.xyz must end in one of"),
+    "no such model": (["predict", "none.npz"], "No such file or directory"),
+    "no such module": (["check", "--activation", "nowhere:mine"], "No module named 'nowhere'"),
+    "no such name": (["check", "--activation", "math:mine"], "the module math has no mine"),
+    "a model and more": (["check", "m.npz", "--hidden", "3"], "a saved network has its own"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_get_one_clear_line(run, case):
+    argv, message = BAD[case]
+    status, out, err = run(*argv)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("deepprop")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_bad_files_get_one_clear_line(run, tmp_path):
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "names.npz", a=np.ones(3))
+    np.savez(tmp_path / "objects.npz", X=np.array([[None]]), y=np.ones(1))
+    for name in ("text", "names", "objects"):
+        for argv in (["train", "--data"], ["predict"]):
+            status, out, err = run(*argv, tmp_path / f"{name}.npz")
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert f"{name}.npz" in err
+            assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "status", "says"),
+    [
+        ("rich", ["--epochs", "1"], 0, "result"),
+        ("matplotlib", ["--plot", "c.png"], 2, "pip install 'deepprop[plots]'"),
+    ],
+)
+def test_without_the_extras(tmp_path, module, argv, status, says):
+    """A fresh process in which the extra is not to be had."""
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from deepprop.cli import main\n"
+        f"sys.exit(main(['train', '--hidden', '8', '--no-check', *{argv!r}]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == status
+    assert says in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_terminal_gets_a_progress_bar():
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "deepprop", "train", "--hidden", "256", "--no-check"]
+    with subprocess.Popen(
+        command, stdout=end, stderr=end, env={**os.environ, "TERM": "xterm"}
+    ) as run:
+        os.close(end)
+        out = b""
+        with contextlib.suppress(OSError):  # the terminal is gone when the process is
+            while part := os.read(terminal, 4096):
+                out += part
+    os.close(terminal)
+    assert run.returncode == 0
+    assert re.search(rb"epoch \d+/30", out)
+    assert b"result     accuracy" in out
+
+
+def test_python_m_deepprop():
+    run = subprocess.run(
+        [sys.executable, "-m", "deepprop", "--version"], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.startswith("deepprop 0.")

@@ -4,8 +4,9 @@ from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.costs import Cost, Output, output
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
+from deepprop.layers import Cache, Layer
 from deepprop.model_file import load, load_extra, save
-from deepprop.network import Cache, Layer, cost, forward, init_params, predict
+from deepprop.network import cost, forward, init_params, predict
 from deepprop.training import train_step
 
 __version__ = "0.1.0"

@@ -14,9 +14,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.network import Cache, Layer, Params, hidden_activation, output_of, targets
+from deepprop.layers import (
+    Cache,
+    Layer,
+    Params,
+    check_signals,
+    hidden_activation,
+    output_of,
+    targets,
+)
 from deepprop.precision import product, wide
-from deepprop.validation import check_shape, example_weights
+from deepprop.validation import example_weights
 
 
 def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
@@ -120,22 +128,3 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
         TypeError: Y or the weights are not real numbers, or `cache` is no cache.
     """
     return gradients(cache, error_signals(cache, Y), weights)
-
-
-def check_signals(cache: Cache, dZ: Sequence[Array]) -> int:
-    """The number of examples m, after a look whether dZ belongs to the cache.
-
-    Raises:
-        ValueError: dZ has another number of layers, units or examples than the cache.
-        TypeError: `cache` is no cache.
-    """
-    if not isinstance(cache, Cache):
-        raise TypeError(f"cache must be the dp.Cache that forward gave, got {type(cache).__name__}")
-    if len(dZ) != len(cache.params):
-        raise ValueError(
-            f"dZ must hold one array a layer, {len(cache.params)} for this cache, got {len(dZ)}:"
-            " is it of another network?"
-        )
-    for l, (dZ_l, Z_l) in enumerate(zip(dZ, cache.Z, strict=True), start=1):
-        check_shape(f"dZ[{l}]", dZ_l.shape, *Z_l.shape)
-    return int(cache.A[0].shape[-1])

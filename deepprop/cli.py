@@ -20,7 +20,8 @@ from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.data import Data, Scaling, encoded, load_data, load_examples, scaled
 from deepprop.files import atomic_write
-from deepprop.network import INITIALISERS, Params, output_of
+from deepprop.layers import Params, output_of
+from deepprop.network import INITIALISERS
 from deepprop.report import epoch_lines, plot_curves, require_matplotlib
 from deepprop.training import minibatches
 

@@ -19,17 +19,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
-from deepprop.network import (
-    Cache,
-    Params,
-    check_params,
-    cost,
-    forward,
-    forward_layer,
-    hidden_activation,
-    output_of,
-    targets,
-)
+from deepprop.layers import Cache, Params, check_params, hidden_activation, output_of, targets
+from deepprop.network import cost, forward, forward_layer
 
 EPS = float(np.finfo(np.float64).eps)
 BYTES_AT_ONCE = 2**23  # for the perturbed A of one chunk

@@ -9,7 +9,7 @@ import numpy as np
 from deepprop.activations import Activation, activation
 from deepprop.costs import Output, output
 from deepprop.files import atomic_write, read_npz
-from deepprop.network import Layer, Params, check_params
+from deepprop.layers import Layer, Params, check_params
 
 FORMAT = "deepprop model 1"
 

@@ -9,7 +9,8 @@ import optax
 from jax import Array
 
 from deepprop.backprop import manual_backward
-from deepprop.network import Cache, Params, cost, forward
+from deepprop.layers import Cache, Params
+from deepprop.network import cost, forward
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]

@@ -68,8 +68,8 @@ class Cost:
 
 
 def canonical_dZ(Z: Array, A: Array, Y: Array) -> Array:
-    """dZ[L] = A[L] - Y, for each output of L = psi(Z) - Y Z + const with psi' = g."""
-    return A - Y
+    """dZ[L] of each output whose loss is L = psi(Z) - Y Z + const with psi' = g."""
+    return A - Y  # dZ[L] = A[L] - Y
 
 
 def softmax(Z: Array) -> Array:

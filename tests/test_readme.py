@@ -36,7 +36,7 @@ def test_all_rows_and_blocks_are_read():
 
 
 def test_links_lead_to_files():
-    for target in re.findall(r"\w\]\(([\w./:-]+)(?:#L\d+)?\)", README):
+    for target in re.findall(r"\]\(([\w./:-]*[./][\w./:-]*)(?:#L\d+)?\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 

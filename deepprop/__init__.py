@@ -3,6 +3,7 @@
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.costs import Cost, Output, output
+from deepprop.fit import Fit, TrainingError, balanced_weights, fit
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
 from deepprop.layers import Cache, Layer
 from deepprop.model_file import load, load_extra, save
@@ -15,14 +16,18 @@ __all__ = [
     "Activation",
     "Cache",
     "Cost",
+    "Fit",
     "GradientError",
     "GradientReport",
     "Layer",
     "Output",
+    "TrainingError",
     "activation",
+    "balanced_weights",
     "check_gradients",
     "cost",
     "error_signals",
+    "fit",
     "forward",
     "gradients",
     "init_params",

@@ -9,7 +9,7 @@ selu'(0) = 1.758... (scale * alpha), and elu'(0) = alpha. Every other g here is 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -34,7 +34,7 @@ class Activation:
         g_prime: (Z, A) to the derivative of g at Z, of the same shape and dtype.
         init: the initialisation that fits it: "he", "glorot" or "lecun", and "_normal" or
             "_uniform".
-        parameter: the keyword of g and g_prime that "name(0.2)" sets, if there is one.
+        parameter: for those that ship, the keyword of g and g_prime that "name(0.2)" sets.
     """
 
     name: str
@@ -100,8 +100,11 @@ def elu(Z: Array, alpha: float = 1.0) -> Array:
 
 
 def elu_prime(Z: Array, A: Array, alpha: float = 1.0) -> Array:
-    """g' = 1 where Z > 0, else alpha exp(Z) = A + alpha. At Z = 0 it is alpha."""
-    return jnp.where(A > 0, 1, A + alpha)
+    """g' = 1 where Z > 0, else alpha exp(Z). At Z = 0 it is alpha.
+
+    It is A + alpha too, but that cancels where Z is far below 0.
+    """
+    return jnp.where(Z > 0, 1, alpha * jnp.exp(jnp.minimum(Z, 0)))
 
 
 # Klambauer et al. 2017, Self-Normalizing Neural Networks, equation 14.
@@ -115,8 +118,8 @@ def selu(Z: Array) -> Array:
 
 
 def selu_prime(Z: Array, A: Array) -> Array:
-    """g' = scale where Z > 0, else A + scale alpha. At Z = 0 it is scale alpha."""
-    return jnp.where(A > 0, SELU_SCALE, A + SELU_SCALE * SELU_ALPHA)
+    """g' = scale where Z > 0, else scale alpha exp(Z). At Z = 0 it is scale alpha."""
+    return SELU_SCALE * elu_prime(Z, A, SELU_ALPHA)
 
 
 def softplus(Z: Array) -> Array:
@@ -190,15 +193,20 @@ ACTIVATIONS = {
 }
 
 
-@cache  # one object a name: layers of the same activation stay equal as static data
-def _activation(name: str) -> Activation:
-    entry, number = by_name("activation", name, ACTIVATIONS)
-    if number is None:
-        return entry
-    if entry.parameter is None:
-        raise ValueError(f"activation {entry.name} takes no number, got {name!r}")
-    g, g_prime = (partial(f, **{entry.parameter: number}) for f in (entry.g, entry.g_prime))
-    return replace(entry, name=f"{entry.name}({number:g})", g=g, g_prime=g_prime)
+@dataclass(frozen=True)
+class Given:
+    """f with some of its arguments given: `functools.partial`, but equal where these are equal.
+
+    Equal layers must be equal static data, or jit compiles again and trees do not match.
+    """
+
+    f: Callable[..., Array]
+    first: tuple[Any, ...] = ()
+    named: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, *args: Array) -> Array:
+        """Return f(*first, *args, **named)."""
+        return self.f(*self.first, *args, **dict(self.named))
 
 
 def activation(choice: str | Activation) -> Activation:
@@ -218,4 +226,9 @@ def activation(choice: str | Activation) -> Activation:
         return choice
     if not isinstance(choice, str):
         raise TypeError(f"activation must be a name or a dp.Activation, got {choice!r}")
-    return _activation(choice)
+    entry, number = by_name("activation", choice, ACTIVATIONS)
+    if number is None:
+        return entry
+    given = ((str(entry.parameter), number),)
+    g, g_prime = Given(entry.g, named=given), Given(entry.g_prime, named=given)
+    return replace(entry, name=f"{entry.name}({number!r})", g=g, g_prime=g_prime)

@@ -18,13 +18,13 @@ from deepprop.layers import (
     Cache,
     Layer,
     Params,
-    check_signals,
     hidden_activation,
     output_of,
+    signals,
     targets,
 )
 from deepprop.precision import product, wide
-from deepprop.validation import example_weights
+from deepprop.validation import example_weights, sum_of_weights
 
 
 def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
@@ -86,12 +86,15 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
         ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
         TypeError: the weights are not real numbers, or `cache` is no cache.
     """
-    m = check_signals(cache, dZ)
+    dZ = signals(cache, dZ)
+    m = int(cache.A[0].shape[-1])
     if weights is None:
         return tuple(map(layer_gradient, cache.params, dZ, cache.A, [m] * len(dZ)))
     w = example_weights(weights, m, wide(dZ[0].dtype))
     weighted = [dZ_l * w.astype(dZ_l.dtype)[None, :] for dZ_l in dZ]
-    return tuple(map(layer_gradient, cache.params, weighted, cache.A, [jnp.sum(w)] * len(dZ)))
+    return tuple(
+        map(layer_gradient, cache.params, weighted, cache.A, [sum_of_weights(w)] * len(dZ))
+    )
 
 
 def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:

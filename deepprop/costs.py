@@ -11,15 +11,15 @@ Z[L] comes in float32 at least, whatever the layers hold: A - Y would cancel in 
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from deepprop.activations import Activation, activation, identity, sigmoid, softplus
+from deepprop.activations import Activation, Given, activation, identity, sigmoid, softplus
 from deepprop.validation import by_name
 
 
@@ -58,7 +58,7 @@ class Cost:
         name: what it is called in messages and in saved models.
         loss: (A, Y) to the losses L(i), (m,).
         dA: (A, Y) to dA[L] (n_L, m); column i is the derivative of L(i), without 1/m.
-        parameter: the keyword of loss and dA that "name(0.5)" sets, if there is one.
+        parameter: for those that ship, the keyword of loss and dA that "name(0.5)" sets.
     """
 
     name: str
@@ -171,22 +171,15 @@ def _dZ_through_A(g: Activation, cost: Cost, Z: Array, A: Array, Y: Array) -> Ar
     return dA * g.g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
 
 
-@cache  # one object a choice: networks of the same output stay equal as static data
-def _pair(g: Activation, cost: Cost) -> Output:
-    return Output(
-        f"{g.name}+{cost.name}", g.g, partial(_loss_of_A, g, cost), partial(_dZ_through_A, g, cost)
-    )
-
-
-@cache
-def _cost(name: str) -> Cost:
-    entry, number = by_name("cost", name, COSTS)
+def _cost(choice: str | Cost) -> Cost:
+    if isinstance(choice, Cost):
+        return choice
+    entry, number = by_name("cost", choice, COSTS)
     if number is None:
         return entry
-    if entry.parameter is None:
-        raise ValueError(f"cost {entry.name} takes no number, got {name!r}")
-    loss, dA = (partial(f, **{entry.parameter: number}) for f in (entry.loss, entry.dA))
-    return replace(entry, name=f"{entry.name}({number:g})", loss=loss, dA=dA)
+    given = ((str(entry.parameter), number),)
+    loss, dA = Given(entry.loss, named=given), Given(entry.dA, named=given)
+    return replace(entry, name=f"{entry.name}({number!r})", loss=loss, dA=dA)
 
 
 def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output:
@@ -207,15 +200,23 @@ def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output
     if isinstance(choice, Output):
         return choice
     if isinstance(choice, str):
-        if "+" not in choice:
+        pair = re.fullmatch(r"([^+(]*(?:\([^)]*\))?)\+(.*)", choice)
+        if pair is None:
             return by_name("output", choice, OUTPUTS)[0]
-        first, second = choice.split("+", 1)
-        choice = (first, second)
+        choice = (pair[1], pair[2])
     if not isinstance(choice, tuple) or len(choice) != 2:
         raise TypeError(
             f"output must be a name, an (activation, cost) pair or a dp.Output, got {choice!r}"
         )
-    g, cost = choice
-    if not isinstance(cost, str | Cost):
-        raise TypeError(f"cost must be a name or a dp.Cost, got {cost!r}")
-    return _pair(activation(g), _cost(cost) if isinstance(cost, str) else cost)
+    if choice[0] == "softmax":
+        raise ValueError(
+            "output softmax goes with its own cost alone: dZ = dA * g' holds where each unit of A"
+            f" depends on its own Z, got {choice!r}"
+        )
+    if not isinstance(choice[1], str | Cost):
+        raise TypeError(f"cost must be a name or a dp.Cost, got {choice[1]!r}")
+    g, cost = activation(choice[0]), _cost(choice[1])
+    through = (g, cost)
+    return Output(
+        f"{g.name}+{cost.name}", g.g, Given(_loss_of_A, through), Given(_dZ_through_A, through)
+    )

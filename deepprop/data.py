@@ -76,10 +76,10 @@ def load_data(
     else:
         arrays, name = read_npz(path), Path(path).name
     x, y, x_test, y_test = _parts(arrays, path or name)
+    classes, output = _kind(y, output)
     if x_test is None or y_test is None:
         x, y, x_test, y_test = _split(x, y, held_out, seed)
     scaling = _scaling(x, standardize)
-    classes, output = _kind(y, output)
     Y, Y_test = encoded(y, classes, "y_train"), encoded(y_test, classes, "y_test")
     if Y.shape[0] != Y_test.shape[0]:
         raise ValueError(f"y_train has {Y.shape[0]} numbers an example, y_test {Y_test.shape[0]}")
@@ -118,12 +118,16 @@ def scaled(x: np.ndarray, scaling: Scaling) -> np.ndarray:
     """X (n_0, m) float32 from examples x (m, n_0) in rows.
 
     Raises:
-        ValueError: the number of features is another than the scaling's.
+        ValueError: the number of features is another than the scaling's, or a number too large.
     """
     n_0 = scaling.shift.size
     if x.shape[1] != n_0:
         raise ValueError(f"x must have {n_0} features an example, as in training, got {x.shape[1]}")
-    return np.ascontiguousarray(((x - scaling.shift) / scaling.scale).astype(np.float32).T)
+    with np.errstate(over="ignore"):
+        X = ((x - scaling.shift) / scaling.scale).astype(np.float32).T
+    if not np.isfinite(X).all():
+        raise ValueError("x must hold numbers that float32 can hold, also after scaling")
+    return np.ascontiguousarray(X)
 
 
 def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
@@ -142,7 +146,9 @@ def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
     strange = np.flatnonzero(classes[index] != labels)
     if strange.size:
         raise ValueError(f"{name} holds the label {labels[strange[0]]!s}, which is not in training")
-    return np.eye(classes.size, dtype=np.float32)[:, index]
+    Y = np.zeros((classes.size, labels.size), np.float32)
+    Y[index, np.arange(labels.size)] = 1
+    return Y
 
 
 def _digits() -> dict[str, np.ndarray]:
@@ -195,11 +201,12 @@ def _rows(x: np.ndarray, name: str) -> np.ndarray:
 def _split(
     x: np.ndarray, y: np.ndarray, held_out: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    k = round(len(x) * held_out)
-    if not 0 < k < len(x):
+    if not 0 < held_out < 1 or not 0 < round(len(x) * held_out) < len(x):
         raise ValueError(
-            f"held_out must leave examples on both sides, got {held_out:g} of {len(x)} examples"
+            f"held_out must be a share that leaves examples on both sides, got {held_out:g} of"
+            f" {len(x)} examples"
         )
+    k = round(len(x) * held_out)
     order = np.random.default_rng(seed).permutation(len(x))
     test, train = order[:k], order[k:]
     return x[train], y[train], x[test], y[test]
@@ -208,8 +215,8 @@ def _split(
 def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
     n_0 = x.shape[1]
     if standardize:
-        spread = x.std(axis=0, dtype=np.float64)
-        return Scaling(x.mean(axis=0, dtype=np.float64), np.where(spread > 0, spread, 1.0))
+        spread = np.where(x.max(axis=0) > x.min(axis=0), x.std(axis=0, dtype=np.float64), 1.0)
+        return Scaling(x.mean(axis=0, dtype=np.float64), spread)
     largest = max(abs(float(x.max())), abs(float(x.min()))) if x.dtype.kind != "f" else 1.0
     return Scaling(np.zeros(n_0), np.full(n_0, largest or 1.0))
 
@@ -217,13 +224,14 @@ def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
 def _kind(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str]:
     """The classes in y, if it holds classes, and the output layer that fits it."""
     rows = y.ndim > 1 and y[0].size > 1
+    if y.ndim > 2 or y.size == 0:
+        raise ValueError(f"y must have shape (m,) or (m, n_L), got {y.shape}")
     if y.dtype.kind not in "buifUS":
         raise ValueError(f"y must hold labels or numbers, got dtype {y.dtype}")
     if output is None:
-        binary = rows and bool(np.isin(y, (0, 1)).all())
-        if binary and bool((y.sum(axis=1) == 1).all()):
+        if rows and _one_hot(y):
             output = "softmax"
-        elif binary:
+        elif rows and bool(np.isin(y, (0, 1)).all()):
             output = "sigmoid"
         else:
             output = "identity" if rows or y.dtype.kind == "f" else "softmax"
@@ -235,12 +243,28 @@ def _kind(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str]:
         classes = np.unique(y)
         if classes.size < 2:
             raise ValueError(f"y must hold at least two classes, got only {classes}")
+        if classes.size > max(100, len(y) // 2):
+            raise ValueError(
+                f"y holds {classes.size} labels in {len(y)} examples: for numbers to predict,"
+                " choose the output identity"
+            )
         return classes, output
-    if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+    if not _one_hot(y):
         raise ValueError("y must hold labels or one-hot rows for the output softmax")
     return np.arange(y.shape[1]), output
 
 
 def _labels(y: np.ndarray) -> np.ndarray:
-    """One label an example, (m,)."""
-    return y.argmax(axis=1) if y.ndim > 1 and y[0].size > 1 else y.reshape(len(y))
+    """One label an example, (m,), from labels or one-hot rows."""
+    labels: np.ndarray = y.reshape(-1)
+    if labels.size == len(y):
+        return labels
+    if not _one_hot(y):
+        raise ValueError(f"y must hold labels or one-hot rows, got shape {y.shape}")
+    index: np.ndarray = y.argmax(axis=1)
+    return index
+
+
+def _one_hot(y: np.ndarray) -> bool:
+    binary = y.ndim == 2 and y.dtype.kind in "buif" and np.isin(y, (0, 1)).all()
+    return bool(binary and (y.sum(axis=1) == 1).all())

@@ -18,7 +18,7 @@ from deepprop.validation import check_shape, real_array
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One layer: W (n_l, n_{l-1}), b (n_l, 1) and, as static data, its activation.
 
@@ -34,7 +34,7 @@ Params = tuple[Layer, ...]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cache:
     """What the forward pass leaves for the backward pass: a pytree that may cross a `jit` boundary.
 
@@ -104,22 +104,24 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
     return Y
 
 
-def check_signals(cache: Cache, dZ: Sequence[Array]) -> int:
-    """The number of examples m, after a look whether dZ belongs to the cache.
+def signals(cache: Cache, dZ: Sequence[ArrayLike]) -> list[Array]:
+    """dZ as arrays of the parameters' type, after a look whether it belongs to the cache.
 
     Raises:
         ValueError: dZ has another number of layers, units or examples than the cache.
-        TypeError: `cache` is no cache.
+        TypeError: dZ is not real numbers, or `cache` is no cache.
     """
     check_cache(cache)
+    dZ = list(dZ)
     if len(dZ) != len(cache.params):
         raise ValueError(
             f"dZ must hold one array a layer, {len(cache.params)} for this cache, got {len(dZ)}:"
             " is it of another network?"
         )
-    for l, (dZ_l, Z_l) in enumerate(zip(dZ, cache.Z, strict=True), start=1):
-        check_shape(f"dZ[{l}]", dZ_l.shape, *Z_l.shape)
-    return int(cache.A[0].shape[-1])
+    arrays = [real_array(f"dZ[{l}]", d, cache.A[0].dtype) for l, d in enumerate(dZ, start=1)]
+    for l, (array, Z) in enumerate(zip(arrays, cache.Z, strict=True), start=1):
+        check_shape(f"dZ[{l}]", array.shape, *Z.shape)
+    return arrays
 
 
 def check_cache(cache: Any) -> None:
@@ -140,8 +142,13 @@ def check_params(params: Any) -> None:
         TypeError: it is no tuple of layers, they are of several types, a hidden layer has no
             activation, or the last has no output.
     """
-    if not isinstance(params, tuple) or not params or not isinstance(params[0], Layer):
+    if not isinstance(params, tuple) or not params:
         raise TypeError(f"params must be a tuple of dp.Layer, got {type(params).__name__}")
+    for layer in params:
+        if not isinstance(layer, Layer) or not (
+            hasattr(layer.W, "shape") and hasattr(layer.b, "shape")
+        ):
+            raise TypeError(f"params must be a tuple of dp.Layer with arrays, got {layer!r}")
     n, dtype = None, params[0].W.dtype
     for l, layer in enumerate(params, start=1):
         W, b = layer.W, layer.b

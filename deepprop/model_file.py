@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from deepprop.activations import Activation, activation
-from deepprop.costs import Output, output
+from deepprop.costs import Cost, Output, output
 from deepprop.files import atomic_write, read_npz
 from deepprop.layers import Layer, Params, check_params
 
@@ -33,7 +34,8 @@ def save(path: str | os.PathLike[str], params: Params, **extra: np.ndarray) -> N
         extra: further arrays of numbers or text to keep beside them: see `load_extra`.
 
     Raises:
-        ValueError: an extra array has the name of one of the network's, or holds objects.
+        ValueError: an extra array has the name of one of the network's, or holds objects; or an
+            activation of your own has the name of one that ships.
         OSError: the file can't be written; what was there before is still there.
     """
     check_params(params)
@@ -48,18 +50,22 @@ def save(path: str | os.PathLike[str], params: Params, **extra: np.ndarray) -> N
         arrays[f"W{l}"] = np.asarray(layer.W).astype(stored)
         arrays[f"b{l}"] = np.asarray(layer.b).astype(stored)
     for name, value in extra.items():
-        if name in arrays or np.asarray(value).dtype.hasobject:
+        taken = name in arrays or name in ("file", "allow_pickle")  # the latter are np.savez's own
+        if taken or np.asarray(value).dtype.hasobject:
             raise ValueError(f"extra {name!r} must have a name of its own and hold no objects")
+    for layer in params:
+        _check_name(layer)
     with atomic_write(path) as file:
         np.savez(file, **arrays, **extra)  # type: ignore[arg-type]
 
 
-def load(path: str | os.PathLike[str], own: Iterable[Activation | Output] = ()) -> Params:
+def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output] = ()) -> Params:
     """Read a network that `save` wrote. No code runs from the file, whoever wrote it.
 
     Args:
         path: the file.
-        own: the activations and outputs of your own that the network has; the file names them.
+        own: the activations, costs and outputs of your own that the network has; the file names
+            them.
 
     Returns:
         The layers.
@@ -95,22 +101,53 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _network(
     path: str | os.PathLike[str],
     arrays: Mapping[str, np.ndarray],
-    own: Mapping[str, Activation | Output],
+    own: Mapping[str, Any],
 ) -> Params:
     if str(arrays.get("format")) != FORMAT:
         raise ValueError(f"{path}: not a model that deepprop saved")
-    names = [str(name) for name in np.atleast_1d(arrays.get("activations", ()))]
+    names = [str(name) for name in np.ravel(arrays.get("activations", ()))]
+    if not names:
+        raise ValueError(f"{path}: the model has no layer")
     try:
         dtype = jnp.dtype(str(arrays["dtype"]))
         params = []
         for l, name in enumerate(names, start=1):
-            W, b = (jnp.asarray(arrays[f"{part}{l}"], dtype) for part in "Wb")
-            resolve = output if l == len(names) else activation
-            params.append(Layer(W, b, own.get(name) or resolve(name)))
+            W, b = (arrays[f"{part}{l}"] for part in "Wb")
+            if W.dtype.kind != "f" or b.dtype.kind != "f":
+                raise ValueError(
+                    f"W{l} and b{l} must hold floating numbers, got {W.dtype}, {b.dtype}"
+                )
+            layer = _output(name, own) if l == len(names) else activation(own.get(name, name))
+            params.append(Layer(jnp.asarray(W, dtype), jnp.asarray(b, dtype), layer))
         check_params(tuple(params))
     except KeyError as error:
         raise ValueError(f"{path}: the model lacks {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         hint = "" if own or "must be one of" not in str(error) else "; one of your own goes in own="
         raise ValueError(f"{path}: {error}{hint}") from None
     return tuple(params)
+
+
+def _output(name: str, own: Mapping[str, Any]) -> Output:
+    """The output of that name, whole or as activation+cost, where each may be of one's own."""
+    if name in own:
+        return output(own[name])
+    for i, sign in enumerate(name):
+        g, cost = name[:i], name[i + 1 :]
+        if sign == "+" and (g in own or cost in own):
+            return output((own.get(g, g), own.get(cost, cost)))
+    return output(name)
+
+
+def _check_name(layer: Layer) -> None:
+    """Raise where a file would name another activation than the layer has."""
+    resolve: Any = output if isinstance(layer.activation, Output) else activation
+    try:
+        shipped = resolve(layer.activation.name)
+    except (ValueError, TypeError):
+        return
+    if shipped != layer.activation:
+        raise ValueError(
+            f"the activation or cost {layer.activation.name!r} has the name of another that ships;"
+            " give yours a name of its own"
+        )

@@ -17,7 +17,7 @@ from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output
 from deepprop.layers import Cache, Layer, Params, inputs, output_of, targets
 from deepprop.precision import product, wide
-from deepprop.validation import by_name, check_key, example_weights
+from deepprop.validation import by_name, check_key, example_weights, sum_of_weights
 
 INITIALISERS = {
     "he_normal": jax.nn.initializers.he_normal,
@@ -67,10 +67,11 @@ def init_params(
     check_key(key)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
-    sizes = _checked_sizes(sizes)
+    sizes = _checked_sizes(list(sizes))
     L = len(sizes) - 1
     if isinstance(hidden, str | Activation):
         hidden = [hidden] * (L - 1)
+    hidden = list(hidden)
     if len(hidden) != L - 1:
         raise ValueError(
             f"hidden must name one activation, or L - 1 = {L - 1} of them for {L} layers,"
@@ -123,7 +124,7 @@ def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
         Z_l, A_l = forward_layer(layer, A[-1])
         Z.append(Z_l)
         A.append(A_l)
-    return A[-1], Cache(tuple(params), tuple(Z), tuple(A))
+    return A[-1], Cache(params, tuple(Z), tuple(A))
 
 
 def predict(params: Params, X: ArrayLike) -> Array:
@@ -168,15 +169,21 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
         J, a scalar in float32 at least.
 
     Raises:
-        ValueError: the shape of Y or of the weights does not fit the cache.
+        ValueError: the shape of Y or of the weights does not fit the cache, or the loss of a cost
+            of your own does not have the shape (m,).
         TypeError: Y or the weights are not real numbers, or `cache` is no cache.
     """
     Y = targets(cache, Y)
-    losses = output_of(cache.params).loss(cache.Z[-1], Y)
+    output, m = output_of(cache.params), Y.shape[1]
+    losses = output.loss(cache.Z[-1], Y)
+    if losses.shape != (m,):
+        raise ValueError(
+            f"the loss of {output.name} must have shape ({m},), one an example, got {losses.shape}"
+        )
     if weights is None:
         return jnp.mean(losses)  # J = 1/m sum_i L(i)
-    w = example_weights(weights, losses.shape[-1], losses.dtype)
-    return jnp.sum(w * losses) / jnp.sum(w)
+    w = example_weights(weights, m, losses.dtype)
+    return jnp.sum(w * losses) / sum_of_weights(w)
 
 
 def _checked_sizes(sizes: Sequence[int]) -> list[int]:

@@ -76,7 +76,7 @@ def plot_curves(path: Path, history: Sequence[dict[str, float]], metric: str, ti
 
     epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))  # no mathematics in a file name
     for axes, name in zip(figure.subplots(1, 2), ("cost", metric), strict=True):
         for prefix, label, style in (("", "training", "-"), ("test ", "held out", "--")):
             values = [row[prefix + name] for row in history]

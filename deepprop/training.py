@@ -1,19 +1,44 @@
-"""Training: one compiled step of forward pass, backward pass and update, and a loop over it."""
+"""Training: one step, and one epoch as one compiled program.
 
-from collections.abc import Callable, Iterator
+A step is a forward pass, a backward pass and the update of an optax transformation. An epoch is a
+`lax.scan` of steps over minibatches that are shuffled on the device.
+"""
+
+from collections.abc import Callable
 from functools import partial
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 from jax import Array
 
 from deepprop.backprop import manual_backward
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
+from deepprop.precision import wide
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
+
+
+def update(
+    params: Params,
+    state: optax.OptState,
+    X: Array,
+    Y: Array,
+    weights: Array | None = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    backward: Backward,
+) -> tuple[Params, optax.OptState, Array]:
+    """One step: the new params and state, and J before the step."""
+    _, cache = forward(params, X)
+    grads = backward(cache, Y, weights)
+    J = cost(cache, Y, weights)
+    # Some optimizers look at the cost too (optax.contrib.reduce_on_plateau); the others ignore it.
+    takes_value = optax.with_extra_args_support(optimizer)
+    updates, state = takes_value.update(grads, state, params, value=J)
+    return optax.apply_updates(params, updates), state, J
 
 
 def train_step(
@@ -44,38 +69,78 @@ def train_step(
     Raises:
         TypeError: `optimizer` is no optax transformation.
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        params: Params, state: optax.OptState, X: Array, Y: Array, weights: Array | None = None
-    ) -> tuple[Params, optax.OptState, Array]:
-        _, cache = forward(params, X)
-        grads = backward(cache, Y, weights)
-        updates, state = optimizer.update(grads, state, params)
-        J = cost(cache, Y, weights)
-        return optax.apply_updates(params, updates), state, J
-
-    return step
+    check_optimizer(optimizer)
+    return jax.jit(partial(update, optimizer=optimizer, backward=backward), donate_argnums=(0, 1))
 
 
-def minibatches(
-    X: np.ndarray, Y: np.ndarray, batch_size: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """One epoch of shuffled minibatches X (n_0, k), Y (n_L, k) and weights (k,), all of one size.
+@partial(
+    jax.jit, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
+)
+def train_epoch(
+    params: Params,
+    state: optax.OptState,
+    key: Array,
+    X: Array,
+    Y: Array,
+    weights: Array | None = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    backward: Backward = manual_backward,
+    batch_size: int,
+) -> tuple[Params, optax.OptState, Array]:
+    """One epoch as one program: every example once, in minibatches of a random order.
 
-    What the last one lacks is filled with examples of weight 0: another size would compile again.
+    What the last minibatch lacks is filled with examples of weight 0. The data is an argument, not
+    a closure, which the compiler would fold; and it has an example a row, so that a minibatch is
+    gathered from whole rows.
 
     Args:
-        X: (n_0, m), Y: (n_L, m), one example a column.
-        Y: (n_L, m).
-        batch_size: k, at most m.
-        rng: draws the order.
+        params: the layers; their memory is left alone.
+        state: of the optimizer; its memory is given to the new one.
+        key: a JAX random key, for the order.
+        X: (m, n_0), an example a row.
+        Y: (m, n_L), an example a row.
+        weights: (m,), one an example.
+        optimizer: an optax transformation.
+        backward: (cache, Y, weights) to gradients like params.
+        batch_size: examples a step.
+
+    Returns:
+        params, state, and the mean J over the epoch, each minibatch's taken before its step.
     """
-    m = X.shape[1]
-    order = np.resize(rng.permutation(m), -(-m // batch_size) * batch_size)
-    weights = (np.arange(order.size) < m).astype(np.float32)
-    for start in range(0, m, batch_size):
-        batch = slice(start, start + batch_size)
-        yield X[:, order[batch]], Y[:, order[batch]], weights[batch]
+    m = X.shape[0]
+    steps = -(-m // batch_size)
+    order = jax.random.permutation(key, m)
+    w = weights
+    if lacking := steps * batch_size - m:
+        order = jnp.concatenate([order, jnp.resize(order, (lacking,))])
+        w = jnp.ones(m, wide(params[0].W.dtype)) if w is None else w
+    counted = (jnp.arange(steps * batch_size) < m).reshape(steps, batch_size)
+
+    def step(
+        carry: tuple[Params, optax.OptState, Array, Array], batch: tuple[Array, Array]
+    ) -> tuple[tuple[Params, optax.OptState, Array, Array], None]:
+        params, state, total, weight = carry
+        index, count = batch
+        w_batch = None if w is None else jnp.where(count, w[index], 0)
+        params, state, J = update(
+            params, state, X[index].T, Y[index].T, w_batch, optimizer=optimizer, backward=backward
+        )
+        share = jnp.asarray(batch_size, J.dtype) if w_batch is None else jnp.sum(w_batch)
+        return (params, state, total + share * J, weight + share), None
+
+    zero = jnp.zeros((), wide(params[0].W.dtype))
+    start = (params, state, zero, zero)
+    batches = order.reshape(steps, batch_size), counted
+    (params, state, total, weight), _ = jax.lax.scan(step, start, batches)
+    return params, state, total / weight
+
+
+def check_optimizer(optimizer: optax.GradientTransformation) -> None:
+    """Raise unless it is an optax transformation.
+
+    Raises:
+        TypeError: it is anything else, such as its name.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")

@@ -19,13 +19,12 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
     Raises:
         TypeError: it holds anything but real numbers (text, objects, complex numbers).
     """
-    kind = getattr(value, "dtype", None)
-    if kind is None:
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
         try:
             value = np.asarray(value)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise TypeError(f"{name} must be an array of real numbers: {error}") from None
-        kind = value.dtype
+    kind = value.dtype
     if not (jnp.issubdtype(kind, jnp.bool_) or jnp.issubdtype(kind, jnp.integer)) and not (
         jnp.issubdtype(kind, jnp.floating)
     ):
@@ -56,7 +55,10 @@ def check_shape(name: str, shape: tuple[int, ...], rows: int, columns: int | Non
 
 
 def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
-    """The weights (m,) of m examples, checked as far as their values are known.
+    """The weights (m,) of m examples over the largest, checked as far as their values are known.
+
+    J and its gradients are means, so only ratios of weights matter; of at most 1 they neither
+    overflow nor all vanish in a narrow type.
 
     Raises:
         ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
@@ -75,7 +77,14 @@ def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
             )
         if not values.any():
             raise ValueError("weights must not all be zero: J is the mean over their sum")
-    return w
+    largest = jnp.max(w)
+    return w / jnp.where(largest > 0, largest, 1)
+
+
+def sum_of_weights(w: Array) -> Array:
+    """Sum_i w_i, which stands for m; 1 where all are 0, so that J and its gradients are 0."""
+    total = jnp.sum(w)
+    return jnp.where(total > 0, total, 1)
 
 
 def check_key(key: Any) -> None:
@@ -94,13 +103,19 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, fl
     """The entry that `name` or `name(number)` stands for in `table`, and the number.
 
     Raises:
-        ValueError: there is no such entry, or the number is none that is finite and positive.
+        ValueError: there is no such entry, it takes no number, or the number is none that is finite
+            and positive.
+        TypeError: `name` is no text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a name, got {name!r}")
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", name.strip())
     if match is None or match[1] not in table:
         raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
     if match[2] is None:
         return table[match[1]], None
+    if getattr(table[match[1]], "parameter", None) is None:
+        raise ValueError(f"{what} {match[1]} takes no number, got {name!r}")
     try:
         number = float(match[2])
     except ValueError:

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,12 +80,29 @@ def test_far_out_everything_is_finite_and_keeps_its_type(name, dtype):
     assert (abs(slope.astype(jnp.float32)) < 2).all()
 
 
-def test_a_name_stands_for_one_object():
+def test_equal_choices_are_equal_static_data():
     """Layers with equal activations must be equal static data, or jit compiles again."""
-    assert dp.activation("leaky_relu(0.2)") is dp.activation("leaky_relu(0.2)")
+    assert dp.activation("leaky_relu(0.2)") == dp.activation(" leaky_relu(.20) ")
+    assert dp.activation("leaky_relu(0.2)") != dp.activation("leaky_relu(0.3)")
+    assert dp.activation("leaky_relu(0.123456789)").name == "leaky_relu(0.123456789)"
     assert dp.activation("relu") is dp.activation("relu")
+    for name in HIDDEN:
+        copied, pickled = copy.deepcopy(dp.activation(name)), pickle.dumps(dp.activation(name))
+        assert copied == pickle.loads(pickled) == dp.activation(name)
+        assert hash(copied) == hash(dp.activation(name))
     own = dp.Activation("own", lambda Z: Z, lambda Z, A: A * 0 + 1)
     assert dp.activation(own) is own
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha"),
+    [("elu", 1.0), ("elu(0.7)", 0.7), ("selu", 1.0507009873554805 * 1.6732632423543772)],
+)
+def test_the_left_tail_does_not_cancel(name, alpha):
+    """A + alpha is 0 at Z = -20 in float32; the slope is alpha exp(-20)."""
+    entry, left = dp.activation(name), jnp.asarray([-20.0, -5.0])
+    slope = entry.g_prime(left, entry.g(left))
+    np.testing.assert_allclose(slope, alpha * np.exp([-20.0, -5.0]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["rleu", "", "relu(0.2)", "leaky_relu(-1)", "elu(nan)", "elu(x)"])

@@ -1,12 +1,16 @@
 import contextlib
+import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+import deepprop as dp
 from deepprop.cli import main
 
 QUICK = ["--hidden", "16", "--epochs", "2", "--no-check"]
@@ -120,30 +124,131 @@ def test_check_of_an_activation_of_your_own(run, tmp_path, monkeypatch):
 def test_a_cost_that_runs_away_is_a_failure(run):
     status, _, err = run("train", *QUICK, "--optimizer", "sgd", "--learning-rate", "1e20")
     assert status == 1
-    assert re.fullmatch(r"deepprop: the cost is (nan|inf) after epoch 1; try .*\n", err)
+    assert re.fullmatch(r"deepprop: the cost or a parameter is not finite in epoch 1: .*\n", err)
+
+
+def test_a_model_without_classes_is_scored_by_number_and_shapes_are_compared(run, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 5)), np.arange(60) % 3
+    params = dp.init_params(jax.random.key(0), [5, 3])
+    dp.save(tmp_path / "model.npz", params)
+    right = np.mean(np.argmax(dp.predict(params, x.T), axis=0) == y)
+    np.savez(tmp_path / "data.npz", X=x, y=y)
+    _, out, _ = run("predict", tmp_path / "model.npz", "--data", tmp_path / "data.npz")
+    assert f"accuracy {100 * right:.2f} %" in out
+    for wrong in (y[:1], rng.standard_normal((60, 3)), y + 1):
+        np.savez(tmp_path / "data.npz", X=x, y=wrong)
+        status, out, err = run("predict", tmp_path / "model.npz", "--data", tmp_path / "data.npz")
+        assert (status, out) == (2, "")
+        assert "y " in err
+
+
+def test_labels_of_every_script_and_with_commas_are_written_whole(run, tmp_path):
+    x = np.random.default_rng(1).standard_normal((40, 5))
+    np.savez(tmp_path / "data.npz", X=x, y=np.array(["\u732b, cat", "\u00e9"])[np.arange(40) % 2])
+    files = ["--data", tmp_path / "data.npz"]
+    assert run("train", *files, *QUICK, "--save", tmp_path / "model.npz")[0] == 0
+    assert run("predict", tmp_path / "model.npz", *files, "--out", tmp_path / "out.csv")[0] == 0
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        labels = {row[0] for row in csv.reader(file)}
+    assert labels <= {"\u732b, cat", "\u00e9"}
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        ({"scale": np.zeros(64)}, "scale must not be 0"),
+        ({"shift": np.full(64, np.nan)}, "shift must be 64 finite numbers"),
+        ({"scale": np.ones(3)}, "scale must be 64 finite numbers"),
+        ({"classes": np.arange(3)}, "classes must be 10 labels"),
+        ({"classes": np.array("a")}, "classes must be 10 labels"),
+    ],
+)
+def test_a_model_file_with_odd_preparation(run, tmp_path, array, message):
+    dp.save(tmp_path / "model.npz", dp.init_params(jax.random.key(0), [64, 10]), **array)
+    status, out, err = run("predict", tmp_path / "model.npz")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path, monkeypatch):
+    (tmp_path / "ours.py").write_text(
+        "import jax.numpy as jnp, deepprop as dp\n"
+        "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"
+        "wrong = dp.Activation('wrong', jnp.sin, lambda Z, A: jnp.sin(Z))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    quick = ["--hidden", "8", "--epochs", "1"]
+    assert run("train", *quick, "--activation", "ours:sine", "--save", "m.npz")[0] == 0
+    assert run("predict", "m.npz", "--own", "ours:sine")[0] == 0
+    assert run("check", "m.npz", "--own", "ours:sine", "--sample", "50")[0] == 0
+    status, _, err = run("train", *quick, "--activation", "ours:wrong", "--save", "w.npz")
+    assert (status, "gradient is wrong" in err) == (1, True)
+    assert (tmp_path / "w.npz").exists()  # what was trained is not lost
+
+
+def test_ctrl_c_saves_what_there_is(tmp_path):
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "deepprop",
+        "train",
+        "--epochs",
+        "100000",
+        "--save",
+        "m.npz",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+        for line in run.stdout:
+            if line.startswith("    1 "):
+                run.send_signal(signal.SIGINT)
+                break
+        out = run.stdout.read()
+    assert run.returncode == 130
+    assert "by Ctrl-C, after epoch" in out
+    assert (tmp_path / "m.npz").exists()
 
 
 BAD = {
     "no command": ([], "command"),
     "an unknown command": (["fly"], "invalid choice: 'fly'"),
     "an unknown option": (["train", "--colour", "red"], "unrecognized arguments"),
-    "no epochs": (["train", "--epochs", "0"], "must be a whole number above 0, got '0'"),
+    "no epochs": (
+        ["train", "--epochs", "0"],
+        "must be a whole number above 0 (and below 2^31), got '0'",
+    ),
     "a negative rate": (["train", "--learning-rate", "-1"], "must be a number above 0, got '-1'"),
     "a hidden layer of 0": (
         ["train", "--hidden", "8,0"],
-        "must be a whole number above 0, got '0'",
+        "must be a whole number above 0 (and below 2^31), got '0'",
     ),
     "an unknown optimizer": (["train", "--optimizer", "adamm"], "invalid choice: 'adamm'"),
     "an unknown activation": (["train", "--activation", "rulu"], "activation must be one of"),
     "an unknown output": (["train", "--output", "max"], "output must be one of"),
     "a large batch": (["train", "--batch-size", "9999"], "--batch-size must be at most the 1438"),
-    "a share of 2": (["train", "--held-out", "2"], "held_out must leave examples"),
+    "a share of 2": (["train", "--held-out", "2"], "held_out must be a share"),
     "no such file": (["train", "--data", "none.npz"], "No such file or directory: 'none.npz'"),
-    "no such folder": (["train", "--save", "no/such/model.npz"], "there is no folder no/such"),
+    "no such folder": (
+        ["train", "--save", "no/such/model.npz"],
+        "No such file or directory: 'no/such/model.npz'",
+    ),
     "no such format": (["train", "--plot", "curves.xyz"], "curves.xyz must end in one of"),
     "no such model": (["predict", "none.npz"], "No such file or directory"),
     "no such module": (["check", "--activation", "nowhere:mine"], "No module named 'nowhere'"),
-    "no such name": (["check", "--activation", "math:mine"], "the module math has no mine"),
+    "no such name": (
+        ["check", "--activation", "math:mine"],
+        "math:mine: the module math has no mine",
+    ),
+    "a number for softmax": (["train", "--output", "softmax(3)"], "output softmax takes no number"),
+    "a seed below 0": (["train", "--seed", "-1"], "must be a whole number from 0"),
+    "a seed of 2^64": (["check", "--seed", str(2**64)], "must be a whole number from 0"),
+    "a share of infinity": (["train", "--held-out", "inf"], "must be a number above 0"),
+    "a giant layer": (["train", "--hidden", "9" * 20], "must be a whole number above 0"),
+    "a folder to save to": (["train", "--save", "."], "Is a directory: '.'"),
+    "one file for two": (["train", "--save", "x.png", "--plot", "x.png"], "must be two files"),
+    "a folder that is not there": (["predict", "m.npz", "--out", "no/x.csv"], "'no/x.csv'"),
+    "a module that fails": (["check", "--activation", "antigravity_:x"], "ModuleNotFoundError"),
     "a model and more": (["check", "m.npz", "--hidden", "3"], "a saved network has its own"),
 }
 

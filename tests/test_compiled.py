@@ -36,9 +36,9 @@ def test_no_more_operations_and_bytes_than_jax_grad(name):
 
     The page has 1/m in dW = 1/m dZ A^T, so that a column of dZ is one example's. Autodiff has it in
     the loss, at (n_L, m). So one division a parameter is counted beyond jax.grad's operations here,
-    at the most; in a training step XLA fuses it into the optimizer's update. And XLA computes the
-    exponential of softplus and the erfc of gelu anew for g', instead of keeping another array:
-    beyond that, at the most one evaluation of g.
+    at the most; in a training step XLA fuses it into the optimizer's update. And the exponential of
+    softplus and elu and the erfc of gelu are computed anew for g', instead of keeping another
+    array: beyond that, at the most one evaluation of g.
     """
     sizes, m, hidden, _ = ARCHITECTURES[name]
     args = problem(0, *ARCHITECTURES[name], dtype=np.float32)[:3]
@@ -46,7 +46,7 @@ def test_no_more_operations_and_bytes_than_jax_grad(name):
     flops_autodiff, transcendentals_autodiff, temporary_autodiff = compiled(autodiff, *args)
     divisions = sum(leaf.size for leaf in jax.tree.leaves(args[0]))
     anew, anew_transcendentals = 0, 0
-    if hidden in ("softplus", "gelu"):
+    if hidden in ("softplus", "gelu", "elu"):
         Z = jnp.zeros((sum(sizes[1:-1]), m))
         anew, anew_transcendentals, _ = compiled(dp.activation(hidden).g, Z)
     assert flops <= flops_autodiff + divisions + anew

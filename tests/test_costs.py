@@ -104,7 +104,7 @@ def test_an_output_and_a_cost_of_your_own():
         loss=lambda A, Y: jnp.sum((A - Y) ** 4, axis=-2),
         dA=lambda A, Y: 4 * (A - Y) ** 3,
     )
-    assert dp.output(("tanh", quartic)) is dp.output(("tanh", quartic))
+    assert dp.output(("tanh", quartic)) == dp.output(("tanh", quartic))
     params = dp.init_params(jax.random.key(0), [3, 4, 2], output=("tanh", quartic))
     _, cache = dp.forward(params, jnp.ones((3, 5)))
     expected = jax.grad(lambda p: dp.cost(dp.forward(p, jnp.ones((3, 5)))[1], jnp.ones((2, 5))))(
@@ -118,7 +118,8 @@ def test_an_output_and_a_cost_of_your_own():
     ("choice", "error", "message"),
     [
         ("sofmax", ValueError, "output must be one of softmax, sigmoid, identity, exp, got"),
-        ("softmax+huber", ValueError, "activation must be one of identity"),
+        ("softmax+huber", ValueError, "output softmax goes with its own cost alone"),
+        ("softmax(3)", ValueError, "output softmax takes no number"),
         ("tanh+hubber", ValueError, "cost must be one of squared_error, absolute_error, huber"),
         ("tanh+squared_error(2)", ValueError, "cost squared_error takes no number"),
         ("tanh+huber(0)", ValueError, "cost takes a finite number above 0"),

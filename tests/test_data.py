@@ -136,8 +136,11 @@ def test_files_with_other_content(npz, case):
     ("options", "message"),
     [
         ({"output": "sigmoid"}, r"y must lie in \[0, 1\] for the output sigmoid, got 0 to 2"),
-        ({"held_out": 0.0}, "held_out must leave examples on both sides, got 0 of 30"),
-        ({"held_out": 1.0}, "held_out must leave examples on both sides"),
+        (
+            {"held_out": 0.0},
+            "held_out must be a share that leaves examples on both sides, got 0 of 30",
+        ),
+        ({"held_out": 1.0}, "held_out must be a share"),
     ],
 )
 def test_options_that_do_not_fit(npz, options, message):

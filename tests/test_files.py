@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.files import atomic_write, read_npz
+from deepprop.files import atomic_write, check_writable, read_npz
 from tests.problems import HIDDEN, problem
 
 
@@ -78,7 +78,7 @@ def test_damaged_files(tmp_path):
         ({"b2": np.ones(3)}, r"b\[2\] must have shape \(3, 1\)"),
         ({"W2": None}, "the model lacks 'W2"),
         ({"activations": np.array(["relu", "relu"])}, "output must be one of"),
-        ({"activations": np.array([], dtype="U1")}, "params must be a tuple"),
+        ({"activations": np.array([], dtype="U1")}, "the model has no layer"),
         ({"dtype": "int32"}, "params must all have one floating type"),
         ({"dtype": "nonsense"}, "nonsense"),
         ({"W1": np.full((5, 4), "a")}, "model.npz"),
@@ -116,6 +116,63 @@ def test_names_of_extra_arrays(tmp_path):
     with pytest.raises(ValueError, match=r"extra 'x' must .* hold no objects"):
         dp.save(tmp_path / "model.npz", params, x=np.array([None]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cost_of_your_own_is_given_again_to_load(tmp_path):
+    sine = dp.Activation("sine", jnp.sin, lambda Z, A: jnp.cos(Z))
+    quartic = dp.Cost(
+        "quartic", lambda A, Y: jnp.sum((A - Y) ** 4, -2), lambda A, Y: 4 * (A - Y) ** 3
+    )
+    for output in (("tanh", quartic), (sine, "huber"), (sine, quartic), (sine, "huber(0.5)")):
+        params = dp.init_params(jax.random.key(0), [2, 3, 1], hidden=sine, output=output)
+        dp.save(tmp_path / "model.npz", params)
+        again = dp.load(tmp_path / "model.npz", own=[sine, quartic])
+        assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+def test_a_name_of_another_that_ships_is_refused(tmp_path):
+    fake = dp.Activation("relu", jnp.sin, lambda Z, A: jnp.cos(Z))
+    params = dp.init_params(jax.random.key(0), [2, 3, 1], hidden=fake)
+    with pytest.raises(ValueError, match="'relu' has the name of another that ships"):
+        dp.save(tmp_path / "model.npz", params)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_a_link_and_a_private_file_private(tmp_path):
+    params = dp.init_params(jax.random.key(0), [2, 1])
+    (tmp_path / "real.npz").write_bytes(b"old")
+    (tmp_path / "real.npz").chmod(0o600)
+    (tmp_path / "link.npz").symlink_to("real.npz")
+    dp.save(tmp_path / "link.npz", params)
+    assert (tmp_path / "link.npz").is_symlink()
+    assert (tmp_path / "real.npz").stat().st_mode & 0o777 == 0o600
+    assert dp.load(tmp_path / "real.npz")[0].W.shape == (1, 2)
+
+
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
+    for path, error in ((tmp_path, IsADirectoryError), (tmp_path / "no" / "x", FileNotFoundError)):
+        with pytest.raises(error) as caught:
+            check_writable(path)
+        assert caught.value.filename == str(path)
+    (tmp_path / "there").write_text("kept")
+    check_writable(tmp_path / "there")
+    check_writable(tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there").read_text() == "kept"
+
+
+def test_members_that_are_no_arrays(tmp_path):
+    """Each would raise something of its own deep in NumPy or a decoder."""
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
+    for name, member in {
+        "no magic": b"text",
+        "a giant": np.lib.format.magic(1, 0) + b"v\0" + (header % 10**14).ljust(118).encode(),
+        "a broken header": np.lib.format.magic(1, 0) + b"v\0" + b"((((".ljust(118),
+    }.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("x.npy", member)
+        with pytest.raises(ValueError, match=f"{name}: not a NumPy .npz archive that can be read"):
+            read_npz(tmp_path / name)
 
 
 def test_the_file_is_plain_arrays(tmp_path):

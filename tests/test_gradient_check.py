@@ -128,3 +128,33 @@ def test_a_sample_of_the_parameters():
     report = dp.check_gradients(*problem(6, [3, 4, 2], 5, dtype=np.float32), sample=7)
     assert (report.checked, report.parameters) == (7, 26)
     assert str(report).startswith("7 of 26 parameters agree")
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e-12, 1, -1e-5, np.nan])
+def test_a_tolerance_that_would_pass_anything_is_refused(tolerance):
+    with pytest.raises(ValueError, match="tolerance must be from 1e-9 to below 1"):
+        dp.check_gradients(*problem(6, [3, 4, 2], 5, dtype=np.float32), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("part", [slice(1), slice(1, None), slice(0)])
+def test_a_backward_pass_that_leaves_layers_out_is_refused(part):
+    backward = lambda *args: dp.manual_backward(*args)[part]  # noqa: E731
+    with pytest.raises(ValueError, match="backward must give back layers like params"):
+        dp.check_gradients(*problem(6, [3, 4, 2], 5, dtype=np.float32), backward=backward)
+
+
+def test_a_steep_activation_is_no_kink():
+    """g = sin(3000 Z) without its inner derivative: wrong, not excused."""
+    steep = dp.Activation("steep", lambda Z: jnp.sin(3e3 * Z), lambda Z, A: jnp.cos(3e3 * Z))
+    params = dp.init_params(jax.random.key(0), [3, 4, 2], hidden=steep)
+    with pytest.raises(dp.GradientError, match="the gradient is wrong"):
+        dp.check_gradients(params, *problem(6, [3, 4, 2], 5, dtype=np.float32)[1:3])
+
+
+def test_where_nothing_can_be_checked_it_is_not_ok():
+    wild = dp.Output(
+        "wild", lambda Z: Z, lambda Z, Y: jnp.sum(Z, -2), lambda Z, A, Y: jnp.sin(1e12 * Z)
+    )
+    params = dp.init_params(jax.random.key(0), [3, 2], output=wild)
+    with pytest.raises(dp.GradientError, match="no gradient could be checked: all 8 parameters"):
+        dp.check_gradients(params, *problem(6, [3, 2], 5, dtype=np.float32)[1:3])

@@ -164,3 +164,18 @@ def test_output_error_does_not_cancel_in_bfloat16():
     assert A.dtype == jnp.float32
     assert dZ.dtype == jnp.bfloat16
     assert float(dZ[0, 0]) == pytest.approx(-1 / (1 + np.exp(8)), rel=2**-8)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e5, 1e30])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_only_ratios_of_weights_matter(dtype, scale):
+    """They neither underflow in a narrow type nor overflow in a sum."""
+    params, X, Y, _ = problem(19, [3, 4, 2], 8, "tanh", "identity", dtype=dtype)
+    w = np.array([1, 2, 0, 1, 3, 1, 1, 2], np.float32)
+    grads, expected = by_hand(params, X, Y, w * scale), by_hand(params, X, Y, w)
+    # w / max(w) rounds once in float32.
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    for g, e in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(g, np.float32), np.asarray(e, np.float32), rtol=tolerance, atol=tolerance
+        )

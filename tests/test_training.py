@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.training import minibatches
+from deepprop.training import train_epoch
 from tests.problems import problem, public_cost
 
 pytestmark = pytest.mark.usefixtures("optax_types")
@@ -57,14 +59,48 @@ def test_another_backward_pass_plugs_in():
     np.testing.assert_array_equal(before[0].W, after[0].W)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
-def test_an_epoch_of_minibatches_counts_every_example_once(batch_size):
-    X = np.arange(12.0).reshape(1, 12)
-    batches = list(
-        minibatches(X[:, :11], 2 * X[:, :11], min(batch_size, 11), np.random.default_rng(0))
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("batch_size", [3, 4, 12])
+def test_an_epoch_is_the_steps_it_is_made_of(batch_size, weighted):
+    """The same minibatches, one step at a time with jax.grad, the short one as it is: not padded."""
+    m = 12 if batch_size != 4 else 11
+    params, X, Y, w = problem(0, [5, 6, 3], m, "gelu", weighted=weighted)
+    optimizer, key = optax.adam(0.01), jax.random.key(7)
+    order = np.asarray(jax.random.permutation(key, m))
+    expected, state, total, weight = params, optimizer.init(params), 0.0, 0.0
+    for start in range(0, m, batch_size):
+        i = order[start : start + batch_size]
+        w_i = None if w is None else w[i]
+        J, grads = jax.value_and_grad(public_cost)(expected, X[:, i], Y[:, i], w_i)
+        updates, state = optimizer.update(grads, state, expected)
+        expected = optax.apply_updates(expected, updates)
+        share = len(i) if w is None else w_i.sum()
+        total, weight = total + share * float(J), weight + share
+    trained, _, J = train_epoch(
+        params, optimizer.init(params), key, X.T, Y.T, w, optimizer=optimizer, batch_size=batch_size
     )
-    seen = np.concatenate([x[0][w == 1] for x, _, w in batches])
-    np.testing.assert_array_equal(np.sort(seen), np.arange(11))
-    assert not np.array_equal(seen, np.arange(11))
-    assert {x.shape for x, _, _ in batches} == {(1, min(batch_size, 11))}
-    assert all(np.array_equal(2 * x, y) for x, y, _ in batches)
+    assert float(J) == pytest.approx(total / weight, rel=1e-12)
+    for p, e in zip(jax.tree.leaves(trained), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(p, e, rtol=1e-9, atol=1e-12)
+
+
+def test_an_epoch_leaves_params_alone_and_gives_the_state_away():
+    params, X, Y, _ = problem(0, [5, 6, 3], 12, dtype=np.float32)
+    optimizer = optax.adam(0.01)
+    state = optimizer.init(params)
+    train_epoch(params, state, jax.random.key(0), X.T, Y.T, optimizer=optimizer, batch_size=4)
+    assert not params[0].W.is_deleted()
+    assert state[0].mu[0].W.is_deleted()
+
+
+def test_no_scalar_is_stacked_a_step():
+    """From jax 0.11.1 a small update in a loop rewrites the whole buffer."""
+    params, X, Y, _ = problem(0, [5, 6, 3], 12, dtype=np.float32)
+    optimizer = optax.adam(0.01)
+    jaxpr = jax.make_jaxpr(partial(train_epoch, optimizer=optimizer, batch_size=4))(
+        params, optimizer.init(params), jax.random.key(0), X.T, Y.T
+    )
+    (epoch,) = jaxpr.jaxpr.eqns
+    (scan,) = [e for e in epoch.params["jaxpr"].jaxpr.eqns if e.primitive.name == "scan"]
+    assert len(scan.outvars) == scan.params["num_carry"]

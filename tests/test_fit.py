@@ -1,0 +1,223 @@
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from deepprop.training import train_epoch
+from tests.problems import problem
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+ADAM = optax.adam(0.01)
+
+
+def small(seed=0, m=24):
+    params, X, Y, _ = problem(seed, [4, 8, 3], m, "relu", dtype=np.float32)
+    return params, X, np.eye(3, dtype=np.float32)[:, Y.argmax(axis=0)]
+
+
+def run(*data, **options):
+    options = {"epochs": 3, "batch_size": 8, "key": jax.random.key(1), **options}
+    return dp.fit(data[0], options.pop("optimizer", ADAM), *data[1:], **options)
+
+
+def leaves(fit):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(fit.params)]
+
+
+def test_the_cost_falls_and_is_recorded():
+    fit = run(*small(), epochs=40)
+    assert fit.stopped == "epochs"
+    assert list(fit.history) == ["cost"]
+    assert fit.history["cost"].shape == (40,)
+    assert fit.history["cost"][-1] < 0.7 * fit.history["cost"][0]
+
+
+def test_a_run_repeats_bit_for_bit_and_another_key_gives_another():
+    a, b, c = run(*small()), run(*small()), run(*small(), key=jax.random.key(2))
+    assert all(np.array_equal(p, q) for p, q in zip(leaves(a), leaves(b), strict=True))
+    assert not all(np.array_equal(p, q) for p, q in zip(leaves(a), leaves(c), strict=True))
+
+
+def test_nothing_compiles_again_from_epoch_to_epoch_and_call_to_call():
+    optimizer = optax.adam(0.02)
+    before = train_epoch._cache_size()
+    run(*small(), optimizer=optimizer, epochs=4)
+    once = train_epoch._cache_size()
+    run(*small(1), optimizer=optimizer, epochs=2, key=jax.random.key(5))
+    assert (once - before, train_epoch._cache_size() - once) == (1, 0)
+
+
+def test_the_params_one_begins_with_are_left_alone():
+    params, X, Y = small()
+    before = [np.array(leaf) for leaf in jax.tree.leaves(params)]
+    run(params, X, Y)
+    assert all(np.array_equal(a, b) for a, b in zip(before, jax.tree.leaves(params), strict=True))
+
+
+def test_weights_of_zero_take_examples_out_of_the_epoch():
+    """Half the examples with weight 0, in one minibatch: as if they were not there."""
+    params, X, Y = small()
+    w = np.arange(24) % 2
+    sgd = optax.sgd(0.1)
+    weighted = run(params, X, Y, weights=w, batch_size=24, optimizer=sgd)
+    without = run(params, X[:, w == 1], Y[:, w == 1], batch_size=12, optimizer=sgd)
+    for a, b in zip(leaves(weighted), leaves(without), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_minibatch_whose_weights_are_all_zero_changes_nothing():
+    params, X, Y = small()
+    w = np.zeros(24)
+    w[3] = 1.0
+    fit = run(params, X, Y, weights=w, batch_size=1, epochs=1, optimizer=optax.sgd(0.1))
+    alone = run(params, X[:, 3:4], Y[:, 3:4], batch_size=1, epochs=1, optimizer=optax.sgd(0.1))
+    for a, b in zip(leaves(fit), leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(fit.history["cost"], alone.history["cost"], rtol=1e-4)
+
+
+def test_balanced_weights_give_each_class_the_same_sum():
+    Y = np.eye(3)[:, [0, 0, 0, 0, 1, 1, 2, 0]]
+    w = np.asarray(dp.balanced_weights(Y))
+    np.testing.assert_allclose(Y @ w, 8 / 3, rtol=1e-6)
+    assert w.mean() == pytest.approx(1)
+
+
+def test_validation_and_metrics_are_recorded():
+    params, X, Y = small()
+    right = lambda A, Y: jnp.mean(jnp.argmax(A, 0) == jnp.argmax(Y, 0))  # noqa: E731
+    fit = run(params, X, Y, validation=(X[:, :9], Y[:, :9]), metrics={"accuracy": right})
+    assert sorted(fit.history) == ["cost", "val_accuracy", "val_cost"]
+    A, cache = dp.forward(fit.params, X[:, :9])
+    assert fit.history["val_cost"][-1] == pytest.approx(float(dp.cost(cache, Y[:, :9])), rel=1e-5)
+    assert fit.history["val_accuracy"][-1] == pytest.approx(float(right(A, Y[:, :9])))
+
+
+def test_patience_stops_and_gives_back_the_best():
+    """The held-out labels are wrong: their cost rises from the first epoch that helps the others."""
+    params, X, Y = small(m=48)
+    seen = []
+    fit = run(
+        params, X, Y, epochs=200, validation=(X, np.roll(Y, 1, axis=0)), patience=5,
+        callbacks=[lambda epoch, row, params: seen.append((row["val_cost"], params))],
+    )  # fmt: skip
+    best = int(np.argmin(fit.history["val_cost"]))
+    assert fit.stopped == "patience"
+    assert len(fit.history["cost"]) == best + 1 + 5
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(leaves(fit), jax.tree.leaves(seen[best][1]), strict=True)
+    )
+
+
+def test_a_callback_can_stop_the_training():
+    fit = run(*small(), epochs=50, callbacks=[lambda epoch, row, params: epoch == 4])
+    assert (fit.stopped, len(fit.history["cost"])) == ("callback", 4)
+
+
+def test_going_on_with_the_state():
+    """Two runs of 3 epochs with the state handed on are no two beginnings of Adam."""
+    params, X, Y = small()
+    first = run(params, X, Y)
+    state = jax.tree.map(jnp.copy, first.state)
+    on, anew = (run(first.params, X, Y, state=s) for s in (state, None))
+    assert int(on.state[0].count) == 2 * int(anew.state[0].count) == 18
+    assert not np.array_equal(on.params[0].W, anew.params[0].W)
+
+
+@pytest.mark.parametrize("broken", ["cost", "params"])
+def test_a_cost_that_is_no_longer_finite_leaves_the_last_good_parameters(broken):
+    params, X, Y = small()
+
+    def backward(cache, Y, weights):
+        return jax.tree.map(
+            lambda g: g * jnp.where(bad_now, jnp.nan, 1), dp.manual_backward(cache, Y)
+        )
+
+    if broken == "cost":
+        optimizer, bad_now = optax.sgd(jnp.inf), False
+    else:  # the last step of an epoch spoils the parameters; its cost was taken before
+        optimizer, bad_now = optax.sgd(0.1), True
+    with pytest.raises(
+        dp.TrainingError, match=r"not finite in epoch 1.*smaller learning rate"
+    ) as caught:
+        run(params, X, Y, optimizer=optimizer, backward=backward, batch_size=24)
+    fit = caught.value.fit
+    assert all(
+        np.array_equal(a, b) for a, b in zip(leaves(fit), jax.tree.leaves(params), strict=True)
+    )
+    assert len(fit.history["cost"]) == 0
+
+
+def test_ctrl_c_ends_after_the_epoch_and_gives_back_what_there_is():
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(epoch, row, params):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    fit = run(*small(), epochs=50, callbacks=[interrupt])
+    assert (fit.stopped, len(fit.history["cost"])) == ("interrupted", 2)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    def interrupt_twice(epoch, row, params):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(*small(), callbacks=[interrupt_twice])
+
+
+def test_fit_outside_the_main_thread():
+    fits = []
+    thread = threading.Thread(target=lambda: fits.append(run(*small())))
+    with jax.numpy_dtype_promotion("standard"):
+        jax.config.update("jax_numpy_dtype_promotion", "standard")
+        thread.start()
+        thread.join(60)
+        jax.config.update("jax_numpy_dtype_promotion", "strict")
+    assert fits[0].stopped == "epochs"
+
+
+def test_schedules_and_clipping_are_optaxs():
+    schedule = optax.cosine_decay_schedule(0.05, decay_steps=60)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+    fit = run(*small(), epochs=20, optimizer=optimizer)
+    assert fit.history["cost"][-1] < fit.history["cost"][0]
+
+
+PARAMS, X, Y = small()
+BAD = {
+    "batch_size of 0": ({"batch_size": 0}, ValueError, "batch_size must be above 0 and at most the 24 examples, got 0"),
+    "batch_size above m": ({"batch_size": 25}, ValueError, "batch_size must be above 0 and at most the 24 examples, got 25"),
+    "batch_size of 2.5": ({"batch_size": 2.5}, TypeError, "batch_size must be a whole number, got 2.5"),
+    "epochs of 0": ({"epochs": 0}, ValueError, "epochs must be above 0, got 0"),
+    "an optimizer by name": ({"optimizer": "adam"}, TypeError, "optimizer must be an optax.GradientTransformation, got 'adam'"),
+    "nan in X": ({"X": np.where(X > 1, np.nan, X)}, ValueError, "X must hold finite numbers"),
+    "labels": ({"Y": Y.argmax(axis=0)}, ValueError, "Y must have shape .* for class labels: jax.nn.one_hot"),
+    "not one-hot": ({"Y": 2 * Y}, ValueError, "Y must be one-hot, or probabilities that add up to 1"),
+    "inf in Y": ({"Y": np.where(Y > 0, np.inf, Y)}, ValueError, "Y must hold finite numbers"),
+    "examples as rows": ({"X": X.T}, ValueError, "X must have shape .* pass X.T"),
+    "a seed": ({"key": 0}, TypeError, "key must be one JAX random key"),
+    "negative weights": ({"weights": -np.ones(24)}, ValueError, "weights must be finite and not negative"),
+    "patience alone": ({"patience": 3}, ValueError, "patience needs a validation set"),
+    "patience of 0": ({"patience": 0, "validation": (X, Y)}, ValueError, "patience must be above 0"),
+    "a validation set of another kind": ({"validation": (X[:2], Y)}, ValueError, r"X must have shape \(4, m\)"),
+    "validation targets of another m": ({"validation": (X, Y[:, :5])}, ValueError, r"validation Y must have shape \(3, 24\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_before_any_work_is_done(case):
+    options, error, message = BAD[case]
+    options = {"X": X, "Y": Y, **options}
+    with pytest.raises(error, match=message):
+        run(PARAMS, options.pop("X"), options.pop("Y"), **options)

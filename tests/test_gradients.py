@@ -32,8 +32,9 @@ def test_every_activation_with_every_output(hidden, output):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("output", ["softmax", "tanh+huber(0.4)"])
+@pytest.mark.parametrize(
+    ("output", "weighted"), [("softmax", False), ("softmax", True), ("tanh+huber(0.4)", True)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape(shape, output, weighted):
     sizes, m = SHAPES[shape]

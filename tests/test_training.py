@@ -60,19 +60,21 @@ def test_another_backward_pass_plugs_in():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("batch_size", [3, 4, 12])
+@pytest.mark.parametrize(
+    ("batch_size", "weighted"), [(3, False), (4, False), (4, True), (12, True)]
+)
 def test_an_epoch_is_the_steps_it_is_made_of(batch_size, weighted):
     """The same minibatches, one step at a time with jax.grad, the short one as it is: not padded."""
     m = 12 if batch_size != 4 else 11
     params, X, Y, w = problem(0, [5, 6, 3], m, "gelu", weighted=weighted)
     optimizer, key = optax.adam(0.01), jax.random.key(7)
     order = np.asarray(jax.random.permutation(key, m))
+    value_and_grad = jax.jit(jax.value_and_grad(public_cost))
     expected, state, total, weight = params, optimizer.init(params), 0.0, 0.0
     for start in range(0, m, batch_size):
         i = order[start : start + batch_size]
         w_i = None if w is None else w[i]
-        J, grads = jax.value_and_grad(public_cost)(expected, X[:, i], Y[:, i], w_i)
+        J, grads = value_and_grad(expected, X[:, i], Y[:, i], w_i)
         updates, state = optimizer.update(grads, state, expected)
         expected = optax.apply_updates(expected, updates)
         share = len(i) if w is None else w_i.sum()

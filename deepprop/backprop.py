@@ -87,14 +87,13 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
         TypeError: the weights are not real numbers, or `cache` is no cache.
     """
     dZ = signals(cache, dZ)
-    m = int(cache.A[0].shape[-1])
-    if weights is None:
-        return tuple(map(layer_gradient, cache.params, dZ, cache.A, [m] * len(dZ)))
-    w = example_weights(weights, m, wide(dZ[0].dtype))
-    weighted = [dZ_l * w.astype(dZ_l.dtype)[None, :] for dZ_l in dZ]
-    return tuple(
-        map(layer_gradient, cache.params, weighted, cache.A, [sum_of_weights(w)] * len(dZ))
-    )
+    m: int | Array = cache.A[0].shape[-1]
+    if weights is not None:
+        w = example_weights(weights, cache.A[0].shape[-1], wide(dZ[0].dtype))
+        dZ = [dZ_l * w.astype(dZ_l.dtype)[None, :] for dZ_l in dZ]
+        m = sum_of_weights(w)
+    layers = zip(cache.params, dZ, cache.A[:-1], strict=True)  # A[l-1] beside layer l
+    return tuple(layer_gradient(layer, dZ_l, A, m) for layer, dZ_l, A in layers)
 
 
 def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:

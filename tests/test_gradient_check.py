@@ -77,8 +77,8 @@ def test_a_step_over_a_kink_is_no_error():
 
 def test_a_unit_that_sits_on_its_kink_is_left_out_and_counted():
     """X = 0 and b = 0: the hidden Z are 0, and only what moves them is left out."""
-    params = dp.init_params(jax.random.key(0), [3, 4, 2])
-    report = dp.check_gradients(params, jnp.zeros((3, 2)), jnp.eye(2))
+    params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
+    report = dp.check_gradients(params, jnp.zeros((3, 2)), jnp.ones((2, 2)))
     assert (report.ok, report.at_kinks, report.checked) == (True, 4, 12 + 8 + 2)
     assert "4 left out at a kink" in str(report)
 
@@ -120,8 +120,10 @@ def test_a_step_made_in_Z_is_a_step_made_in_the_parameter():
 
 
 def test_unscaled_inputs_take_smaller_steps():
-    params, X, Y, _ = problem(6, [3, 4, 2], 5, "tanh", dtype=np.float32)
-    assert dp.check_gradients(params, 255 * X, Y).ok
+    """Inputs of 1e4 with weights to match: a step of 6e-6 in W would move Z by 0.06, and J's curve."""
+    (first, last), X, Y, _ = problem(6, [3, 4, 2], 5, "tanh", dtype=np.float32)
+    first = dp.Layer(first.W / 1e4, first.b, first.activation)
+    assert dp.check_gradients((first, last), 1e4 * X, Y).ok
 
 
 def test_a_sample_of_the_parameters():

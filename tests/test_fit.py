@@ -1,4 +1,3 @@
-import os
 import signal
 import threading
 
@@ -160,7 +159,7 @@ def test_ctrl_c_ends_after_the_epoch_and_gives_back_what_there_is():
 
     def interrupt(epoch, row, params):
         if epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     fit = run(*small(), epochs=50, callbacks=[interrupt])
     assert (fit.stopped, len(fit.history["cost"])) == ("interrupted", 2)
@@ -169,8 +168,8 @@ def test_ctrl_c_ends_after_the_epoch_and_gives_back_what_there_is():
 
 def test_a_second_ctrl_c_ends_at_once():
     def interrupt_twice(epoch, row, params):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run(*small(), callbacks=[interrupt_twice])

@@ -105,4 +105,5 @@ def test_no_scalar_is_stacked_a_step():
     )
     (epoch,) = jaxpr.jaxpr.eqns
     (scan,) = [e for e in epoch.params["jaxpr"].jaxpr.eqns if e.primitive.name == "scan"]
-    assert len(scan.outvars) == scan.params["num_carry"]
+    carried = len(jax.tree.leaves((params, optimizer.init(params)))) + 2  # and J's sum and weight
+    assert len(scan.outvars) == carried

@@ -8,7 +8,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-settings.register_profile("ordinary", max_examples=30, derandomize=True, **common)
+settings.register_profile("ordinary", max_examples=25, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=3000, **common)
 settings.load_profile("ordinary")
 

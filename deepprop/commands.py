@@ -132,12 +132,11 @@ def check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _check_targets(*paths: Path | None) -> None:
+def _check_targets(plot: Path | None, save: Path | None) -> None:
     """Raise before any work where a file could not be written."""
-    plot, save = paths
     if plot is not None:
         require_matplotlib(plot)
-    for path in paths:
+    for path in (plot, save):
         if path is not None:
             check_writable(path)
     if plot is not None and save is not None and plot.resolve() == save.resolve():

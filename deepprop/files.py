@@ -35,14 +35,10 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged archive raises whatever its decoder does
         why = ", as it holds Python objects" if "pickle" in str(error) else ""
-        raise ValueError(
-            f"{path}: not a NumPy .npz archive that can be read{why}: {error}"
-        ) from None
+        raise ValueError(f"{path}: {NO_ARCHIVE}{why}: {error}") from None
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
-            raise ValueError(
-                f"{path}: not a NumPy .npz archive that can be read: {name} is no array"
-            )
+            raise ValueError(f"{path}: {NO_ARCHIVE}: {name} is no array")
     return arrays
 
 

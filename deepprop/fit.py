@@ -35,10 +35,12 @@ class Fit:
 
     Attributes:
         params: the layers; with `patience`, those of the best epoch.
-        state: of the optimizer after the last epoch.
+        state: of the optimizer after the last epoch; None in a `TrainingError`, as its memory was
+            given away.
         history: an array a column, an entry an epoch: "cost", and with a validation set
             "val_cost" and "val_" + the name of each metric.
-        stopped: why it ended: "epochs", "patience", "callback" or "interrupted".
+        stopped: why it ended: "epochs", "patience", "callback", "interrupted", or "not finite" in a
+            `TrainingError`.
     """
 
     params: Params

@@ -106,13 +106,21 @@ def test_check_of_everything(run):
     assert out.count("ok ") == len(out.splitlines()) >= 11 + 4 + 3
 
 
-def test_check_of_an_activation_of_your_own(run, tmp_path, monkeypatch):
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A folder to stand in, with mine.py: an activation that is right and one that is wrong."""
     (tmp_path / "mine.py").write_text(
         "import jax.numpy as jnp, deepprop as dp\n"
         "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"
         "wrong = dp.Activation('wrong', jnp.sin, lambda Z, A: jnp.sin(Z))\n"
     )
     monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_check_of_an_activation_of_your_own(run):
     status, out, _ = run("check", "--activation", "mine:sine", "--hidden", "5")
     assert status == 0
     assert "8 - 5 sine - 4 softmax" in out
@@ -171,18 +179,13 @@ def test_a_model_file_with_odd_preparation(run, tmp_path, array, message):
     assert message in err
 
 
-def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path, monkeypatch):
-    (tmp_path / "ours.py").write_text(
-        "import jax.numpy as jnp, deepprop as dp\n"
-        "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"
-        "wrong = dp.Activation('wrong', jnp.sin, lambda Z, A: jnp.sin(Z))\n"
-    )
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("own_module")
+def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path):
     quick = ["--hidden", "8", "--epochs", "1"]
-    assert run("train", *quick, "--activation", "ours:sine", "--save", "m.npz")[0] == 0
-    assert run("predict", "m.npz", "--own", "ours:sine")[0] == 0
-    assert run("check", "m.npz", "--own", "ours:sine", "--sample", "50")[0] == 0
-    status, _, err = run("train", *quick, "--activation", "ours:wrong", "--save", "w.npz")
+    assert run("train", *quick, "--activation", "mine:sine", "--save", "m.npz")[0] == 0
+    assert run("predict", "m.npz", "--own", "mine:sine")[0] == 0
+    assert run("check", "m.npz", "--own", "mine:sine", "--sample", "50")[0] == 0
+    status, _, err = run("train", *quick, "--activation", "mine:wrong", "--save", "w.npz")
     assert (status, "gradient is wrong" in err) == (1, True)
     assert (tmp_path / "w.npz").exists()  # what was trained is not lost
 

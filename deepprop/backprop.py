@@ -23,6 +23,7 @@ from deepprop.layers import (
     signals,
     targets,
 )
+from deepprop.layout import by_example, rows
 from deepprop.precision import product, wide
 from deepprop.validation import example_weights, sum_of_weights
 
@@ -53,11 +54,11 @@ def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
     layer, Z, A = dict(enumerate(cache.params, 1)), dict(enumerate(cache.Z, 1)), cache.A
     L = len(layer)
     dZ_L = output_of(cache.params).dZ(Z[L], A[L], Y)
-    dZ = {L: dZ_L.astype(layer[L].W.dtype)}
+    dZ = {L: rows(dZ_L.astype(layer[L].W.dtype))}
     for l in range(L - 1, 0, -1):
         g_prime = hidden_activation(layer[l]).g_prime
-        dA = product(layer[l + 1].W.mT, dZ[l + 1])  # dA[l] = W[l+1]^T dZ[l+1]
-        dZ[l] = dA * g_prime(Z[l], A[l])  # dZ[l] = dA[l] * g[l]'(Z[l])
+        dA = rows(product(layer[l + 1].W.mT, dZ[l + 1]))  # dA[l] = W[l+1]^T dZ[l+1]
+        dZ[l] = rows(dA * by_example(g_prime, Z[l], A[l]))  # dZ[l] = dA[l] * g[l]'(Z[l])
     return tuple(dZ[l] for l in range(1, L + 1))
 
 

@@ -16,6 +16,7 @@ from deepprop import costs
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output
 from deepprop.layers import Cache, Layer, Params, inputs, output_of, targets
+from deepprop.layout import by_example, rows
 from deepprop.precision import product, wide
 from deepprop.validation import by_name, check_key, example_weights, sum_of_weights
 
@@ -93,8 +94,8 @@ def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
     Z[l] is kept in the type of W; the output's Z[L], from which J and A[L] - Y come, in the wide.
     """
     kept = wide(layer.W.dtype) if isinstance(layer.activation, Output) else layer.W.dtype
-    Z = product(layer.W, A, kept) + layer.b.astype(kept)  # Z[l] = W[l] A[l-1] + b[l]
-    A = layer.activation.g(Z)  # A[l] = g[l](Z[l])
+    Z = rows(product(layer.W, A, kept)) + layer.b.astype(kept)  # Z[l] = W[l] A[l-1] + b[l]
+    A = by_example(layer.activation.g, Z)  # A[l] = g[l](Z[l])
     return Z, A
 
 

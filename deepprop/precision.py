@@ -13,6 +13,9 @@ def wide(dtype: DTypeLike) -> np.dtype:
 
 
 def product(P: Array, Q: Array, dtype: DTypeLike | None = None) -> Array:
-    """P Q on the last two axes: added up in the wide type, then rounded once to `dtype` (P's)."""
-    PQ = jnp.matmul(P, Q, preferred_element_type=wide(P.dtype))
+    """P Q on the last two axes: added up in the wide type, then rounded once to `dtype` (P's).
+
+    As (Q^T P^T)^T: where Q has an example a column, the product's rows are examples (layout.py).
+    """
+    PQ = jnp.matmul(Q.mT, P.mT, preferred_element_type=wide(P.dtype)).mT
     return PQ.astype(P.dtype if dtype is None else dtype)

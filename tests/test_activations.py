@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 
 import deepprop as dp
-from tests.problems import HIDDEN
+from tests.problems import HIDDEN, problem
 
 # Every g again, in NumPy and SciPy.
 REFERENCE = {
@@ -114,3 +114,18 @@ def test_unknown_names(name):
 def test_what_is_no_activation():
     with pytest.raises(TypeError, match=r"^activation must be a name or a dp.Activation"):
         dp.activation(3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_an_activation_may_differ_from_unit_to_unit():
+    """g acts on each example's column (n, 1), however XLA lays it out: here as many examples as units."""
+    steepness = jnp.arange(1.0, 6.0)[:, None]
+    own = dp.Activation(
+        "steep", lambda Z: jnp.tanh(steepness * Z), lambda Z, A: steepness * (1 - A * A)
+    )
+    params, X, Y, _ = problem(0, [4, 5, 3], 5, [own], "identity")
+    _, cache = dp.forward(params, X)
+    np.testing.assert_allclose(cache.A[1], np.tanh(steepness * cache.Z[0]), rtol=1e-12)
+    dZ = dp.error_signals(cache, Y)
+    dA = np.asarray(params[1].W).T @ dZ[1]
+    np.testing.assert_allclose(dZ[0], dA * steepness * (1 - cache.A[1] ** 2), rtol=1e-12)

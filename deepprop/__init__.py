@@ -3,9 +3,11 @@
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.costs import Cost, Output, output
-from deepprop.fit import Fit, TrainingError, balanced_weights, fit
+from deepprop.ensemble import fit_ensemble
+from deepprop.fit import balanced_weights, fit, fit_batches
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
 from deepprop.layers import Cache, Layer
+from deepprop.loop import Fit, TrainingError
 from deepprop.model_file import load, load_extra, save
 from deepprop.network import cost, forward, init_params, predict
 from deepprop.training import train_step
@@ -28,6 +30,8 @@ __all__ = [
     "cost",
     "error_signals",
     "fit",
+    "fit_batches",
+    "fit_ensemble",
     "forward",
     "gradients",
     "init_params",

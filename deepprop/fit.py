@@ -1,61 +1,30 @@
-"""`fit`: epochs, and what people expect around them.
+"""`fit`: training on data in memory, and `fit_batches`: on batches as they come.
 
-Each epoch is one compiled program; what stands here runs between epochs.
+Each epoch of `fit` is one compiled program; what stands around the epochs is in loop.py.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
-from deepprop.layers import Params, inputs, output_of
+from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
+from deepprop.checkpoint import checkpoints, setting_of
+from deepprop.layers import Params, check_params
+from deepprop.loop import Callback, Fit, Measure, Progress, Train, all_finite, run
 from deepprop.network import cost, forward
 from deepprop.precision import wide
 from deepprop.training import Backward, check_optimizer, train_epoch
-from deepprop.validation import check_key, check_shape, example_weights, real_array
+from deepprop.validation import check_key, example_weights, real_array
 
 Metric = Callable[[Array, Array], Array]
-Callback = Callable[[int, Mapping[str, float], Params], Any]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What `fit` gives back.
-
-    Attributes:
-        params: the layers; with `patience`, those of the best epoch.
-        state: of the optimizer after the last epoch; None in a `TrainingError`, as its memory was
-            given away.
-        history: an array a column, an entry an epoch: "cost", and with a validation set
-            "val_cost" and "val_" + the name of each metric.
-        stopped: why it ended: "epochs", "patience", "callback", "interrupted", or "not finite" in a
-            `TrainingError`.
-    """
-
-    params: Params
-    state: optax.OptState
-    history: dict[str, np.ndarray]
-    stopped: str
-
-
-class TrainingError(FloatingPointError):
-    """The cost was no longer finite. `fit` holds the last good parameters, as a `Fit`."""
-
-    def __init__(self, message: str, fit: Fit) -> None:
-        """Take the message and what was trained so far."""
-        super().__init__(message)
-        self.fit = fit
 
 
 def fit(
@@ -74,6 +43,8 @@ def fit(
     callbacks: Sequence[Callback] = (),
     backward: Backward = manual_backward,
     state: optax.OptState | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
 ) -> Fit:
     """Train on data in memory: each epoch is one compiled program.
 
@@ -106,6 +77,9 @@ def fit(
             that gives back True stops the training.
         backward: (cache, Y, weights) to gradients like params.
         state: of the optimizer, to go on with; None begins anew.
+        checkpoint: a folder. A run that finds a checkpoint of itself there goes on from it, to the
+            same parameters as if it had never been interrupted.
+        checkpoint_every: epochs from one checkpoint to the next; the last epoch always is one.
 
     Returns:
         A `Fit`: params, state, history, and why it stopped.
@@ -113,35 +87,89 @@ def fit(
     Raises:
         TrainingError: the cost or a parameter is no longer finite; its `fit` holds the parameters
             of the epoch before.
-        ValueError: a shape or a number does not fit, or X or Y holds what is not finite.
+        ValueError: a shape or a number does not fit, X or Y holds what is not finite, or the
+            checkpoint is of another network, optimizer, key or number of examples.
         TypeError: an argument is of another kind.
+        ImportError: `checkpoint` without orbax-checkpoint.
     """
     check_optimizer(optimizer)
     check_key(key)
-    X, Y = _examples(params, X, Y, "")
-    m = X.shape[1]
-    _check_count("epochs", epochs, None)
-    _check_count("batch_size", batch_size, m)
-    if patience is not None:
-        _check_count("patience", patience, None)
-        if validation is None:
-            raise ValueError("patience needs a validation set, got validation=None")
-    w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
-    measure = None
-    if validation is not None:
-        held_out = _examples(params, *validation, "validation ")
-        measure = partial(_measure, tuple((metrics or {}).items()), *held_out)
-    rows = jnp.asarray(X.T), jnp.asarray(Y.T)
+    data = in_memory(params, X, Y, weights, batch_size)
+    check_count("epochs", epochs)
+    measure = measured(params, validation, metrics)
 
-    def train(params: Params, state: optax.OptState, key: Array) -> Any:
+    def train(params: Params, state: optax.OptState, epoch: int) -> Any:
         return train_epoch(
-            params, state, key, *rows, w,
+            params, state, jax.random.fold_in(key, epoch), *data,
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    # A copy: its memory is given away, and what was given, or shares it with params, must stay.
-    state = jax.tree.map(jnp.copy, optimizer.init(params) if state is None else state)
-    return _run(train, measure, params, state, epochs, key, patience, callbacks)
+    at = _beginning(params, optimizer, state)
+    setting = setting_of(params, at.state, key, examples=len(data[0]), batch_size=batch_size)
+    return _run(
+        train, measure, at, setting, checkpoint, checkpoint_every,
+        epochs=epochs, patience=patience, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def fit_batches(  # noqa: D417 - the arguments that fit has are described there
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    batches: Batches,
+    *,
+    epochs: int,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    patience: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    backward: Backward = manual_backward,
+    state: optax.OptState | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
+) -> Fit:
+    """Train on batches as they come, for data that does not fit in memory.
+
+    The next batch is drawn in another thread while the device works on the one before. A batch that
+    is shorter than one before it is filled with examples of weight 0, not compiled anew.
+
+    >>> import jax, optax, deepprop as dp, numpy as np
+    >>> params = dp.init_params(jax.random.key(0), [1, 8, 1], hidden="tanh", output="identity")
+    >>> def batches(epoch):
+    ...     rng = np.random.default_rng(epoch)
+    ...     for _ in range(20):
+    ...         X = rng.uniform(-1, 1, (1, 32))
+    ...         yield X, X**2
+    >>> fit = dp.fit_batches(params, optax.sgd(0.3), batches, epochs=20)
+    >>> len(fit.history["cost"]), bool(fit.history["cost"][-1] < 0.01)
+    (20, True)
+
+    Args:
+        params: as for `fit`, and so is what has no line here.
+        optimizer: as for `fit`.
+        batches: an iterable of (X, Y) or (X, Y, weights), X (n_0, m), Y (n_L, m) and weights (m,),
+            that begins anew each epoch, such as a list; or a function of the epoch, from 1 on, that
+            gives one: so does a run with a checkpoint get the same batches when it goes on. PyTorch
+            and grain have an example a row: `lambda epoch: ((x.T, y.T) for x, y in loader)`.
+        epochs: how often to go through the batches.
+
+    Returns:
+        A `Fit`: params, state, history, and why it stopped.
+
+    Raises:
+        TrainingError, ValueError, TypeError, ImportError: as for `fit`; a batch is named by its
+            epoch and number.
+    """
+    check_optimizer(optimizer)
+    check_params(params)
+    check_count("epochs", epochs)
+    check_batches(batches, epochs)
+    measure = measured(params, validation, metrics)
+    train = partial(epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward)
+    at = _beginning(params, optimizer, state)
+    return _run(
+        train, measure, at, setting_of(params, at.state, None), checkpoint, checkpoint_every,
+        epochs=epochs, patience=patience, callbacks=callbacks,
+    )  # fmt: skip
 
 
 def balanced_weights(Y: ArrayLike) -> Array:
@@ -168,45 +196,76 @@ def balanced_weights(Y: ArrayLike) -> Array:
     return jnp.sum(Y * share, axis=0)
 
 
-def _run(
-    train: Callable[..., Any],
-    measure: Callable[[Params], dict[str, Array]] | None,
+def in_memory(
+    params: Params, X: ArrayLike, Y: ArrayLike, weights: ArrayLike | None, batch_size: int
+) -> tuple[Array, Array, Array | None]:
+    """X and Y with an example a row, and the weights, all checked."""
+    X, Y = examples(params, X, Y)
+    m = X.shape[1]
+    check_count("batch_size", batch_size, m)
+    w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
+    return X.T, Y.T, w
+
+
+def measured(
     params: Params,
-    state: optax.OptState,
+    validation: tuple[ArrayLike, ArrayLike] | None,
+    metrics: Mapping[str, Metric] | None,
+) -> Measure | None:
+    """What measures "val_cost" and the metrics of params on the validation set, if there is one."""
+    if validation is None:
+        if metrics:
+            raise ValueError("metrics need a validation set, got validation=None")
+        return None
+    X, Y = examples(params, *validation, "validation ")
+    return partial(_measure, tuple((metrics or {}).items()), X, Y)
+
+
+def check_count(name: str, value: int, most: int | None = None) -> None:
+    """Raise unless `value` is a whole number from 1 to `most`.
+
+    Raises:
+        ValueError: it is out of that range.
+        TypeError: it is no whole number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1 or (most is not None and value > most):
+        limit = "" if most is None else f" and at most the {most} examples"
+        raise ValueError(f"{name} must be above 0{limit}, got {value}")
+
+
+def _beginning(
+    params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
+) -> Progress:
+    # A copy: its memory is given away, and what was given, or shares it with params, must stay.
+    state = jax.tree.map(jnp.copy, optimizer.init(params) if state is None else state)
+    return Progress(params, state, (), params)
+
+
+def _run(
+    train: Train,
+    measure: Measure | None,
+    at: Progress,
+    setting: Mapping[str, str],
+    checkpoint: str | Path | None,
+    checkpoint_every: int,
+    *,
     epochs: int,
-    key: Array,
     patience: int | None,
     callbacks: Sequence[Callback],
 ) -> Fit:
-    history: list[dict[str, float]] = []
-    best, best_cost, best_epoch, stopped = params, np.inf, 0, "epochs"
-    with _interrupts() as interrupted:
-        for epoch in range(1, epochs + 1):
-            trained, state, J = train(params, state, jax.random.fold_in(key, epoch))
-            row = {"cost": J, **({} if measure is None else measure(trained))}
-            finite, row = jax.device_get((_all_finite(trained, J), row))
-            row = {name: float(value) for name, value in row.items()}
-            if not finite:
-                so_far = Fit(params, None, _columns(history), "not finite")
-                raise TrainingError(
-                    f"the cost or a parameter is not finite in epoch {epoch}: cost {row['cost']};"
-                    " try a smaller learning rate (the error's fit holds the epoch before)",
-                    so_far,
-                )
-            params = trained
-            history.append(row)
-            if patience is not None and row["val_cost"] < best_cost:
-                best, best_cost, best_epoch = params, row["val_cost"], epoch
-            wishes = [callback(epoch, row, params) for callback in callbacks]
-            if patience is not None and epoch - best_epoch >= patience:
-                stopped = "patience"
-            elif any(wish is True for wish in wishes):
-                stopped = "callback"
-            elif interrupted.is_set():
-                stopped = "interrupted"
-            if stopped != "epochs":
-                break
-    return Fit(params if patience is None else best, state, _columns(history), stopped)
+    if patience is not None:
+        check_count("patience", patience)
+        if measure is None:
+            raise ValueError("patience needs a validation set, got validation=None")
+    check_count("checkpoint_every", checkpoint_every)
+    setting = {**setting, "patience": "none" if patience is None else "some"}
+    with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
+        return run(
+            train, measure, restore(at), epochs=epochs, patience=patience, callbacks=callbacks,
+            save=save, finite=all_finite,
+        )  # fmt: skip
 
 
 @partial(jax.jit, static_argnums=0)
@@ -215,58 +274,3 @@ def _measure(
 ) -> dict[str, Array]:
     A, cache = forward(params, X)
     return {"val_cost": cost(cache, Y), **{f"val_{name}": f(A, Y) for name, f in metrics}}
-
-
-@jax.jit
-def _all_finite(params: Params, J: Array) -> Array:
-    leaves = [*jax.tree.leaves(params), J]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C is the usual KeyboardInterrupt."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def on_interrupt(*_: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _columns(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    names = history[0] if history else ("cost",)
-    return {name: np.array([row[name] for row in history]) for name in names}
-
-
-def _examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str) -> tuple[Array, Array]:
-    """X and Y as arrays that fit the network and one another, and are finite."""
-    X = inputs(params, X)
-    Y = real_array("Y", Y, wide(params[0].W.dtype))
-    check_shape(f"{which}Y", Y.shape, params[-1].W.shape[0], X.shape[1])
-    for name, array in (("X", X), ("Y", Y)):
-        if not bool(jnp.all(jnp.isfinite(array))):
-            raise ValueError(f"{which}{name} must hold finite numbers")
-    if output_of(params).name == "softmax" and not bool(
-        jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
-    ):
-        raise ValueError(
-            f"{which}Y must be one-hot, or probabilities that add up to 1 in each column"
-        )
-    return X, Y
-
-
-def _check_count(name: str, value: int, most: int | None) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        limit = "" if most is None else f" and at most the {most} examples"
-        raise ValueError(f"{name} must be above 0{limit}, got {value}")

@@ -81,12 +81,12 @@ def hidden_activation(layer: Layer) -> Activation:
     return layer.activation
 
 
-def inputs(params: Params, X: ArrayLike) -> Array:
+def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
     """X as A[0], after a look at the layers' shapes."""
     check_params(params)
     W = params[0].W
-    X = real_array("X", X, W.dtype)
-    check_shape("X", X.shape, W.shape[1], None)
+    X = real_array(name, X, W.dtype)
+    check_shape(name, X.shape, W.shape[1], None)
     return X
 
 

@@ -19,6 +19,8 @@ from deepprop.precision import wide
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
+Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far
+Carry = tuple[Params, optax.OptState, Sums]
 
 
 def update(
@@ -73,10 +75,31 @@ def train_step(
     return jax.jit(partial(update, optimizer=optimizer, backward=backward), donate_argnums=(0, 1))
 
 
-@partial(
-    jax.jit, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
-)
-def train_epoch(
+def minibatch(
+    carry: Carry,
+    X: Array,
+    Y: Array,
+    weights: Array | None,
+    *,
+    optimizer: optax.GradientTransformation,
+    backward: Backward,
+) -> Carry:
+    """One step on a minibatch with an example a row; the carry goes on to the next."""
+    params, state, (total, weight) = carry
+    params, state, J = update(
+        params, state, X.T, Y.T, weights, optimizer=optimizer, backward=backward
+    )
+    share = jnp.asarray(X.shape[0], J.dtype) if weights is None else jnp.sum(weights)
+    return params, state, (total + share * J, weight + share)
+
+
+def no_sums(params: Params) -> Sums:
+    """The sums before the first minibatch of an epoch."""
+    zero = jnp.zeros((), wide(params[0].W.dtype))
+    return zero, zero
+
+
+def epoch(
     params: Params,
     state: optax.OptState,
     key: Array,
@@ -88,15 +111,15 @@ def train_epoch(
     backward: Backward = manual_backward,
     batch_size: int,
 ) -> tuple[Params, optax.OptState, Array]:
-    """One epoch as one program: every example once, in minibatches of a random order.
+    """One epoch: every example once, in minibatches of a random order.
 
     What the last minibatch lacks is filled with examples of weight 0. The data is an argument, not
     a closure, which the compiler would fold; and it has an example a row, so that a minibatch is
     gathered from whole rows.
 
     Args:
-        params: the layers; their memory is left alone.
-        state: of the optimizer; its memory is given to the new one.
+        params: the layers.
+        state: of the optimizer.
         key: a JAX random key, for the order.
         X: (m, n_0), an example a row.
         Y: (m, n_L), an example a row.
@@ -117,23 +140,22 @@ def train_epoch(
         w = jnp.ones(m, wide(params[0].W.dtype)) if w is None else w
     counted = (jnp.arange(steps * batch_size) < m).reshape(steps, batch_size)
 
-    def step(
-        carry: tuple[Params, optax.OptState, Array, Array], batch: tuple[Array, Array]
-    ) -> tuple[tuple[Params, optax.OptState, Array, Array], None]:
-        params, state, total, weight = carry
+    def step(carry: Carry, batch: tuple[Array, Array]) -> tuple[Carry, None]:
         index, count = batch
         w_batch = None if w is None else jnp.where(count, w[index], 0)
-        params, state, J = update(
-            params, state, X[index].T, Y[index].T, w_batch, optimizer=optimizer, backward=backward
-        )
-        share = jnp.asarray(batch_size, J.dtype) if w_batch is None else jnp.sum(w_batch)
-        return (params, state, total + share * J, weight + share), None
+        return minibatch(
+            carry, X[index], Y[index], w_batch, optimizer=optimizer, backward=backward
+        ), None
 
-    zero = jnp.zeros((), wide(params[0].W.dtype))
-    start = (params, state, zero, zero)
     batches = order.reshape(steps, batch_size), counted
-    (params, state, total, weight), _ = jax.lax.scan(step, start, batches)
+    carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), batches)
+    params, state, (total, weight) = carry
     return params, state, total / weight
+
+
+train_epoch = jax.jit(
+    epoch, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
+)
 
 
 def check_optimizer(optimizer: optax.GradientTransformation) -> None:

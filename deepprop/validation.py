@@ -40,7 +40,7 @@ def check_shape(name: str, shape: tuple[int, ...], rows: int, columns: int | Non
     """
     due = f"({rows}, {'m' if columns is None else columns})"
     if len(shape) != 2:
-        hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if name == "Y" else ""
+        hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if name[-1:] == "Y" else ""
         raise ValueError(
             f"{name} must have shape {due}, one example a column, got shape {shape}{hint}"
         )
@@ -48,7 +48,7 @@ def check_shape(name: str, shape: tuple[int, ...], rows: int, columns: int | Non
         raise ValueError(f"{name} must hold at least one example, got shape {shape}")
     if shape[0] != rows or columns not in (None, shape[1]):
         turned = shape[1] == rows and columns in (None, shape[0])
-        hint = f"; the examples seem to be rows: pass {name}.T" if turned else ""
+        hint = f"; the examples seem to be rows: pass {name[-1:]}.T" if turned else ""
         raise ValueError(
             f"{name} must have shape {due}, one example a column, got shape {shape}{hint}"
         )

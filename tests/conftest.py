@@ -13,6 +13,12 @@ settings.register_profile("thorough", max_examples=3000, **common)
 settings.load_profile("ordinary")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kills", type=int, default=2, help="of a training process (default %(default)s)"
+    )
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""

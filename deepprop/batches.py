@@ -1,0 +1,149 @@
+"""Batches as they come, from a generator, PyTorch's DataLoader or grain.
+
+The next batch is drawn and checked in another thread while the device works on the one before.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop.layers import Params, inputs, output_of
+from deepprop.precision import wide
+from deepprop.training import Backward, minibatch, no_sums
+from deepprop.validation import check_shape, example_weights, real_array
+
+Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
+Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
+Prepared = tuple[Array, Array, Array | None]
+
+
+def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
+    """X and Y as arrays that fit the network and one another, and are finite.
+
+    Raises:
+        ValueError: they are not; the message names them after `which`.
+        TypeError: one is not real numbers.
+    """
+    X = inputs(params, X, f"{which}X")
+    Y = real_array(f"{which}Y", Y, wide(params[0].W.dtype))
+    check_shape(f"{which}Y", Y.shape, params[-1].W.shape[0], X.shape[1])
+    finite, adds_up = _looked_over(X, Y)
+    for name, good in zip(("X", "Y"), finite, strict=True):
+        if not bool(good):
+            raise ValueError(f"{which}{name} must hold finite numbers")
+    if output_of(params).name == "softmax" and not bool(adds_up):
+        raise ValueError(
+            f"{which}Y must be one-hot, or probabilities that add up to 1 in each column"
+        )
+    return X, Y
+
+
+def check_batches(batches: Any, epochs: int) -> None:
+    """Raise unless `batches` can be gone through `epochs` times.
+
+    Raises:
+        TypeError: it is neither iterable nor a function.
+        ValueError: it can be gone through once only.
+    """
+    if callable(batches) and not isinstance(batches, Iterable):
+        return
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be an iterable of (X, Y), or a function of the epoch that gives one,"
+            f" got {type(batches).__name__}"
+        )
+    if epochs > 1 and iter(batches) is batches:
+        raise ValueError(
+            f"batches must begin anew for each of the {epochs} epochs, and a generator is used up"
+            " after one: give a list, a DataLoader, or a function of the epoch that makes one"
+        )
+
+
+def epoch_of_batches(
+    params: Params,
+    state: optax.OptState,
+    epoch: int,
+    *,
+    batches: Batches,
+    optimizer: optax.GradientTransformation,
+    backward: Backward,
+) -> tuple[Params, optax.OptState, Array]:
+    """One epoch: params, state, and the mean J, each batch's taken before its step.
+
+    Raises:
+        ValueError: a batch does not fit the network, or there is none.
+        TypeError: a batch is no (X, Y) or (X, Y, weights) of real numbers.
+    """
+    drawn = batches(epoch) if callable(batches) else batches
+    check, sums, size = partial(_prepared, params), no_sums(params), 0
+    params = jax.tree.map(jnp.copy, params)  # its memory is given away from step to step
+    for X, Y, w in _ahead(check, drawn, epoch):
+        before, size = sums, max(size, X.shape[0])
+        params, state, sums = _train_minibatch(
+            (params, state), sums, *_filled(X, Y, w, size), optimizer=optimizer, backward=backward
+        )
+        jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # stay one batch ahead
+    if not size:
+        raise ValueError(f"batches must give at least one batch, got none in epoch {epoch}")
+    return params, state, sums[0] / sums[1]
+
+
+@partial(jax.jit, static_argnames=("optimizer", "backward"), donate_argnums=0)
+def _train_minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
+    return minibatch((*params_and_state, sums), *batch, **static)
+
+
+@jax.jit
+def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array]:
+    """Whether X is finite and Y is, and whether each column of Y is a distribution."""
+    finite = jnp.all(jnp.isfinite(X)), jnp.all(jnp.isfinite(Y))
+    return finite, jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
+
+
+def _ahead(
+    check: Callable[[Batch, str], Prepared], batches: Iterable[Batch], epoch: int
+) -> Iterator[Prepared]:
+    """The batches, checked; each is drawn while the one before it is in use."""
+    rest = enumerate(batches)
+
+    def draw() -> Prepared | None:
+        for i, batch in rest:
+            return check(batch, f"epoch {epoch}, batch {i}: ")
+        return None
+
+    with ThreadPoolExecutor(1, "deepprop batches") as thread:
+        following = thread.submit(draw)
+        while (batch := following.result()) is not None:
+            following = thread.submit(draw)
+            yield batch
+
+
+def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
+    """X and Y with an example a row, and the weights if there are any."""
+    if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
+        raise TypeError(f"{which}must be (X, Y) or (X, Y, weights), got {type(batch).__name__}")
+    X, Y = examples(params, batch[0], batch[1], which)
+    if len(batch) == 2:
+        return X.T, Y.T, None
+    example_weights(batch[2], X.shape[1], Y.dtype)  # raises where they are none
+    return X.T, Y.T, jnp.asarray(batch[2], Y.dtype)
+
+
+def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Prepared:
+    """A batch that is shorter than another before it, filled with examples of weight 0.
+
+    Another size would be compiled anew.
+    """
+    lacking = size - X.shape[0]
+    if not lacking:
+        return X, Y, w
+    w = jnp.ones(X.shape[0], Y.dtype) if w is None else w
+    X, Y = (jnp.concatenate([M, jnp.zeros((lacking, M.shape[1]), M.dtype)]) for M in (X, Y))
+    return X, Y, jnp.concatenate([w, jnp.zeros(lacking, w.dtype)])

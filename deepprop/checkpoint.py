@@ -1,0 +1,146 @@
+"""Checkpoints: a run that was killed goes on where it was, to the same parameters bit for bit.
+
+Orbax writes them, in another thread and whole or not at all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from deepprop.layers import Layer, Params
+from deepprop.loop import Progress
+
+Restore = Callable[[Progress], Progress]
+Save = Callable[[Progress, bool], None]
+KEPT = 2  # should the newest be damaged, there is one before it
+
+
+@contextmanager
+def checkpoints(
+    folder: str | Path | None, setting: Mapping[str, str], every: int
+) -> Iterator[tuple[Restore, Save]]:
+    """What goes on from the newest checkpoint in a folder, and what writes the next.
+
+    Args:
+        folder: where they are; None for a run without.
+        setting: what must be the same when the run goes on: names, and what each is as text.
+        every: epochs from one checkpoint to the next; the last epoch is always one.
+
+    Yields:
+        restore: the progress at the beginning of a run to that of the newest checkpoint, if any.
+        save: takes the progress after an epoch, and whether it is the last.
+
+    Raises:
+        ImportError: orbax-checkpoint is missing; the message names the extra that brings it.
+        ValueError: the checkpoint is of another setting, or none that can be read.
+    """
+    if folder is None:
+        yield (lambda at: at), (lambda at, last: None)
+        return
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ImportError(
+            "checkpoint needs orbax-checkpoint: pip install 'deepprop[checkpoints]'"
+        ) from None
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(Path(folder).resolve(), options=options) as manager:
+
+        def restore(at: Progress) -> Progress:
+            epoch = manager.latest_step()
+            return at if epoch is None else _restored(manager, epoch, at, setting)
+
+        def save(at: Progress, last: bool) -> None:
+            if last or at.epoch % every == 0:
+                manager.save(at.epoch, args=_saved(at, setting))
+
+        yield restore, save  # leaving waits for what is being written
+
+
+def setting_of(params: Params, state: Any, key: Array | None, **numbers: int) -> dict[str, str]:
+    """What makes two runs the same one, as text."""
+    layers = [f"{layer.W.shape[-2]} {layer.activation.name}" for layer in params]
+    sizes = [str(params[0].W.shape[-1]), *layers]
+    setting = {
+        "network": f"{' - '.join(sizes)}, {params[0].W.dtype}{list(params[0].W.shape[:-2])}",
+        "optimizer": str(jax.tree.structure(state, is_leaf=_is_params)),
+        **{name: str(number) for name, number in numbers.items()},
+    }
+    if key is not None:
+        setting["key"] = str(_plain(key).tolist())
+    return setting
+
+
+def _saved(at: Progress, setting: Mapping[str, str]) -> Any:
+    import orbax.checkpoint as ocp
+
+    # Copies: the memory of the state is given away to the next epoch while this one is written.
+    arrays = jax.tree.map(lambda leaf: jnp.copy(_plain(leaf)), _arrays(at))
+    notes = {
+        "setting": dict(setting),
+        "history": list(at.history),
+        "best_epoch": at.best_epoch,
+        "best_cost": at.best_cost,
+    }
+    return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes))
+
+
+def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]) -> Progress:
+    import orbax.checkpoint as ocp
+
+    where = f"checkpoint {manager.directory}, epoch {epoch}"
+    try:
+        notes = manager.restore(epoch, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+        was = notes.pop("setting")
+    except Exception as error:  # whatever is wrong with a file raises as its decoder does
+        raise ValueError(f"{where} can't be read: {error}") from error
+    for name, now in setting.items():
+        if was.get(name) != now:
+            raise ValueError(
+                f"{where} is of another {name}: {was.get(name)}, and now it is {now}; give another"
+                " folder to begin anew"
+            )
+    notes["history"] = tuple(notes["history"])
+    at = replace(at, **notes)
+    like = jax.tree.map(_plain, _arrays(at))
+    try:
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
+        arrays = manager.restore(epoch, args=args).arrays
+    except Exception as error:
+        raise ValueError(f"{where} can't be read: {error}") from error
+    filled = {name: _like(getattr(at, name), leaves) for name, leaves in arrays.items()}
+    return replace(at, **{"best": filled["params"], **filled})
+
+
+def _arrays(at: Progress) -> dict[str, list[Array]]:
+    """The arrays of a progress by name; `best` where it is another epoch's than `params`."""
+    names = ("params", "state") + (("best",) if 0 < at.best_epoch < at.epoch else ())
+    return {name: jax.tree.leaves(getattr(at, name)) for name in names}
+
+
+def _plain(leaf: Array) -> Array:
+    """A random key as the numbers that it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(tree: Any, leaves: list[Array]) -> Any:
+    old, structure = jax.tree.flatten(tree)
+    keys = [
+        jax.random.wrap_key_data(new, impl=jax.random.key_impl(was)) if _is_key(was) else new
+        for was, new in zip(old, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, keys)
+
+
+def _is_params(node: Any) -> bool:
+    return isinstance(node, tuple) and bool(node) and isinstance(node[0], Layer)
+
+
+def _is_key(leaf: Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))

@@ -1,0 +1,196 @@
+"""Many networks of one shape trained at once: an ensemble, or a sweep over hyperparameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop.backprop import manual_backward
+from deepprop.checkpoint import checkpoints, setting_of
+from deepprop.fit import Metric, check_count, in_memory, measured
+from deepprop.layers import Params, check_params
+from deepprop.loop import Callback, Fit, Progress, all_finite, run
+from deepprop.training import Backward, check_optimizer, epoch
+from deepprop.validation import check_key, real_array
+
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+
+
+def fit_ensemble(
+    params: Params,
+    optimizer: Optimizer,
+    X: ArrayLike,
+    Y: ArrayLike,
+    *,
+    epochs: int,
+    batch_size: int,
+    key: Array,
+    sweep: Mapping[str, ArrayLike] | None = None,
+    weights: ArrayLike | None = None,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    callbacks: Sequence[Callback] = (),
+    backward: Backward = manual_backward,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
+) -> Fit:
+    """Train K networks of one shape at once, as `fit` trains each, in one compiled program.
+
+    They differ in their parameters, the order of the examples, or what the optimizer is given.
+
+    >>> import jax, optax, deepprop as dp, jax.numpy as jnp
+    >>> make = lambda key: dp.init_params(key, [1, 8, 1], hidden="tanh", output="identity")
+    >>> params = jax.vmap(make)(jax.random.split(jax.random.key(0), 3))
+    >>> X = jnp.linspace(-1, 1, 64).reshape(1, 64)
+    >>> fit = dp.fit_ensemble(params, optax.sgd, X, X**2, epochs=40, batch_size=16,
+    ...     key=jax.random.key(1), sweep={"learning_rate": jnp.array([0.001, 0.1, 0.3])})
+    >>> fit.history["cost"].shape, int(fit.history["cost"][-1].argmax())
+    ((40, 3), 0)
+    >>> best = jax.tree.map(lambda leaf: leaf[2], fit.params)  # one of them, as `fit` gives it back
+    >>> best[0].W.shape
+    (8, 1)
+
+    Args:
+        params: layers with a leading axis of K, as `jax.vmap` of `init_params` makes them; or of
+            one network, for all to begin with.
+        optimizer: an optax transformation for all; or with `sweep` a function of its entries that
+            gives one, such as `optax.adamw`.
+        X: (n_0, m), one example a column.
+        Y: (n_L, m), the targets.
+        epochs: how often each example is seen.
+        batch_size: examples a step, at most m.
+        key: a JAX random key for one order of the examples, or K of them, one a network.
+        sweep: names and (K,) numbers that `optimizer` is called with, one a network.
+        weights: (m,), one an example.
+        validation: (X, Y) to measure cost and metrics on after each epoch.
+        metrics: names, and functions of (A[L], Y), to measure on the validation set.
+        callbacks: functions of (epoch, row of the history, params), called after each epoch; one
+            that gives back True stops the training.
+        backward: (cache, Y, weights) to gradients like params.
+        checkpoint: a folder, to go on from as `fit` does.
+        checkpoint_every: epochs from one checkpoint to the next; the last epoch always is one.
+
+    Returns:
+        A `Fit` with a leading axis of K in params and state, and an array (epochs, K) a column of
+        the history. A network that is no longer finite does not stop the others.
+
+    Raises:
+        TrainingError: none of the networks is finite any longer.
+        ValueError, TypeError, ImportError: as for `fit`; or the numbers of networks differ.
+    """
+    one = jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) == 3 else leaf, params)
+    check_params(one)
+    entries = {name: _numbers(f"sweep {name}", values) for name, values in (sweep or {}).items()}
+    K = _how_many(params, key, entries)
+    params = jax.tree.map(partial(_stacked, K), params)
+    if entries and isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError("optimizer must be a function of the entries of sweep, such as optax.adam")
+    data = in_memory(one, X, Y, weights, batch_size)
+    check_count("epochs", epochs)
+    check_count("checkpoint_every", checkpoint_every)
+    measure = measured(one, validation, metrics)
+
+    def train(params: Params, state: optax.OptState, epoch: int) -> Any:
+        return _train_epoch(
+            params, state, _folded(key, epoch), entries, *data,
+            optimizer=optimizer, backward=backward, batch_size=batch_size,
+        )  # fmt: skip
+
+    state = jax.vmap(lambda params, own: _made(optimizer, own).init(params))(params, entries)
+    state = jax.tree.map(jnp.copy, state)  # its memory is given away, and params must stay
+    at = Progress(params, state, (), params)
+    setting = setting_of(params, state, key, examples=len(data[0]), batch_size=batch_size)
+    setting["sweep"] = str({name: values.tolist() for name, values in entries.items()})
+    with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
+        return run(
+            train, None if measure is None else jax.vmap(measure), restore(at), epochs=epochs,
+            patience=None, callbacks=callbacks, save=save, finite=_any_finite,
+        )  # fmt: skip
+
+
+@partial(
+    jax.jit, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
+)
+def _train_epoch(
+    params: Params,
+    state: optax.OptState,
+    key: Array,
+    sweep: Mapping[str, Array],
+    X: Array,
+    Y: Array,
+    weights: Array | None,
+    *,
+    optimizer: Optimizer,
+    backward: Backward,
+    batch_size: int,
+) -> tuple[Params, optax.OptState, Array]:
+    def member(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
+        return epoch(
+            params, state, key, X, Y, weights,
+            optimizer=_made(optimizer, entries), backward=backward, batch_size=batch_size,
+        )  # fmt: skip
+
+    axes = 0, 0, 0 if _several(key) else None, 0
+    trained: tuple[Params, optax.OptState, Array]
+    trained = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
+    return trained
+
+
+def _made(optimizer: Optimizer, entries: Mapping[str, Array]) -> optax.GradientTransformation:
+    made: Any = optimizer
+    if entries:
+        made = made(**entries)
+    check_optimizer(made)
+    return made
+
+
+@jax.jit
+def _any_finite(params: Params, J: Array) -> Array:
+    return jnp.any(jax.vmap(all_finite)(params, J))
+
+
+def _several(key: Array) -> bool:
+    return key.ndim > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
+
+
+def _folded(key: Array, epoch: int) -> Array:
+    def fold(key: Array) -> Array:
+        return jax.random.fold_in(key, epoch)
+
+    return jax.vmap(fold)(key) if _several(key) else fold(key)
+
+
+def _numbers(name: str, values: ArrayLike) -> Array:
+    values = real_array(name, values)
+    if values.ndim != 1:
+        raise ValueError(f"{name} must have shape (K,), a number a network, got {values.shape}")
+    return values
+
+
+def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
+    """K, once all that says how many networks there are says the same."""
+    counts = {f"sweep {name}": len(values) for name, values in sweep.items()}
+    if getattr(key, "ndim", 0) and _several(key):
+        check_key(key[0])
+        counts["key"] = key.shape[0]
+    else:
+        check_key(key)
+    for l, layer in enumerate(params, start=1):
+        leaves = {f"W[{l}]": layer.W, f"b[{l}]": layer.b}
+        counts |= {name: leaf.shape[0] for name, leaf in leaves.items() if leaf.ndim == 3}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(
+            "params with a leading axis of K, K keys, or a sweep of K numbers must say how many"
+            f" networks there are, and the same K each, got {counts or 'none of them'}"
+        )
+    return next(iter(counts.values()))
+
+
+def _stacked(K: int, leaf: Array) -> Array:
+    return leaf if leaf.ndim == 3 else jnp.broadcast_to(leaf, (K, *leaf.shape))

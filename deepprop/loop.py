@@ -1,0 +1,178 @@
+"""The loop around epochs: what people expect between one compiled epoch and the next."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from deepprop.layers import Params
+
+Row = Mapping[str, Any]
+Callback = Callable[[int, Row, Params], Any]
+Train = Callable[[Params, optax.OptState, int], tuple[Params, optax.OptState, Array]]
+Measure = Callable[[Params], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training gives back.
+
+    Attributes:
+        params: the layers; with `patience`, those of the best epoch.
+        state: of the optimizer after the last epoch; None in a `TrainingError`, as its memory was
+            given away.
+        history: an array a column, an entry an epoch: "cost", and with a validation set
+            "val_cost" and "val_" + the name of each metric.
+        stopped: why it ended: "epochs", "patience", "callback", "interrupted", or "not finite" in a
+            `TrainingError`.
+    """
+
+    params: Params
+    state: optax.OptState
+    history: dict[str, np.ndarray]
+    stopped: str
+
+
+class TrainingError(FloatingPointError):
+    """The cost was no longer finite. `fit` holds the last good parameters, as a `Fit`."""
+
+    def __init__(self, message: str, fit: Fit) -> None:
+        """Take the message and what was trained so far."""
+        super().__init__(message)
+        self.fit = fit
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, in full: what a checkpoint holds.
+
+    Attributes:
+        params, state: after the last epoch.
+        history: a row an epoch.
+        best: the parameters of the epoch of the lowest validation cost, where there is patience.
+        best_epoch, best_cost: that epoch, 0 before the first, and its cost.
+    """
+
+    params: Params
+    state: optax.OptState
+    history: tuple[Row, ...]
+    best: Params
+    best_epoch: int = 0
+    best_cost: float = np.inf
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+
+def run(
+    train: Train,
+    measure: Measure | None,
+    at: Progress,
+    *,
+    epochs: int,
+    patience: int | None,
+    callbacks: Sequence[Callback],
+    save: Callable[[Progress, bool], None],
+    finite: Callable[[Params, Array], Array],
+) -> Fit:
+    """Epochs until they are done, or something ends them earlier.
+
+    Args:
+        train: (params, state, epoch) to the params and state after that epoch, and its mean J.
+        measure: params to what else is recorded; None for nothing.
+        at: where to begin.
+        epochs: where to end.
+        patience: epochs without a lower "val_cost" after which to stop; None for never.
+        callbacks: called with (epoch, row, params) after each epoch; True stops the run.
+        save: called with the progress after each epoch, and whether it is the last.
+        finite: whether (params, J) are good to go on with.
+
+    Returns:
+        A `Fit`.
+
+    Raises:
+        TrainingError: params or J are no longer finite.
+    """
+    stopped = _patience_is_out(at, patience)
+    with _interrupts() as interrupted:
+        while not stopped and at.epoch < epochs:
+            at = _next(train, measure, at, patience is not None, finite)
+            wishes = [callback(at.epoch, at.history[-1], at.params) for callback in callbacks]
+            stopped = _patience_is_out(at, patience)
+            if any(wish is True for wish in wishes):
+                stopped = "callback"
+            elif interrupted.is_set():
+                stopped = stopped or "interrupted"
+            save(at, bool(stopped) or at.epoch == epochs)
+    params = at.params if patience is None else at.best
+    return Fit(params, at.state, _columns(at.history), stopped or "epochs")
+
+
+def _next(
+    train: Train,
+    measure: Measure | None,
+    at: Progress,
+    keep_best: bool,
+    finite: Callable[[Params, Array], Array],
+) -> Progress:
+    params, state, J = train(at.params, at.state, at.epoch + 1)
+    measured = {"cost": J, **({} if measure is None else measure(params))}
+    good, values = jax.device_get((finite(params, J), measured))
+    row: Row = {name: np.asarray(value, float).tolist() for name, value in values.items()}
+    if not good:
+        raise TrainingError(
+            f"the cost or a parameter is not finite in epoch {at.epoch + 1}: cost {row['cost']};"
+            " try a smaller learning rate (the error's fit holds the epoch before)",
+            Fit(at.params, None, _columns(at.history), "not finite"),
+        )
+    at = replace(at, params=params, state=state, history=(*at.history, row))
+    if not keep_best:
+        return replace(at, best=params)
+    if row["val_cost"] < at.best_cost:
+        at = replace(at, best=params, best_epoch=at.epoch, best_cost=row["val_cost"])
+    return at
+
+
+def _patience_is_out(at: Progress, patience: int | None) -> str:
+    return "patience" if patience is not None and at.epoch - at.best_epoch >= patience else ""
+
+
+@jax.jit
+def all_finite(params: Params, J: Array) -> Array:
+    """Whether J and every parameter are finite."""
+    leaves = [*jax.tree.leaves(params), J]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; a second Ctrl-C is the usual KeyboardInterrupt."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def on_interrupt(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _columns(history: Sequence[Row]) -> dict[str, np.ndarray]:
+    names = history[0] if history else ("cost",)
+    return {name: np.array([row[name] for row in history]) for name in names}

@@ -1,0 +1,148 @@
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from deepprop.batches import _ahead, _train_minibatch
+from tests.problems import problem, public_cost
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+PARAMS, X, Y, W = problem(0, [4, 8, 3], 24, "relu", weighted=True, dtype=np.float32)
+SGD = optax.sgd(0.1)
+
+
+def split(*arrays, sizes=(10, 10, 4)):
+    return list(zip(*(np.split(a, np.cumsum(sizes)[:-1], axis=-1) for a in arrays), strict=True))
+
+
+def run(batches, **options):
+    return dp.fit_batches(
+        options.pop("params", PARAMS),
+        options.pop("optimizer", SGD),
+        batches,
+        **{"epochs": 2, **options},
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_steps_are_those_of_jax_grad(weighted):
+    """The short batch as it is in the reference: filled up in fit_batches."""
+    batches = split(X, Y, W) if weighted else split(X, Y)
+    fit = run(batches)
+    params, costs = PARAMS, []
+    for _ in range(2):
+        total = weight = 0.0
+        for x, y, *w in batches:
+            J, grads = jax.value_and_grad(public_cost)(params, x, y, *w)
+            params = jax.tree.map(lambda p, g: p - np.float32(0.1) * g, params, grads)
+            share = w[0].sum() if w else x.shape[1]
+            total, weight = total + share * float(J), weight + share
+        costs.append(total / weight)
+    for p, q in zip(jax.tree.leaves(fit.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(fit.history["cost"], costs, rtol=1e-5)
+
+
+def test_a_short_batch_costs_one_program_and_no_more():
+    before = _train_minibatch._cache_size()
+    run(split(X, Y, sizes=(10, 10, 3, 1)), optimizer=optax.sgd(0.2), epochs=3)
+    assert _train_minibatch._cache_size() == before + 2  # with weights, and without
+
+
+def test_the_next_batch_is_drawn_while_this_one_is_in_use():
+    second = threading.Event()
+
+    def batches():
+        yield "first"
+        assert threading.current_thread() is not threading.main_thread()
+        second.set()
+        yield "second"
+
+    ahead = _ahead(lambda batch, which: (which, batch), batches(), 7)
+    assert next(ahead) == ("epoch 7, batch 0: ", "first")
+    assert second.wait(10)
+    assert list(ahead) == [("epoch 7, batch 1: ", "second")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("deepprop")]
+
+
+def test_a_function_of_the_epoch_is_told_the_epoch_and_resumes(tmp_path):
+    seen = []
+
+    def batches(epoch):
+        seen.append(epoch)
+        order = np.random.default_rng(epoch).permutation(24)
+        return split(X[:, order], Y[:, order])
+
+    whole = run(batches, epochs=5)
+    run(batches, epochs=2, checkpoint=tmp_path)
+    seen.clear()
+    resumed = run(batches, epochs=5, checkpoint=tmp_path)
+    assert seen == [3, 4, 5]
+    for p, q in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_the_params_one_begins_with_are_left_alone():
+    before = jax.tree.map(np.array, PARAMS)
+    run(split(X, Y))
+    for p, q in zip(jax.tree.leaves(before), jax.tree.leaves(PARAMS), strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_validation_patience_and_callbacks_are_those_of_fit():
+    fit = run(
+        split(X, Y), epochs=9, validation=(X, Y), callbacks=[lambda epoch, row, params: epoch == 4]
+    )
+    assert fit.stopped == "callback"
+    assert sorted(fit.history) == ["cost", "val_cost"]
+
+
+def test_an_error_in_the_data_comes_through():
+    def batches(epoch):
+        yield X, Y
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(batches)
+
+
+def once():
+    yield X, Y
+
+
+BAD = {
+    "a generator for two epochs": (once(), ValueError, "batches must begin anew for each of the 2 epochs, and a generator is used up"),
+    "no iterable": (3, TypeError, "batches must be an iterable of .X, Y., .*got int"),
+    "no batch": ([], ValueError, "batches must give at least one batch, got none in epoch 1"),
+    "no pair": ([X], TypeError, r"epoch 1, batch 0: must be \(X, Y\) or \(X, Y, weights\), got ndarray"),
+    "examples as rows": ([(X.T, Y.T)], ValueError, r"epoch 1, batch 0: X must have shape \(4, m\).*pass X.T"),
+    "another m": ([(X, Y), (X, Y[:, :3])], ValueError, r"epoch 1, batch 1: Y must have shape \(3, 24\)"),
+    "nan": ([(X, Y), (X * np.nan, Y)], ValueError, "epoch 1, batch 1: X must hold finite numbers"),
+    "not one-hot": ([(X, 2 * Y)], ValueError, "epoch 1, batch 0: Y must be one-hot"),
+    "weights of another m": ([(X, Y, W[:3])], ValueError, r"weights must have shape \(24,\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_batches_are_named(case):
+    batches, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        run(batches)
+
+
+def test_data_loaders_of_pytorch():
+    """Batches are lists of tensors with an example a row; needs PyTorch, which the tests do not install."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import DataLoader, TensorDataset
+
+    loader = DataLoader(
+        TensorDataset(torch.tensor(X.T.copy()), torch.tensor(Y.T.copy())), batch_size=10
+    )
+    fit = run(lambda epoch: ((x.T, y.T) for x, y in loader))
+    same = run(split(X, Y))
+    np.testing.assert_array_equal(fit.params[0].W, same.params[0].W)
+    assert jnp.isfinite(fit.history["cost"][0])

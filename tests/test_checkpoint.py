@@ -1,0 +1,192 @@
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from tests.problems import problem
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
+ADAM = optax.adam(0.01)
+
+
+def run(folder=None, params=PARAMS, optimizer=ADAM, X=X, Y=Y, **options):
+    options = {"epochs": 3, "batch_size": 8, "key": jax.random.key(1), **options}
+    return dp.fit(params, optimizer, X, Y, checkpoint=folder, **options)
+
+
+def assert_same(a, b):
+    assert a.stopped == b.stopped
+    assert list(a.history) == list(b.history)
+    for name, column in a.history.items():
+        np.testing.assert_array_equal(column, b.history[name])
+    for p, q in zip(*(jax.tree.leaves((fit.params, fit.state)) for fit in (a, b)), strict=True):
+        assert p.dtype == q.dtype
+        if jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
+            p, q = jax.random.key_data(p), jax.random.key_data(q)
+        np.testing.assert_array_equal(p, q)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"checkpoint_every": 2},
+        {"optimizer": optax.chain(optax.adam(0.01), optax.add_noise(0.1, 0.5, key=jax.random.key(7)))},
+        {"optimizer": optax.sgd(optax.cosine_decay_schedule(0.1, 15))},
+    ],
+    ids=["adam", "every second epoch", "a state with a random key", "a schedule"],
+)  # fmt: skip
+def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, options):
+    whole = run(epochs=5, **options)
+    run(tmp_path, epochs=3, **options)
+    assert_same(run(tmp_path, epochs=5, **options), whole)
+
+
+def test_bfloat16_goes_on_too(tmp_path):
+    params = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), PARAMS)
+    whole = run(params=params, epochs=4)
+    run(tmp_path, params=params, epochs=2)
+    assert_same(run(tmp_path, params=params, epochs=4), whole)
+
+
+@pytest.mark.parametrize("first", [1, 4, 6, 8])
+def test_patience_goes_on(tmp_path, first):
+    """Held-out targets that are wrong: best at first, then worse; stopped before, at and after."""
+    options = {
+        "validation": (X, np.roll(Y, 1, axis=0)),
+        "patience": 4,
+        "optimizer": optax.adam(0.1),
+    }
+    whole = run(epochs=50, **options)
+    assert whole.stopped == "patience"
+    run(tmp_path, epochs=first, **options)
+    assert_same(run(tmp_path, epochs=50, **options), whole)
+
+
+def test_a_finished_run_trains_no_more(tmp_path):
+    done = run(tmp_path)
+    epochs = []
+    again = run(tmp_path, callbacks=[lambda epoch, row, params: epochs.append(epoch)])
+    assert epochs == []
+    assert_same(again, done)
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_last_epoch(tmp_path):
+    def interrupt(epoch, row, params):
+        if epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    assert run(tmp_path, checkpoint_every=50, callbacks=[interrupt]).stopped == "interrupted"
+    assert_same(run(tmp_path), run())
+
+
+def test_an_error_leaves_the_checkpoint_before_it(tmp_path):
+    def fail(epoch, row, params):
+        if epoch == 3:
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        run(tmp_path, epochs=5, callbacks=[fail])
+    seen = []
+    run(tmp_path, epochs=5, callbacks=[lambda epoch, row, params: seen.append(epoch)])
+    assert seen == [3, 4, 5]
+
+
+OTHERS = {
+    "network": {"params": problem(0, [4, 9, 3], 24, "relu", dtype=np.float32)[0]},
+    "activation": {"params": problem(0, [4, 8, 3], 24, "tanh", dtype=np.float32)[0]},
+    "optimizer": {"optimizer": optax.sgd(0.1)},
+    "key": {"key": jax.random.key(2)},
+    "batch_size": {"batch_size": 6},
+    "examples": {"X": X[:, 1:], "Y": Y[:, 1:]},
+    "patience": {"validation": (X, Y), "patience": 3},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
+    run(tmp_path)
+    name = "network" if other == "activation" else other
+    with pytest.raises(ValueError, match=f"epoch 3 is of another {name}: .* give another folder"):
+        run(tmp_path, epochs=5, **OTHERS[other])
+    assert_same(run(tmp_path), run())
+
+
+@pytest.mark.parametrize("part", ["arrays", "notes"])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, part):
+    run(tmp_path)
+    for file in (tmp_path / "3" / part).rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * 40)
+    with pytest.raises(ValueError, match=r"checkpoint .*, epoch 3 can't be read"):
+        run(tmp_path, epochs=5)
+
+
+def test_a_folder_that_can_not_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run(tmp_path / "file" / "folder")
+
+
+def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"pip install 'deepprop\[checkpoints\]'"):
+        run(tmp_path)
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np, optax
+import deepprop as dp
+
+rng = np.random.default_rng(0)
+X, Y = rng.standard_normal((20, 200)), np.eye(5)[:, rng.integers(5, size=200)]
+params = dp.init_params(jax.random.key(0), [20, 64, 64, 5])
+fit = dp.fit(
+    params, optax.adam(0.01), X, Y, epochs=int(sys.argv[2]), batch_size=20, key=jax.random.key(1),
+    validation=(X[:, :50], Y[:, :50]), patience=10**6, checkpoint=sys.argv[3] or None,
+    callbacks=[lambda epoch, row, params: print(epoch, flush=True)],
+)
+dp.save(sys.argv[1], fit.params, history=fit.history["cost"])
+"""
+
+
+def test_a_process_that_is_killed_loses_nothing(tmp_path, request):
+    """SIGKILL at random moments: --kills=100 for more of them than a suite has time for."""
+    kills, rng, last = request.config.getoption("--kills"), random.Random(0), 0
+    epochs = 25 * kills + 10  # more than the processes that are killed get through
+
+    def process(name, folder):
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / name), str(epochs), str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    for _ in range(kills):
+        with process("never.npz", tmp_path / "checkpoints") as killed:
+            lines = list(islice(killed.stdout, rng.randrange(1, 20)))
+            time.sleep(rng.uniform(0, 0.15))
+            killed.kill()
+            begun, *_, ended = map(int, [*lines, *lines, *killed.stdout])
+        assert killed.returncode == -signal.SIGKILL
+        assert begun >= last - 1  # an epoch is printed before it is written; the one before it is
+        last = ended
+    with process("resumed.npz", tmp_path / "checkpoints") as resumed:
+        assert int(resumed.stdout.readline()) >= last - 1
+        resumed.communicate(timeout=600)
+    with process("whole.npz", "") as whole:
+        whole.communicate(timeout=600)
+    assert (resumed.returncode, whole.returncode) == (0, 0)
+    resumed, whole = (dict(np.load(tmp_path / name)) for name in ("resumed.npz", "whole.npz"))
+    assert whole["history"].shape == (epochs,)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(resumed[name], array)

@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from deepprop.ensemble import _train_epoch
+from tests.problems import problem
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+K, M = 4, 22
+_, X, Y, W = problem(0, [4, 8, 3], M, "relu", weighted=True, dtype=np.float32)
+KEYS = jax.random.split(jax.random.key(3), K)
+PARAMS = jax.vmap(lambda key: dp.init_params(key, [4, 8, 3], hidden="tanh"))(KEYS)
+RATES = jnp.asarray([0.001, 0.01, 0.03, 0.1], jnp.float32)
+
+
+def member(tree, k):
+    return jax.tree.map(lambda leaf: leaf[k], tree)
+
+
+def run(params=PARAMS, optimizer=optax.sgd, X=X, Y=Y, **options):
+    options = {"epochs": 3, "batch_size": 8, "key": jax.random.key(1), **options}
+    return dp.fit_ensemble(params, optimizer, X, Y, **options)
+
+
+def assert_close(a, b):
+    for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(1), KEYS], ids=["one order", "K orders"])
+@pytest.mark.parametrize("weights", [None, W], ids=["", "weighted"])
+def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
+    def adamw(learning_rate, weight_decay):
+        return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+    sweep = {"learning_rate": RATES, "weight_decay": jnp.asarray([0, 0.1, 0, 0.2], jnp.float32)}
+    together = run(optimizer=adamw, sweep=sweep, key=key, weights=weights, validation=(X, Y))
+    for k in range(K):
+        alone = dp.fit(
+            member(PARAMS, k), adamw(**{name: float(v[k]) for name, v in sweep.items()}), X, Y,
+            epochs=3, batch_size=8, key=key if key.ndim == 0 else key[k], weights=weights,
+            validation=(X, Y),
+        )  # fmt: skip
+        assert_close(member(together.params, k), alone.params)
+        for name, column in alone.history.items():
+            np.testing.assert_allclose(together.history[name][:, k], column, rtol=1e-4)
+
+
+def test_one_network_to_begin_with_and_a_sweep():
+    together = run(member(PARAMS, 0), optimizer=optax.adam, sweep={"learning_rate": RATES})
+    assert together.params[0].W.shape == (K, 8, 4)
+    assert together.history["cost"].shape == (3, K)
+    alone = dp.fit(
+        member(PARAMS, 0), optax.adam(0.03), X, Y, epochs=3, batch_size=8, key=jax.random.key(1)
+    )
+    assert_close(member(together.params, 2), alone.params)
+
+
+def test_a_network_that_diverges_does_not_stop_the_others():
+    fit = run(
+        sweep={"learning_rate": jnp.asarray([0.01, np.inf], jnp.float32)}, params=member(PARAMS, 0)
+    )
+    assert fit.stopped == "epochs"
+    assert np.isfinite(fit.history["cost"]).all(axis=0).tolist() == [True, False]
+    with pytest.raises(dp.TrainingError, match="not finite in epoch 1"):
+        run(sweep={"learning_rate": jnp.full(K, np.inf, jnp.float32)})
+
+
+def test_epochs_share_one_program():
+    before = _train_epoch._cache_size()
+    run(optimizer=optax.adam(0.01), epochs=5)
+    assert _train_epoch._cache_size() == before + 1
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    options = {"optimizer": optax.adam, "sweep": {"learning_rate": RATES}}
+    whole = run(**options, epochs=5)
+    run(**options, epochs=2, checkpoint=tmp_path)
+    resumed = run(**options, epochs=5, checkpoint=tmp_path)
+    for a, b in zip(
+        *(jax.tree.leaves((fit.params, fit.state)) for fit in (whole, resumed)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(whole.history["cost"], resumed.history["cost"])
+    with pytest.raises(ValueError, match="is of another sweep"):
+        run(optimizer=optax.adam, sweep={"learning_rate": RATES[::-1]}, checkpoint=tmp_path)
+
+
+BAD = {
+    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "must say how many networks there are.*got none"),
+    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"the same K each, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
+    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "the same K each, got {'key': 2"),
+    "a sweep of one number": ({"sweep": {"learning_rate": 0.1}}, ValueError, r"sweep learning_rate must have shape \(K,\)"),
+    "a made optimizer with a sweep": ({"optimizer": optax.sgd(0.1), "sweep": {"learning_rate": RATES}}, TypeError, "optimizer must be a function of the entries of sweep"),
+    "a function without a sweep": ({"optimizer": optax.adam}, TypeError, "optimizer must be an optax.GradientTransformation"),
+    "a seed": ({"key": 3}, TypeError, "key must be one JAX random key"),
+    "labels": ({"Y": Y.argmax(axis=0), "optimizer": optax.sgd(0.1)}, ValueError, "Y must have shape"),
+    "params of another kind": ({"params": [1]}, TypeError, "params must be a tuple of dp.Layer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    options, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        run(**options)

@@ -10,6 +10,7 @@ from deepprop.layers import Cache, Layer
 from deepprop.loop import Fit, TrainingError
 from deepprop.model_file import load, load_extra, save
 from deepprop.network import cost, forward, init_params, predict
+from deepprop.report import progress_bar
 from deepprop.training import train_step
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "manual_backward",
     "output",
     "predict",
+    "progress_bar",
     "save",
     "train_step",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import deepprop as dp
-from deepprop import commands
+from deepprop import command_train, commands
 from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.network import INITIALISERS
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parts = parser.add_subparsers(required=True, metavar="command")
 
     train = parts.add_parser("train", help="train a network and show how it goes")
-    train.set_defaults(command=commands.train)
+    train.set_defaults(command=command_train.train)
     add = train.add_argument
     add("--data", metavar="FILE.npz", help="x_train, y_train, x_test, y_test; or X and y, one"
         " example a row (default: the handwritten digits that ship)")  # fmt: skip
@@ -56,15 +56,27 @@ def _parser() -> argparse.ArgumentParser:
         " is no test set (default %(default)s)")  # fmt: skip
     _network_options(train, hidden="256,128")
     add("--init", choices=sorted(INITIALISERS), help="default: what fits each activation")
-    add("--optimizer", choices=commands.OPTIMIZERS, default="adam", help="default %(default)s")
+    add("--optimizer", choices=command_train.OPTIMIZERS, default="adam", help="default %(default)s")
     add("--learning-rate", type=_positive, default=1e-3, help="default %(default)s")
+    add("--schedule", choices=command_train.SCHEDULES, default="constant", help="of the learning"
+        " rate, over all steps (default %(default)s)")  # fmt: skip
     add("--epochs", type=_count, default=30, help="default %(default)s")
     add(
         "--batch-size",
         type=_count,
-        help=f"default {commands.BATCH_SIZE}, or all where there are fewer",
+        help=f"default {command_train.BATCH_SIZE}, or all where there are fewer",
     )
     add("--seed", type=_seed, default=0, help="default %(default)s")
+    add("--class-weights", choices=["balanced"], help="every class counts the same, however many"
+        " examples it has")  # fmt: skip
+    add("--validation", type=_positive, metavar="SHARE", help="of the training examples, to measure"
+        " on after each epoch instead of on the held-out ones (default: none; with --patience"
+        f" {command_train.VALIDATION})")  # fmt: skip
+    add("--patience", type=_count, metavar="EPOCHS", help="stop when the validation cost has not"
+        " fallen for so many, and keep the best")  # fmt: skip
+    add("--checkpoint", type=Path, metavar="FOLDER", help="write checkpoints there, and go on from"
+        " the newest")  # fmt: skip
+    add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS", help="default %(default)s")
     add("--plot", type=Path, metavar="FILE.png", help="draw cost and accuracy, epoch by epoch")
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network")
     add("--no-check", action="store_true", help="leave out the gradient check at the end")

@@ -1,93 +1,31 @@
-"""What the command line does: train, predict, check."""
+"""What the command line does with a network: predict, check; and what its options stand for."""
 
 import argparse
 import csv
 import io
 import sys
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 import deepprop as dp
 from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
-from deepprop.data import Data, Scaling, encoded, load_data, load_examples, scaled
+from deepprop.data import Scaling, encoded, load_examples, scaled
 from deepprop.files import atomic_write, check_writable
 from deepprop.layers import Params, output_of
-from deepprop.report import epoch_lines, plot_curves, require_matplotlib
-
-OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "sgd": optax.sgd,
-    "momentum": partial(optax.sgd, momentum=0.9),
-    "nesterov": partial(optax.sgd, momentum=0.9, nesterov=True),
-    "rmsprop": optax.rmsprop,
-    "lamb": optax.lamb,
-    "lion": optax.lion,
-}
-BATCH_SIZE = 64
-CHECK_EXAMPLES = 8  # that the gradient check after training looks at
-CHECK_ALL, CHECK_SAMPLE = 20_000, 10_000  # parameters: above the first it looks at a sample
-
-History = list[dict[str, float]]
-
-
-def train(args: argparse.Namespace) -> int:
-    """Train a network and show how it goes; save it before anything else can fail."""
-    _check_targets(args.plot, args.save)
-    output = None if args.output is None else dp.output(_own(args.output))
-    data = load_data(
-        args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
-        output=None if output is None else output.name,
-    )  # fmt: skip
-    m = data.X.shape[1]
-    args.batch_size = args.batch_size or min(m, BATCH_SIZE)
-    if args.batch_size > m:
-        raise ValueError(f"--batch-size must be at most the {m} training examples")
-    params = dp.init_params(
-        jax.random.key(args.seed),
-        [data.X.shape[0], *args.hidden, data.Y.shape[0]],
-        hidden=_activations(args.activation, len(args.hidden)),
-        output=output or data.output,
-        init=args.init,
-    )
-    _print_setting(args, data, params)
-    start = time.perf_counter()
-    try:
-        fit, history = _run(args, data, params)
-    except dp.TrainingError as error:
-        if error.fit.history["cost"].size:
-            _save(args.save, error.fit.params, data)
-        raise
-    seconds = time.perf_counter() - start
-    _print_result(data, fit, history, seconds)
-    _save(args.save, fit.params, data)
-    if args.plot is not None and history:
-        title = f"{data.name}: {_describe(params)}"
-        plot_curves(args.plot, history, _metric(params)[0], title)
-        print(f"curves     {args.plot}")
-    if fit.stopped == "interrupted":
-        return 130
-    if not args.no_check:
-        print(f"gradients  {_checked(data, fit.params)}")
-    return 0
 
 
 def predict(args: argparse.Namespace) -> int:
     """Apply a saved network to examples, and score it where they have labels."""
     if args.out is not None:
         check_writable(args.out)
-    params = dp.load(args.model, own=[_own(name) for name in args.own])
+    params = dp.load(args.model, own=[named(name) for name in args.own])
     scaling, classes = _preparation(args.model, params)
     x, y = load_examples(args.data)
     A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))
@@ -110,11 +48,11 @@ def check(args: argparse.Namespace) -> int:
     if args.model is not None:
         if given != (None, None, None):
             raise ValueError("a saved network has its own --hidden, --activation and --output")
-        networks = {args.model: dp.load(args.model, own=[_own(name) for name in args.own])}
+        networks = {args.model: dp.load(args.model, own=[named(name) for name in args.own])}
     elif given != (None, None, None):
         hidden = [16, 12] if args.hidden is None else args.hidden
-        activations = _activations(args.activation, len(hidden))
-        networks = {"": _new(args.seed, hidden, activations, _own(args.output or "softmax"))}
+        activations = hidden_of(args.activation, len(hidden))
+        networks = {"": _new(args.seed, hidden, activations, named(args.output or "softmax"))}
     else:
         pairs = [(a, "softmax") for a in ACTIVATIONS] + [("tanh", o) for o in OUTPUTS]
         pairs += [("tanh", f"{a}+{c}") for a in ("identity", "tanh") for c in COSTS]
@@ -128,29 +66,11 @@ def check(args: argparse.Namespace) -> int:
             )  # fmt: skip
         except dp.GradientError as error:
             report, failed = error.report, failed + 1
-        print(f"{'ok   ' if report.ok else 'WRONG'} {name or _describe(params):28} {report}")
+        print(f"{'ok   ' if report.ok else 'WRONG'} {name or describe(params):28} {report}")
     return 1 if failed else 0
 
 
-def _check_targets(plot: Path | None, save: Path | None) -> None:
-    """Raise before any work where a file could not be written."""
-    if plot is not None:
-        require_matplotlib(plot)
-    for path in (plot, save):
-        if path is not None:
-            check_writable(path)
-    if plot is not None and save is not None and plot.resolve() == save.resolve():
-        raise ValueError(f"--plot and --save must be two files, got {plot} for both")
-
-
-def _save(path: Path | None, params: Params, data: Data) -> None:
-    if path is not None:
-        classes = {} if data.classes is None else {"classes": data.classes}
-        dp.save(path, params, **data.scaling._asdict(), **classes)
-        print(f"saved      {path}", flush=True)
-
-
-def _own(name: str) -> Any:
+def named(name: str) -> Any:
     """What `module:name` stands for, with the current folder importable; else the name itself."""
     if ":" not in name:
         return name
@@ -166,76 +86,19 @@ def _own(name: str) -> Any:
     return getattr(found, attribute)
 
 
-def _activations(text: str | None, layers: int) -> Any:
-    names = [_own(name.strip()) for name in (text or "relu").split(",")]
+def hidden_of(text: str | None, layers: int) -> Any:
+    """The activations that --activation stands for."""
+    names = [named(name.strip()) for name in (text or "relu").split(",")]
     return names * layers if len(names) == 1 else names
 
 
-def _print_setting(args: argparse.Namespace, data: Data, params: Params) -> None:
-    m, m_test = data.X.shape[1], data.X_test.shape[1]
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    kind = "targets" if data.classes is None else "classes"
-    device = jax.devices()[0]
-    print(f"deepprop {dp.__version__}, jax {jax.__version__} on {device.device_kind}")
-    print(
-        f"data       {data.name}: {m:,} to train on, {m_test:,} held out,"
-        f" {data.X.shape[0]:,} inputs, {data.Y.shape[0]:,} {kind}"
-    )
-    print(f"network    {_describe(params)}; {size:,} parameters")
-    print(
-        f"training   {args.optimizer}, learning rate {args.learning_rate:g}, {args.epochs} epochs"
-        f" of {-(-m // args.batch_size)} steps of {args.batch_size} examples, seed {args.seed}\n"
-    )
-    metric = _metric(params)[0]
-    print(f"{'training':>27} {'held out':>27}")
-    print(f"epoch {'cost':>10} {metric:>10} {'cost':>16} {metric:>10}")
-
-
-def _run(args: argparse.Namespace, data: Data, params: Params) -> tuple[dp.Fit, History]:
-    metric, measure = _metric(params)
-    on_training = jax.jit(partial(_evaluate, measure))
-    history: History = []
-
-    def after(epoch: int, row: Mapping[str, float], params: Params) -> None:
-        J, score = map(float, on_training(params, data.X, data.Y))
-        J_test, score_test = row["val_cost"], row[f"val_{metric}"]
-        history.append(
-            {"cost": J, metric: score, "test cost": J_test, f"test {metric}": score_test}
-        )
-        shown = [_shown(metric, value) for value in (score, score_test)]
-        show(epoch, f"{epoch:5} {J:10.4f} {shown[0]:>10} {J_test:16.4f} {shown[1]:>10}")
-
-    with epoch_lines(args.epochs) as show:
-        fit = dp.fit(
-            params, OPTIMIZERS[args.optimizer](args.learning_rate), data.X, data.Y,
-            epochs=args.epochs, batch_size=args.batch_size, key=jax.random.key(args.seed),
-            validation=(data.X_test, data.Y_test), metrics={metric: measure}, callbacks=[after],
-        )  # fmt: skip
-    return fit, history
-
-
-def _print_result(data: Data, fit: dp.Fit, history: History, seconds: float) -> None:
-    if fit.stopped == "interrupted":
-        print(f"\nstopped    by Ctrl-C, after epoch {len(history)}")
-    metric, _ = _metric(fit.params)
-    score = _shown(metric, history[-1][f"test {metric}"])
-    print(f"\nresult     {metric} {score} on {data.X_test.shape[1]:,} held-out examples", end="")
-    print(f", after {seconds:.1f} s of training")
-
-
-def _checked(data: Data, params: Params) -> dp.GradientReport:
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    sample = None if size <= CHECK_ALL else CHECK_SAMPLE
-    few = slice(CHECK_EXAMPLES)
-    return dp.check_gradients(params, data.X[:, few], data.Y[:, few], sample=sample)
-
-
-def _describe(params: Params) -> str:
+def describe(params: Params) -> str:
+    """Units and activations, layer by layer."""
     layers = [f"{layer.b.size} {layer.activation.name}" for layer in params]
     return " - ".join([str(params[0].W.shape[1]), *layers])
 
 
-def _metric(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
+def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
     """What is measured beside the cost: its name, and a function of A[L] and Y."""
     name = output_of(params).name
     if name == "softmax":
@@ -245,14 +108,8 @@ def _metric(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
     return "rmse", lambda A, Y: jnp.sqrt(jnp.mean((A - Y) ** 2))
 
 
-def _evaluate(
-    measure: Callable[[Array, Array], Array], params: Params, X: Array, Y: Array
-) -> tuple[Array, Array]:
-    A, cache = dp.forward(params, X)
-    return dp.cost(cache, Y), measure(A, Y)
-
-
-def _shown(metric: str, value: float) -> str:
+def shown(metric: str, value: float) -> str:
+    """A measured value as people read it."""
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
@@ -284,8 +141,8 @@ def _score(params: Params, A: np.ndarray, y: np.ndarray, classes: np.ndarray | N
         raise ValueError(
             f"y must hold {A.shape[0]} numbers for {A.shape[1]} examples, got {y.shape}"
         )
-    metric, measure = _metric(params)
-    return f"\n{metric} {_shown(metric, float(measure(jnp.asarray(A), jnp.asarray(Y))))}"
+    metric, measure = metric_of(params)
+    return f"\n{metric} {shown(metric, float(measure(jnp.asarray(A), jnp.asarray(Y))))}"
 
 
 def _new(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:

@@ -79,7 +79,8 @@ def fit(
         state: of the optimizer, to go on with; None begins anew.
         checkpoint: a folder. A run that finds a checkpoint of itself there goes on from it, to the
             same parameters as if it had never been interrupted.
-        checkpoint_every: epochs from one checkpoint to the next; the last epoch always is one.
+        checkpoint_every: epochs from one checkpoint to the next, each of which takes about 0.1 s;
+            the last epoch always is one.
 
     Returns:
         A `Fit`: params, state, history, and why it stopped.
@@ -180,7 +181,7 @@ def balanced_weights(Y: ArrayLike) -> Array:
     Array([2., 2., 2., 6.], dtype=float32)
 
     Args:
-        Y: (n_L, m), one-hot; row c is class c.
+        Y: (n_L, m), one-hot; row c is class c. Or (1, m) of 0 and 1, which are two classes.
 
     Returns:
         The weights; their mean is 1 where every class has examples.
@@ -189,6 +190,8 @@ def balanced_weights(Y: ArrayLike) -> Array:
         ValueError: Y is not one-hot.
     """
     Y = real_array("Y", Y, jnp.float32)
+    if Y.ndim == 2 and len(Y) == 1:
+        Y = jnp.concatenate([1 - Y, Y])
     if Y.ndim != 2 or not bool(jnp.all((jnp.sum(Y, axis=0) == 1) & (jnp.max(Y, axis=0) == 1))):
         raise ValueError(f"Y must be one-hot, one example a column, got shape {Y.shape}")
     count = jnp.sum(Y, axis=1, keepdims=True)

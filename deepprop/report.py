@@ -2,11 +2,45 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from deepprop.files import atomic_write
+
+
+@contextmanager
+def progress_bar(epochs: int) -> Iterator[Callable[[int, Mapping[str, float], Any], None]]:
+    """A callback that shows how far a run is: epochs, the time that is left, and the last costs.
+
+    >>> import jax, optax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
+    >>> X = jnp.ones((1, 4))
+    >>> with dp.progress_bar(epochs=3) as bar:  # doctest: +ELLIPSIS
+    ...     fit = dp.fit(params, optax.sgd(0.1), X, X, epochs=3, batch_size=4,
+    ...                  key=jax.random.key(1), callbacks=[bar])
+    epoch 3/3 ...
+
+    Args:
+        epochs: how many there will be.
+
+    Yields:
+        A function for `callbacks`.
+
+    Raises:
+        ImportError: rich is missing; the message names the extra that brings it.
+    """
+    with _bar("epoch {task.completed}/{task.total}", "{task.description}") as bar:
+        task = bar.add_task("", total=epochs)
+
+        def advance(epoch: int, row: Mapping[str, float], params: Any) -> None:
+            values = (f"{name} {value:.4g}" for name, value in row.items() if np.ndim(value) == 0)
+            bar.update(task, completed=epoch, description=", ".join(values))
+
+        yield advance
 
 
 @contextmanager
@@ -24,12 +58,9 @@ def epoch_lines(epochs: int) -> Iterator[Callable[[int, str], None]]:
         return epoch == 1 or epoch % every == 0 or epoch == epochs
 
     try:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        bar = _bar("epoch {task.completed}/{task.total}", transient=True)
     except ImportError:
         bar = None
-    else:
-        columns = TextColumn("epoch {task.completed}/{task.total}"), BarColumn()
-        bar = Progress(*columns, TimeRemainingColumn(), transient=True)
     if bar is None or not sys.stdout.isatty():
         yield lambda epoch, line: print(line, flush=True) if due(epoch) else None
         return
@@ -42,6 +73,15 @@ def epoch_lines(epochs: int) -> Iterator[Callable[[int, str], None]]:
             bar.update(task, completed=epoch)
 
         yield advance
+
+
+def _bar(before: str, *after: str, transient: bool = False) -> Any:
+    try:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        raise ImportError("a progress bar needs rich: pip install 'deepprop[progress]'") from None
+    columns = TextColumn(before), BarColumn(), TimeRemainingColumn(), *map(TextColumn, after)
+    return Progress(*columns, transient=transient)
 
 
 def require_matplotlib(path: Path) -> None:
@@ -60,13 +100,16 @@ def require_matplotlib(path: Path) -> None:
         raise ValueError(f"{path} must end in one of {', '.join(sorted(formats))}")
 
 
-def plot_curves(path: Path, history: Sequence[dict[str, float]], metric: str, title: str) -> None:
-    """Draw cost and metric against the epoch, for training and held-out data, into a file.
+def plot_curves(
+    path: Path, history: Mapping[str, np.ndarray], metric: str, held_out: str, title: str
+) -> None:
+    """Draw cost and metric against the epoch into a file.
 
     Args:
         path: the picture; its ending says the format.
-        history: a row an epoch, with "cost", "test cost", metric and "test " + metric.
-        metric: "accuracy" or another name in the rows.
+        history: of a `Fit`, with "cost", "val_cost" and "val_" + metric.
+        metric: what is measured beside the cost, such as "accuracy".
+        held_out: what the examples are called that they were measured on.
         title: what stands above.
 
     Raises:
@@ -74,19 +117,19 @@ def plot_curves(path: Path, history: Sequence[dict[str, float]], metric: str, ti
     """
     from matplotlib.figure import Figure
 
-    epochs = range(1, len(history) + 1)
+    epochs = range(1, len(history["cost"]) + 1)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title.replace("$", r"\$"))  # no mathematics in a file name
-    for axes, name in zip(figure.subplots(1, 2), ("cost", metric), strict=True):
-        for prefix, label, style in (("", "training", "-"), ("test ", "held out", "--")):
-            values = [row[prefix + name] for row in history]
-            axes.plot(epochs, values, style, marker=".", label=label)
+    cost, score = figure.subplots(1, 2)
+    cost.plot(epochs, history["cost"], "-", marker=".", label="training")
+    for axes, name in ((cost, "cost"), (score, metric)):
+        axes.plot(epochs, history[f"val_{name}"], "C1--", marker=".", label=held_out)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    if min(row["cost"] for row in history) > 0:
-        figure.axes[0].set_yscale("log")
+    if min(history["cost"].min(), history["val_cost"].min()) > 0:
+        cost.set_yscale("log")
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)

@@ -95,6 +95,54 @@ def test_options(run):
     assert "rmse" in out
 
 
+def test_patience_keeps_the_best_by_a_validation_set_of_its_own(run):
+    """Held-out examples are looked at once, at the end."""
+    status, out, _ = run(
+        "train", "--hidden", "16", "--no-check", "--epochs", 200, "--patience", 2,
+        "--learning-rate", 0.05, "--schedule", "warmup_cosine", "--class-weights", "balanced",
+    )  # fmt: skip
+    assert status == 0
+    assert "1,294 to train on, 144 to validate on, 359 held out" in out
+    assert "learning rate 0.05 (warmup_cosine)" in out
+    stopped, best = map(int, re.search(r"after epoch (\d+), .*; epoch (\d+) is kept", out).groups())
+    assert stopped == best + 2 < 200
+    assert re.search(r"accuracy [\d.]+ % on 359 held-out", out)
+
+
+def test_a_checkpoint_goes_on_where_it_was(run, tmp_path):
+    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
+    options = ["--hidden", "16", "--no-check", "--validation", "0.3"]
+    assert run("train", *options, "--epochs", 5, "--save", whole)[0] == 0
+    options += ["--checkpoint", tmp_path / "checkpoints"]
+    assert run("train", *options, "--epochs", 3, "--checkpoint-every", 2)[0] == 0
+    _, out, _ = run("train", *options, "--epochs", 5, "--save", parts)
+    assert "checkpoints: went on after epoch 3" in out
+    assert len(re.findall(r"^ +\d+ .*%", out, re.MULTILINE)) == 2
+    whole, parts = np.load(whole), np.load(parts)
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole.files)
+    status, _, err = run("train", *options, "--hidden", "17")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is of another network: 64 - 16 relu" in err
+
+
+def test_balanced_classes_of_a_single_output(run, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 3))
+    np.savez(tmp_path / "data.npz", X=x, y=(x[:, 0] > 1.5) * 1)
+    options = ["--data", tmp_path / "data.npz", "--output", "sigmoid", *QUICK]
+    plain, balanced = (
+        run("train", *options, *more) for more in ([], ["--class-weights", "balanced"])
+    )
+    assert plain[0] == balanced[0] == 0
+    assert plain[1] != balanced[1]
+    np.savez(tmp_path / "data.npz", X=x, y=x[:, 0])
+    status, _, err = run(
+        "train", "--data", tmp_path / "data.npz", *QUICK, "--class-weights", "balanced"
+    )
+    assert status == 2
+    assert "--class-weights balanced needs data with one class an example" in err
+
+
 def test_softmax_regression_has_no_hidden_layer(run):
     _, out, _ = run("train", "--hidden", "none", "--epochs", "1", "--no-check")
     assert "64 - 10 softmax; 650 parameters" in out
@@ -230,6 +278,11 @@ BAD = {
     "an unknown activation": (["train", "--activation", "rulu"], "activation must be one of"),
     "an unknown output": (["train", "--output", "max"], "output must be one of"),
     "a large batch": (["train", "--batch-size", "9999"], "--batch-size must be at most the 1438"),
+    "all to validate on": (
+        ["train", "--validation", "1"],
+        "--validation must be a share of the 1438 examples below 1, got 1.0",
+    ),
+    "an unknown schedule": (["train", "--schedule", "step"], "invalid choice"),
     "a share of 2": (["train", "--held-out", "2"], "held_out must be a share"),
     "no such file": (["train", "--data", "none.npz"], "No such file or directory: 'none.npz'"),
     "no such folder": (

@@ -1,4 +1,5 @@
 import signal
+import sys
 import threading
 
 import jax
@@ -86,6 +87,12 @@ def test_balanced_weights_give_each_class_the_same_sum():
     w = np.asarray(dp.balanced_weights(Y))
     np.testing.assert_allclose(Y @ w, 8 / 3, rtol=1e-6)
     assert w.mean() == pytest.approx(1)
+    np.testing.assert_allclose(
+        dp.balanced_weights(Y[1:2]), dp.balanced_weights(np.concatenate([1 - Y[1:2], Y[1:2]]))
+    )
+    for wrong in (2 * Y, Y[1:2] * 0.5, Y[:2]):
+        with pytest.raises(ValueError, match="Y must be one-hot"):
+            dp.balanced_weights(wrong)
 
 
 def test_validation_and_metrics_are_recorded():
@@ -186,6 +193,20 @@ def test_fit_outside_the_main_thread():
     assert fits[0].stopped == "epochs"
 
 
+def test_a_progress_bar_shows_epochs_and_costs(capsys, monkeypatch):
+    with dp.progress_bar(epochs=3) as bar:
+        run(*small(), callbacks=[bar])
+    out = capsys.readouterr().out
+    assert "epoch 3/3" in out
+    assert "cost 0." in out or "cost 1." in out
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with (
+        pytest.raises(ImportError, match=r"pip install 'deepprop\[progress\]'"),
+        dp.progress_bar(3),
+    ):
+        pass
+
+
 def test_schedules_and_clipping_are_optaxs():
     schedule = optax.cosine_decay_schedule(0.05, decay_steps=60)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
@@ -207,9 +228,10 @@ BAD = {
     "examples as rows": ({"X": X.T}, ValueError, "X must have shape .* pass X.T"),
     "a seed": ({"key": 0}, TypeError, "key must be one JAX random key"),
     "negative weights": ({"weights": -np.ones(24)}, ValueError, "weights must be finite and not negative"),
+    "metrics alone": ({"metrics": {"zero": lambda A, Y: 0.0}}, ValueError, "metrics need a validation set"),
     "patience alone": ({"patience": 3}, ValueError, "patience needs a validation set"),
     "patience of 0": ({"patience": 0, "validation": (X, Y)}, ValueError, "patience must be above 0"),
-    "a validation set of another kind": ({"validation": (X[:2], Y)}, ValueError, r"X must have shape \(4, m\)"),
+    "a validation set of another kind": ({"validation": (X[:2], Y)}, ValueError, r"validation X must have shape \(4, m\)"),
     "validation targets of another m": ({"validation": (X, Y[:, :5])}, ValueError, r"validation Y must have shape \(3, 24\)"),
 }  # fmt: skip
 

@@ -1,0 +1,206 @@
+"""deepprop train: a network trained on the data that ships, or on a file of arrays."""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import deepprop as dp
+from deepprop.commands import describe, hidden_of, metric_of, named, shown
+from deepprop.data import Data, load_data
+from deepprop.files import check_writable
+from deepprop.layers import Params
+from deepprop.report import epoch_lines, plot_curves, require_matplotlib
+
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "sgd": optax.sgd,
+    "momentum": partial(optax.sgd, momentum=0.9),
+    "nesterov": partial(optax.sgd, momentum=0.9, nesterov=True),
+    "rmsprop": optax.rmsprop,
+    "lamb": optax.lamb,
+    "lion": optax.lion,
+}
+SCHEDULES: dict[
+    str, Callable[[float, int], Any]
+] = {  # of the learning rate and the steps there are
+    "constant": lambda rate, steps: rate,
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
+    "warmup_cosine": lambda rate, steps: optax.warmup_cosine_decay_schedule(
+        0.0, rate, max(1, steps // 20), steps
+    ),
+}
+BATCH_SIZE = 64
+VALIDATION = 0.1  # of the training examples, where there is --patience
+CHECK_EXAMPLES = 8  # that the gradient check after training looks at
+CHECK_ALL, CHECK_SAMPLE = 20_000, 10_000  # parameters: above the first it looks at a sample
+
+
+class HeldOut(NamedTuple):
+    """What is measured on after each epoch: the test set, or a part of the training set."""
+
+    name: str
+    X: np.ndarray
+    Y: np.ndarray
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a network and show how it goes; save it before anything else can fail."""
+    _check_targets(args.plot, args.save)
+    output = None if args.output is None else dp.output(named(args.output))
+    data = load_data(
+        args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
+        output=None if output is None else output.name,
+    )  # fmt: skip
+    share = args.validation or (VALIDATION if args.patience else 0.0)
+    data, held_out = _split(data, share, args.seed)
+    m = data.X.shape[1]
+    args.batch_size = args.batch_size or min(m, BATCH_SIZE)
+    if args.batch_size > m:
+        raise ValueError(f"--batch-size must be at most the {m} training examples")
+    params = dp.init_params(
+        jax.random.key(args.seed),
+        [data.X.shape[0], *args.hidden, data.Y.shape[0]],
+        hidden=hidden_of(args.activation, len(args.hidden)),
+        output=output or data.output,
+        init=args.init,
+    )
+    _print_setting(args, data, held_out, params)
+    start = time.perf_counter()
+    try:
+        fit = _run(args, data, held_out, params)
+    except dp.TrainingError as error:
+        if error.fit.history["cost"].size:
+            _save(args.save, error.fit.params, data)
+        raise
+    _print_result(args, data, fit, time.perf_counter() - start)
+    _save(args.save, fit.params, data)
+    if args.plot is not None:
+        title = f"{data.name}: {describe(params)}"
+        plot_curves(args.plot, fit.history, metric_of(params)[0], held_out.name, title)
+        print(f"curves     {args.plot}")
+    if fit.stopped == "interrupted":
+        return 130
+    if not args.no_check:
+        print(f"gradients  {_checked(data, fit.params)}")
+    return 0
+
+
+def _check_targets(plot: Path | None, save: Path | None) -> None:
+    """Raise before any work where a file could not be written."""
+    if plot is not None:
+        require_matplotlib(plot)
+    for path in (plot, save):
+        if path is not None:
+            check_writable(path)
+    if plot is not None and save is not None and plot.resolve() == save.resolve():
+        raise ValueError(f"--plot and --save must be two files, got {plot} for both")
+
+
+def _split(data: Data, share: float, seed: int) -> tuple[Data, HeldOut]:
+    """The data less a share of the training examples, and what to measure on after each epoch."""
+    if not share:
+        return data, HeldOut("held out", data.X_test, data.Y_test)
+    m = data.X.shape[1]
+    if share >= 1 or m < 2:
+        raise ValueError(f"--validation must be a share of the {m} examples below 1, got {share}")
+    some = int(np.clip(round(share * m), 1, m - 1))
+    order = np.random.default_rng(seed).permutation(m)
+    kept, taken = order[some:], order[:some]
+    validation = HeldOut("validation", data.X[:, taken], data.Y[:, taken])
+    return data._replace(X=data.X[:, kept], Y=data.Y[:, kept]), validation
+
+
+def _print_setting(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params) -> None:
+    m, m_test = data.X.shape[1], data.X_test.shape[1]
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    kind = "targets" if data.classes is None else "classes"
+    device = jax.devices()[0]
+    validation = (
+        f" {held_out.X.shape[1]:,} to validate on," if held_out.name == "validation" else ""
+    )
+    schedule = "" if args.schedule == "constant" else f" ({args.schedule})"
+    print(f"deepprop {dp.__version__}, jax {jax.__version__} on {device.device_kind}")
+    print(
+        f"data       {data.name}: {m:,} to train on,{validation} {m_test:,} held out,"
+        f" {data.X.shape[0]:,} inputs, {data.Y.shape[0]:,} {kind}"
+    )
+    print(f"network    {describe(params)}; {size:,} parameters")
+    print(
+        f"training   {args.optimizer}, learning rate {args.learning_rate:g}{schedule},"
+        f" {args.epochs} epochs of {-(-m // args.batch_size)} steps of {args.batch_size} examples,"
+        f" seed {args.seed}\n"
+    )
+    print(f"{'training':>16} {held_out.name:>16}")
+    print(f"epoch {'cost':>10} {'cost':>16} {metric_of(params)[0]:>10}", flush=True)
+
+
+def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params) -> dp.Fit:
+    metric, measure = metric_of(params)
+    seen: list[int] = []
+
+    def after(epoch: int, row: Mapping[str, float], params: Params) -> None:
+        seen.append(epoch)
+        score = shown(metric, row[f"val_{metric}"])
+        show(epoch, f"{epoch:5} {row['cost']:10.4f} {row['val_cost']:16.4f} {score:>10}")
+
+    steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
+    rate = SCHEDULES[args.schedule](args.learning_rate, steps)
+    with epoch_lines(args.epochs) as show:
+        fit = dp.fit(
+            params, OPTIMIZERS[args.optimizer](rate), data.X, data.Y, epochs=args.epochs,
+            batch_size=args.batch_size, key=jax.random.key(args.seed),
+            weights=_weights(args.class_weights, data), validation=held_out[1:],
+            metrics={metric: measure}, patience=args.patience, callbacks=[after],
+            checkpoint=args.checkpoint, checkpoint_every=args.checkpoint_every,
+        )  # fmt: skip
+    if before := len(fit.history["cost"]) - len(seen):
+        print(f"\ncheckpoint {args.checkpoint}: went on after epoch {before}")
+    return fit
+
+
+def _weights(how: str | None, data: Data) -> Any:
+    if how is None:
+        return None
+    try:
+        return dp.balanced_weights(data.Y)
+    except ValueError:
+        raise ValueError(f"--class-weights {how} needs data with one class an example") from None
+
+
+def _print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: float) -> None:
+    metric, measure = metric_of(fit.params)
+    done = len(fit.history["cost"])
+    if fit.stopped == "interrupted":
+        further = "; the same command goes on from there" if args.checkpoint else ""
+        print(f"\nstopped    by Ctrl-C, after epoch {done}{further}")
+    if fit.stopped == "patience":
+        best = int(np.argmin(fit.history["val_cost"])) + 1
+        print(f"\nstopped    after epoch {done}, as the cost no longer fell; epoch {best} is kept")
+    A = jax.jit(dp.predict)(fit.params, data.X_test)
+    score = shown(metric, float(measure(A, jnp.asarray(data.Y_test))))
+    print(f"\nresult     {metric} {score} on {data.X_test.shape[1]:,} held-out examples", end="")
+    print(f", after {seconds:.1f} s of training")
+
+
+def _save(path: Path | None, params: Params, data: Data) -> None:
+    if path is not None:
+        classes = {} if data.classes is None else {"classes": data.classes}
+        dp.save(path, params, **data.scaling._asdict(), **classes)
+        print(f"saved      {path}", flush=True)
+
+
+def _checked(data: Data, params: Params) -> dp.GradientReport:
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    sample = None if size <= CHECK_ALL else CHECK_SAMPLE
+    few = slice(CHECK_EXAMPLES)
+    return dp.check_gradients(params, data.X[:, few], data.Y[:, few], sample=sample)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from deepprop.layers import Params, inputs, output_of
 from deepprop.precision import wide
-from deepprop.training import Backward, minibatch, no_sums
+from deepprop.training import Backward, Trained, end_of_epoch, minibatch, no_sums
 from deepprop.validation import check_shape, example_weights, real_array
 
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
@@ -74,8 +74,8 @@ def epoch_of_batches(
     batches: Batches,
     optimizer: optax.GradientTransformation,
     backward: Backward,
-) -> tuple[Params, optax.OptState, Array]:
-    """One epoch: params, state, and the mean J, each batch's taken before its step.
+) -> Trained:
+    """One epoch: what `end_of_epoch` gives; each batch's J is taken before its step.
 
     Raises:
         ValueError: a batch does not fit the network, or there is none.
@@ -92,12 +92,16 @@ def epoch_of_batches(
         jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # stay one batch ahead
     if not size:
         raise ValueError(f"batches must give at least one batch, got none in epoch {epoch}")
-    return params, state, sums[0] / sums[1]
+    trained: Trained = _end_of_epoch(params, state, sums)
+    return trained
 
 
 @partial(jax.jit, static_argnames=("optimizer", "backward"), donate_argnums=0)
 def _train_minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
     return minibatch((*params_and_state, sums), *batch, **static)
+
+
+_end_of_epoch = jax.jit(end_of_epoch)
 
 
 @jax.jit

@@ -80,15 +80,16 @@ def setting_of(params: Params, state: Any, key: Array | None, **numbers: int) ->
 def _saved(at: Progress, setting: Mapping[str, str]) -> Any:
     import orbax.checkpoint as ocp
 
-    # Copies: the memory of the state is given away to the next epoch while this one is written.
-    arrays = jax.tree.map(lambda leaf: jnp.copy(_plain(leaf)), _arrays(at))
     notes = {
         "setting": dict(setting),
         "history": list(at.history),
         "best_epoch": at.best_epoch,
         "best_cost": at.best_cost,
     }
-    return ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes))
+    return ocp.args.Composite(
+        arrays=ocp.args.StandardSave(jax.tree.map(_plain, _arrays(at))),
+        notes=ocp.args.JsonSave(notes),
+    )
 
 
 def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]) -> Progress:

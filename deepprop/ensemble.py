@@ -15,8 +15,8 @@ from deepprop.backprop import manual_backward
 from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.fit import Metric, check_count, in_memory, measured
 from deepprop.layers import Params, check_params
-from deepprop.loop import Callback, Fit, Progress, all_finite, run
-from deepprop.training import Backward, check_optimizer, epoch
+from deepprop.loop import Callback, Fit, Progress, run
+from deepprop.training import Backward, Trained, check_optimizer, one_epoch
 from deepprop.validation import check_key, real_array
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
@@ -98,7 +98,7 @@ def fit_ensemble(
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Any:
         return _train_epoch(
-            params, state, _folded(key, epoch), entries, *data,
+            params, state, key, epoch, entries, *data,
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
@@ -110,7 +110,7 @@ def fit_ensemble(
     with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
         return run(
             train, None if measure is None else jax.vmap(measure), restore(at), epochs=epochs,
-            patience=None, callbacks=callbacks, save=save, finite=_any_finite,
+            patience=None, callbacks=callbacks, save=save,
         )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def _train_epoch(
     params: Params,
     state: optax.OptState,
     key: Array,
+    epoch: Array,
     sweep: Mapping[str, Array],
     X: Array,
     Y: Array,
@@ -129,17 +130,16 @@ def _train_epoch(
     optimizer: Optimizer,
     backward: Backward,
     batch_size: int,
-) -> tuple[Params, optax.OptState, Array]:
+) -> Trained:
     def member(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
-        return epoch(
-            params, state, key, X, Y, weights,
+        return one_epoch(
+            params, state, key, epoch, X, Y, weights,
             optimizer=_made(optimizer, entries), backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
     axes = 0, 0, 0 if _several(key) else None, 0
-    trained: tuple[Params, optax.OptState, Array]
-    trained = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
-    return trained
+    params, state, J, finite = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
+    return params, state, J, jnp.any(finite)
 
 
 def _made(optimizer: Optimizer, entries: Mapping[str, Array]) -> optax.GradientTransformation:
@@ -150,20 +150,8 @@ def _made(optimizer: Optimizer, entries: Mapping[str, Array]) -> optax.GradientT
     return made
 
 
-@jax.jit
-def _any_finite(params: Params, J: Array) -> Array:
-    return jnp.any(jax.vmap(all_finite)(params, J))
-
-
 def _several(key: Array) -> bool:
     return key.ndim > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
-
-
-def _folded(key: Array, epoch: int) -> Array:
-    def fold(key: Array) -> Array:
-        return jax.random.fold_in(key, epoch)
-
-    return jax.vmap(fold)(key) if _several(key) else fold(key)
 
 
 def _numbers(name: str, values: ArrayLike) -> Array:

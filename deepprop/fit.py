@@ -18,7 +18,7 @@ from deepprop.backprop import manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
 from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.layers import Params, check_params
-from deepprop.loop import Callback, Fit, Measure, Progress, Train, all_finite, run
+from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
 from deepprop.network import cost, forward
 from deepprop.precision import wide
 from deepprop.training import Backward, check_optimizer, train_epoch
@@ -101,7 +101,7 @@ def fit(
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Any:
         return train_epoch(
-            params, state, jax.random.fold_in(key, epoch), *data,
+            params, state, key, epoch, *data,
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
@@ -267,7 +267,7 @@ def _run(
     with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
         return run(
             train, measure, restore(at), epochs=epochs, patience=patience, callbacks=callbacks,
-            save=save, finite=all_finite,
+            save=save,
         )  # fmt: skip
 
 

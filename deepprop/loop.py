@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 
 from deepprop.layers import Params
+from deepprop.training import Trained
 
 Row = Mapping[str, Any]
 Callback = Callable[[int, Row, Params], Any]
-Train = Callable[[Params, optax.OptState, int], tuple[Params, optax.OptState, Array]]
+Train = Callable[[Params, optax.OptState, int], Trained]
 Measure = Callable[[Params], dict[str, Array]]
 
 
@@ -83,19 +83,18 @@ def run(
     patience: int | None,
     callbacks: Sequence[Callback],
     save: Callable[[Progress, bool], None],
-    finite: Callable[[Params, Array], Array],
 ) -> Fit:
     """Epochs until they are done, or something ends them earlier.
 
     Args:
-        train: (params, state, epoch) to the params and state after that epoch, and its mean J.
+        train: (params, state, epoch) to the params and state after that epoch, its mean J, and
+            whether they are finite.
         measure: params to what else is recorded; None for nothing.
         at: where to begin.
         epochs: where to end.
         patience: epochs without a lower "val_cost" after which to stop; None for never.
         callbacks: called with (epoch, row, params) after each epoch; True stops the run.
         save: called with the progress after each epoch, and whether it is the last.
-        finite: whether (params, J) are good to go on with.
 
     Returns:
         A `Fit`.
@@ -106,7 +105,7 @@ def run(
     stopped = _patience_is_out(at, patience)
     with _interrupts() as interrupted:
         while not stopped and at.epoch < epochs:
-            at = _next(train, measure, at, patience is not None, finite)
+            at = _next(train, measure, at, patience is not None)
             wishes = [callback(at.epoch, at.history[-1], at.params) for callback in callbacks]
             stopped = _patience_is_out(at, patience)
             if any(wish is True for wish in wishes):
@@ -118,18 +117,12 @@ def run(
     return Fit(params, at.state, _columns(at.history), stopped or "epochs")
 
 
-def _next(
-    train: Train,
-    measure: Measure | None,
-    at: Progress,
-    keep_best: bool,
-    finite: Callable[[Params, Array], Array],
-) -> Progress:
-    params, state, J = train(at.params, at.state, at.epoch + 1)
+def _next(train: Train, measure: Measure | None, at: Progress, keep_best: bool) -> Progress:
+    params, state, J, finite = train(at.params, at.state, at.epoch + 1)
     measured = {"cost": J, **({} if measure is None else measure(params))}
-    good, values = jax.device_get((finite(params, J), measured))
+    finite, values = jax.device_get((finite, measured))
     row: Row = {name: np.asarray(value, float).tolist() for name, value in values.items()}
-    if not good:
+    if not finite:
         raise TrainingError(
             f"the cost or a parameter is not finite in epoch {at.epoch + 1}: cost {row['cost']};"
             " try a smaller learning rate (the error's fit holds the epoch before)",
@@ -145,13 +138,6 @@ def _next(
 
 def _patience_is_out(at: Progress, patience: int | None) -> str:
     return "patience" if patience is not None and at.epoch - at.best_epoch >= patience else ""
-
-
-@jax.jit
-def all_finite(params: Params, J: Array) -> Array:
-    """Whether J and every parameter are finite."""
-    leaves = [*jax.tree.leaves(params), J]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 @contextmanager

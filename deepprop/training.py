@@ -21,6 +21,7 @@ Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
 Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far
 Carry = tuple[Params, optax.OptState, Sums]
+Trained = tuple[Params, optax.OptState, Array, Array]
 
 
 def update(
@@ -99,10 +100,18 @@ def no_sums(params: Params) -> Sums:
     return zero, zero
 
 
-def epoch(
+def end_of_epoch(params: Params, state: optax.OptState, sums: Sums) -> Trained:
+    """What an epoch gives: params, state, the mean J, and whether it and the params are finite."""
+    J = sums[0] / sums[1]
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in [*jax.tree.leaves(params), J]])
+    return params, state, J, jnp.all(finite)
+
+
+def one_epoch(
     params: Params,
     state: optax.OptState,
     key: Array,
+    epoch: int | Array,
     X: Array,
     Y: Array,
     weights: Array | None = None,
@@ -110,7 +119,7 @@ def epoch(
     optimizer: optax.GradientTransformation,
     backward: Backward = manual_backward,
     batch_size: int,
-) -> tuple[Params, optax.OptState, Array]:
+) -> Trained:
     """One epoch: every example once, in minibatches of a random order.
 
     What the last minibatch lacks is filled with examples of weight 0. The data is an argument, not
@@ -121,6 +130,7 @@ def epoch(
         params: the layers.
         state: of the optimizer.
         key: a JAX random key, for the order.
+        epoch: which one it is: the order is drawn from `key` and this number.
         X: (m, n_0), an example a row.
         Y: (m, n_L), an example a row.
         weights: (m,), one an example.
@@ -129,11 +139,12 @@ def epoch(
         batch_size: examples a step.
 
     Returns:
-        params, state, and the mean J over the epoch, each minibatch's taken before its step.
+        params, state, the mean J over the epoch, each minibatch's taken before its step, and
+        whether J and the params are finite.
     """
     m = X.shape[0]
     steps = -(-m // batch_size)
-    order = jax.random.permutation(key, m)
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), m)
     w = weights
     if lacking := steps * batch_size - m:
         order = jnp.concatenate([order, jnp.resize(order, (lacking,))])
@@ -149,12 +160,11 @@ def epoch(
 
     batches = order.reshape(steps, batch_size), counted
     carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), batches)
-    params, state, (total, weight) = carry
-    return params, state, total / weight
+    return end_of_epoch(*carry)
 
 
 train_epoch = jax.jit(
-    epoch, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
+    one_epoch, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
 )
 
 

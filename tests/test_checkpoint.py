@@ -88,7 +88,10 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_epoch(tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     assert run(tmp_path, checkpoint_every=50, callbacks=[interrupt]).stopped == "interrupted"
-    assert_same(run(tmp_path), run())
+    seen = []
+    on = run(tmp_path, callbacks=[lambda epoch, row, params: seen.append(epoch)])
+    assert seen == [3]
+    assert_same(on, run())
 
 
 def test_an_error_leaves_the_checkpoint_before_it(tmp_path):

@@ -69,6 +69,12 @@ def test_a_network_that_diverges_does_not_stop_the_others():
         run(sweep={"learning_rate": jnp.full(K, np.inf, jnp.float32)})
 
 
+def test_a_state_that_is_the_params_leaves_them_alone():
+    remembers = optax.GradientTransformation(lambda p: p, lambda u, s, p=None: (u, p))
+    run(optimizer=remembers)
+    assert not PARAMS[0].W.is_deleted()
+
+
 def test_epochs_share_one_program():
     before = _train_epoch._cache_size()
     run(optimizer=optax.adam(0.01), epochs=5)

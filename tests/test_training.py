@@ -72,7 +72,7 @@ def test_an_epoch_is_the_steps_it_is_made_of(batch_size, weighted):
     m = 12 if batch_size != 4 else 11
     params, X, Y, w = problem(0, [5, 6, 3], m, "gelu", weighted=weighted)
     optimizer, key = optax.adam(0.01), jax.random.key(7)
-    order = np.asarray(jax.random.permutation(key, m))
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 3), m))
     value_and_grad = jax.jit(jax.value_and_grad(public_cost))
     expected, state, total, weight = params, optimizer.init(params), 0.0, 0.0
     for start in range(0, m, batch_size):
@@ -83,9 +83,18 @@ def test_an_epoch_is_the_steps_it_is_made_of(batch_size, weighted):
         expected = optax.apply_updates(expected, updates)
         share = len(i) if w is None else w_i.sum()
         total, weight = total + share * float(J), weight + share
-    trained, _, J = train_epoch(
-        params, optimizer.init(params), key, X.T, Y.T, w, optimizer=optimizer, batch_size=batch_size
+    trained, _, J, finite = train_epoch(
+        params,
+        optimizer.init(params),
+        key,
+        3,
+        X.T,
+        Y.T,
+        w,
+        optimizer=optimizer,
+        batch_size=batch_size,
     )
+    assert finite
     assert float(J) == pytest.approx(total / weight, rel=1e-12)
     for p, e in zip(jax.tree.leaves(trained), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(p, e, rtol=1e-9, atol=1e-12)
@@ -95,7 +104,7 @@ def test_an_epoch_leaves_params_alone_and_gives_the_state_away():
     params, X, Y, _ = problem(0, [5, 6, 3], 12, dtype=np.float32)
     optimizer = optax.adam(0.01)
     state = optimizer.init(params)
-    train_epoch(params, state, jax.random.key(0), X.T, Y.T, optimizer=optimizer, batch_size=4)
+    train_epoch(params, state, jax.random.key(0), 1, X.T, Y.T, optimizer=optimizer, batch_size=4)
     assert not params[0].W.is_deleted()
     assert state[0].mu[0].W.is_deleted()
 
@@ -105,7 +114,7 @@ def test_no_scalar_is_stacked_a_step():
     params, X, Y, _ = problem(0, [5, 6, 3], 12, dtype=np.float32)
     optimizer = optax.adam(0.01)
     jaxpr = jax.make_jaxpr(partial(train_epoch, optimizer=optimizer, batch_size=4))(
-        params, optimizer.init(params), jax.random.key(0), X.T, Y.T
+        params, optimizer.init(params), jax.random.key(0), 1, X.T, Y.T
     )
     (epoch,) = jaxpr.jaxpr.eqns
     (scan,) = [e for e in epoch.params["jaxpr"].jaxpr.eqns if e.primitive.name == "scan"]

@@ -16,6 +16,7 @@ from deepprop.backprop import manual_backward
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
 from deepprop.precision import wide
+from deepprop.shuffle import random_order
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
@@ -144,7 +145,7 @@ def one_epoch(
     """
     m = X.shape[0]
     steps = -(-m // batch_size)
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), m)
+    order = random_order(jax.random.fold_in(key, epoch), m)
     w = weights
     if lacking := steps * batch_size - m:
         order = jnp.concatenate([order, jnp.resize(order, (lacking,))])

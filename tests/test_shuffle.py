@@ -1,0 +1,44 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from deepprop.shuffle import random_order
+
+
+def orders(m, count):
+    keys = jax.random.split(jax.random.key(0), count)
+    return np.asarray(jax.jit(jax.vmap(lambda key: random_order(key, m)))(keys))
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 10, 16, 17, 30, 100, 997, 1797])
+def test_every_number_comes_once(m):
+    assert (np.sort(orders(m, 20)) == np.arange(m)).all()
+
+
+def test_a_large_one_and_another_key():
+    a, b = (np.asarray(random_order(jax.random.key(seed), 60_000)) for seed in (0, 1))
+    assert (np.sort(a) == np.arange(60_000)).all()
+    assert np.mean(a == b) < 1e-3
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 5])
+def test_all_orders_are_equally_likely(m):
+    """Chi-square over all m! of them, at a level that a right program fails once in a thousand."""
+    seen = orders(m, 24_000)
+    counts = [(seen == order).all(axis=1).sum() for order in itertools.permutations(range(m))]
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("m", [60, 101])
+def test_places_and_neighbours_are_uniform(m):
+    """Where each number goes, and how far those end from one another that begin as neighbours."""
+    seen = orders(m, 4_000)
+    places = np.argsort(seen, axis=1)
+    for first in (0, 1, m // 2, m - 1):
+        assert stats.chisquare(np.bincount(places[:, first], minlength=m)).pvalue > 1e-4
+    for step in (1, 2, 8, 10):  # in a row, or below one another, on the grid
+        apart = (places[:, step:] - places[:, :-step]) % m
+        assert stats.chisquare(np.bincount(apart.ravel(), minlength=m)[1:]).pvalue > 1e-4

@@ -2,17 +2,15 @@
 
     pip install -e '.[peers]' && python benchmarks/training.py
 
-Every contender trains the same network from the same parameters on the same data with Adam. First a
-full-batch step must bring all to the same cost (one: in 64 layers Adam makes much of rounding); then
-they take turns, epoch by epoch, so that the machine's drift cancels. A round's ratio is of epochs that stand next to one another; the median
-and the spread over rounds are shown. What the first call costs beyond the later ones is left out and reported apart.
+Every contender trains the same network on the same data with Adam. First a full-batch step from the
+same parameters must bring all to the same cost (one step: in 64 layers Adam makes much of
+rounding). Then they take turns, in a new order each round, so that the machine's drift cancels: two
+epochs, of which the second is timed, as the first warms up what the contender before displaced.
 """
 
 import argparse
-import datetime
-import itertools
+import importlib
 import os
-import platform
 import time
 from functools import partial
 from pathlib import Path
@@ -20,19 +18,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from contenders import BASE, CONTENDERS, on_gpu
+from report import Machine, Measured, Network, meanwhile, picture, stem, table, text
 
 import deepprop as dp
 
-NETWORKS = {  # sizes, batch size, steps an epoch
-    "tiny": ([30, 16, 1], 32, 200),
-    "small": ([784, 32, 10], 32, 100),
-    "medium": ([784, 256, 128, 10], 128, 50),
-    "wide batch": ([784, 256, 10], 2048, 10),
-    "deep": ([256] * 64 + [10], 128, 10),
-    "large": ([784, 1024, 1024, 1024, 10], 512, 4),
+NETWORKS = {
+    "tiny": Network([30, 16, 1], batch_size=32, steps=1000),
+    "small": Network([784, 32, 10], batch_size=32, steps=400),
+    "medium": Network([784, 256, 128, 10], batch_size=128, steps=100),
+    "wide batch": Network([784, 256, 10], batch_size=2048, steps=20),
+    "deep": Network([256] * 64 + [10], batch_size=128, steps=20),
+    "large": Network([784, 1024, 1024, 1024, 10], batch_size=512, steps=8),
 }
-RATE = 1e-3
 
 
 def data(sizes, m):
@@ -44,264 +42,139 @@ def data(sizes, m):
     return X, Y if sizes[-1] > 1 else Y[1:]
 
 
-def deepprop_fit(params, X, Y, batch_size):
-    """dp.fit, with what it does between epochs."""
-    optimizer, now = optax.adam(RATE), {"params": params, "state": None}
-
-    def epochs(count):
-        marks = [time.perf_counter()]
-        fit = dp.fit(
-            now["params"], optimizer, X, Y, epochs=count + 1, batch_size=batch_size,
-            key=jax.random.key(0), state=now["state"],
-            callbacks=[lambda *_: marks.append(time.perf_counter())],
-        )  # fmt: skip
-        now.update(params=fit.params, state=fit.state)
-        return (marks[-1] - marks[1]) / count  # fit's checks of its arguments come before
-
-    def cost_after(steps):
-        fit = dp.fit(
-            params, optimizer, X, Y, epochs=steps, batch_size=X.shape[1], key=jax.random.key(0)
-        )
-        return float(dp.cost(dp.forward(fit.params, X)[1], Y))
-
-    return epochs, cost_after
+def each(contenders, f, outcome="is left out"):
+    """f of each contender; one that fails is left out, with a line that says why."""
+    done = {}
+    for name, contender in contenders.items():
+        try:
+            done[name] = f(contender)
+        except Exception as error:
+            if name == BASE:
+                raise
+            why = (str(error).strip() or "no message").splitlines()[0]
+            print(f"{name} {outcome}: {type(error).__name__}: {why}", flush=True)
+    return done
 
 
-def autodiff_loss(params, x, y):
-    """A forward pass as JAX users write it: an example a row, W (in, out)."""
-    for W, b in params[:-1]:
-        x = jax.nn.relu(x @ W + b)
-    W, b = params[-1]
-    z = x @ W + b
-    if y.shape[1] == 1:
-        return jnp.mean(optax.sigmoid_binary_cross_entropy(z, y))
-    return jnp.mean(optax.softmax_cross_entropy(z, y))
+def cost_after_a_step(contender, params, X, Y):
+    train, cost, _ = contender.make(params, X, Y, X.shape[1])
+    train(1)
+    return cost()
 
 
-def jax_grad(params, X, Y, batch_size, *, scanned):
-    """jax.grad + optax: one jitted step, or an epoch of them in lax.scan."""
-    optimizer, x, y = optax.adam(RATE), jnp.asarray(X.T), jnp.asarray(Y.T)
-    start = tuple((jnp.asarray(p.W.T), p.b[:, 0]) for p in params)
-
-    def step(params, state, x, y):
-        grads = jax.grad(autodiff_loss)(params, x, y)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def scanned_epoch(params, state, order, x, y):
-        def body(carry, i):
-            return step(*carry, x[i], y[i]), None
-
-        return jax.lax.scan(body, (params, state), order)[0]
-
-    jitted = jax.jit(step, donate_argnums=(0, 1))
-    now = {"carry": (jax.tree.map(jnp.copy, start), optimizer.init(start)), "epoch": 0}
-
-    def one_epoch(carry, size):
-        now["epoch"] += 1
-        order = jax.random.permutation(jax.random.key(now["epoch"]), len(x)).reshape(-1, size)
-        if scanned:
-            return scanned_epoch(*carry, order, x, y)
-        x_np, y_np, order = X.T, Y.T, np.asarray(order)
-        for i in order:
-            carry = jitted(*carry, x_np[i], y_np[i])
-        return carry
-
-    def epochs(count):
-        begin = time.perf_counter()
-        for _ in range(count):
-            now["carry"] = one_epoch(now["carry"], batch_size)
-        jax.block_until_ready(now["carry"])
-        return (time.perf_counter() - begin) / count
-
-    def cost_after(steps):
-        carry = jax.tree.map(jnp.copy, start), optimizer.init(start)
-        for _ in range(steps):
-            carry = one_epoch(carry, len(x))
-        return float(autodiff_loss(carry[0], x, y))
-
-    return epochs, cost_after
+def check_equal(costs):
+    known = {name: float(J) for name, J in costs.items() if J is not None}
+    if not max(known.values()) - min(known.values()) <= 1e-3 * max(known.values()):
+        raise SystemExit(f"after a full-batch step the costs differ: {known}")
 
 
-def torch_eager(params, X, Y, batch_size):
-    """PyTorch, eager, with fused Adam; minibatches by an index, which is faster than a DataLoader."""
-    import torch
-    from torch import nn
-
-    def make():
-        layers = []
-        for p in params:
-            linear = nn.Linear(p.W.shape[1], p.W.shape[0])
-            with torch.no_grad():
-                linear.weight.copy_(torch.tensor(np.asarray(p.W)))
-                linear.bias.copy_(torch.tensor(np.asarray(p.b[:, 0])))
-            layers += [linear, nn.ReLU()]
-        model = nn.Sequential(*layers[:-1])
-        return model, torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-
-    x, y = torch.tensor(X.T.copy()), torch.tensor(Y.T.copy())
-    loss = nn.BCEWithLogitsLoss() if y.shape[1] == 1 else nn.CrossEntropyLoss()
-
-    def one_epoch(model, optimizer, size):
-        for i in torch.randperm(len(x)).split(size):
-            optimizer.zero_grad(set_to_none=True)
-            loss(model(x[i]), y[i]).backward()
-            optimizer.step()
-
-    model, optimizer = make()
-
-    def epochs(count):
-        begin = time.perf_counter()
-        for _ in range(count):
-            one_epoch(model, optimizer, batch_size)
-        return (time.perf_counter() - begin) / count
-
-    def cost_after(steps):
-        other, its_optimizer = make()
-        for _ in range(steps):
-            one_epoch(other, its_optimizer, len(x))
-        with torch.no_grad():
-            return float(loss(other(x), y))
-
-    return epochs, cost_after
+def start(contender, params, X, Y, batch_size):
+    """Make the contender and train its first epoch: train, temporary, and what that took."""
+    begin = time.perf_counter()
+    train, _, temporary = contender.make(params, X, Y, batch_size)
+    (end,) = train(1)
+    return train, temporary, end - begin
 
 
-def scikit_learn(params, X, Y, batch_size):
-    """MLPClassifier; it draws its own parameters, so its cost is not compared."""
-    from sklearn.neural_network import MLPClassifier
-
-    x = X.T.copy()
-    y = Y.argmax(axis=0) if len(Y) > 1 else Y[0]
-    hidden = [p.W.shape[0] for p in params[:-1]]
-    model = MLPClassifier(hidden, alpha=0.0, batch_size=batch_size, learning_rate_init=RATE)
-    classes = np.unique(y)
-
-    def epochs(count):
-        begin = time.perf_counter()
-        for _ in range(count):
-            model.partial_fit(x, y, classes=classes)
-        return (time.perf_counter() - begin) / count
-
-    return epochs, None
-
-
-CONTENDERS = {
-    "deepprop fit": deepprop_fit,
-    "jax.grad scanned": partial(jax_grad, scanned=True),
-    "jax.grad step": partial(jax_grad, scanned=False),
-    "PyTorch eager": torch_eager,
-    "scikit-learn": scikit_learn,
-}
-
-
-def measure(name, rounds):
-    """For each contender: seconds a step, round by round, and what the first call costs beyond.
-
-    The latter is tracing, compiling and setting up: the first epoch less the second.
-    """
-    sizes, batch_size, steps = NETWORKS[name]
+def measure(network, contenders, rounds):
+    """What was measured of each contender, and the machine meanwhile."""
+    sizes, batch_size, steps = network
     X, Y = data(sizes, batch_size * steps)
     output = "sigmoid" if sizes[-1] == 1 else "softmax"
     params = dp.init_params(jax.random.key(0), sizes, output=output)
-    running, first, costs = {}, {}, {}
-    for contender, make in CONTENDERS.items():
-        try:
-            begin = time.perf_counter()
-            epochs, cost_after = make(params, X, Y, batch_size)
-            epochs(1)
-            first[contender] = time.perf_counter() - begin - _timed(partial(epochs, 1))
-        except ImportError as error:
-            print(f"{name}: {contender} is left out: {error}")
-            continue
-        running[contender] = epochs
-        if cost_after is not None:
-            costs[contender] = cost_after(1)
-    spread = max(costs.values()) - min(costs.values())
-    if spread > 1e-3 * max(costs.values()):
-        raise SystemExit(f"{name}: after a full-batch step the costs differ: {costs}")
-    times = {contender: [] for contender in running}
+
+    costs = each(contenders, partial(cost_after_a_step, params=params, X=X, Y=Y))
+    check_equal(costs)
+    contenders = {name: contenders[name] for name in costs}
+    running = each(contenders, partial(start, params=params, X=X, Y=Y, batch_size=batch_size))
+
+    memory = each(running, lambda its: its[1](), "tells no memory")
+    trains = {name: train for name, (train, _, _) in running.items()}
+    seconds, rates = {name: [] for name in trains}, []
+    product, rng = matrix_product(), np.random.default_rng(0)
+    others = share_of_others()
     for _ in range(rounds):
-        for contender, epochs in running.items():
-            times[contender].append(epochs(1) / steps)
-    return {c: np.array(t) for c, t in times.items()}, first
+        for name in rng.permutation(list(trains)):
+            before, after = trains[name](2)
+            seconds[name].append((after - before) / steps)
+        rates.append(product())
+    machine = Machine(np.median(rates), others())
+
+    measured = {}
+    for name, (_, _, first_epoch) in running.items():
+        step = np.median(seconds[name])
+        first_step = max(step, first_epoch - (steps - 1) * step)
+        measured[name] = Measured(np.array(seconds[name]), first_step, memory.get(name))
+    return measured, machine
 
 
-def matrix_rate(repeats=15):
-    """Floating-point operations a second of a 1024 x 1024 product, the best of several."""
-    A = jnp.ones((1024, 1024))
-    product = jax.jit(lambda A: A @ A)
-    product(A).block_until_ready()
-    best = min(_timed(lambda: product(A).block_until_ready()) for _ in range(repeats))
-    return 2 * 1024**3 / best
+def matrix_product(repeats=5):
+    """A function that measures the operations a second of a matrix product, the best of several."""
+    n = 8192 if on_gpu() else 1024
+    A, square = jnp.ones((n, n)), jax.jit(lambda A: A @ A)
+
+    def once():
+        begin = time.perf_counter()
+        square(A).block_until_ready()
+        return time.perf_counter() - begin
+
+    once()
+    return lambda: 2 * n**3 / min(once() for _ in range(repeats))
 
 
-def _timed(f):
-    begin = time.perf_counter()
-    f()
-    return time.perf_counter() - begin
+def share_of_others():
+    """A function that gives the share of the processors that other programs had since this call.
+
+    None where the system does not tell, which is where it is not Linux.
+    """
+    if not (stat := Path("/proc/stat")).exists():
+        return lambda: None
+
+    def clocks():
+        ticks = [int(t) / os.sysconf("SC_CLK_TCK") for t in stat.read_text().split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        return np.array([sum(ticks) - idle - time.process_time(), sum(ticks)])
+
+    begin = clocks()
+
+    def share():
+        busy, whole = clocks() - begin
+        return max(0.0, busy / whole)
+
+    return share
 
 
-def table(results):
-    """One line a network and contender, in Markdown."""
-    lines = [
-        "| network, batch | | us a step: median (min to max) | time by deepprop's: median (min to max) |"
-        " first call beyond the later ones, s | of the matrix-product rate |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, (times, first, rate) in results.items():
-        sizes, batch_size, _ = NETWORKS[name]
-        shape = (
-            "-".join(map(str, sizes))
-            if len(sizes) < 9
-            else f"{len(sizes) - 1} layers of {sizes[0]}"
-        )
-        work = 6 * batch_size * sum(n * k for n, k in itertools.pairwise(sizes))
-        work -= 2 * batch_size * sizes[0] * sizes[1]  # dA[0] is not needed
-        for contender, t in times.items():
-            us, ratio = 1e6 * t, t / times["deepprop fit"]
-            cells = [
-                f"{name}: {shape}, {batch_size}",
-                contender,
-                f"{np.median(us):,.0f} ({us.min():,.0f} to {us.max():,.0f})",
-                f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})",
-                f"{first[contender]:.2f}",
-                f"{work / np.median(t) / rate:.0%}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK",
                         help=f"{', '.join(NETWORKS)} (default: all)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     if unknown := set(args.networks) - set(NETWORKS):
         parser.error(f"there is no network {', '.join(unknown)}")
+    return args
+
+
+def main():
+    args = arguments()
+    if on_gpu():  # PyTorch's default; JAX's would be TensorFloat-32
+        jax.config.update("jax_default_matmul_precision", "highest")
+    contenders = each(CONTENDERS, lambda contender: importlib.import_module(contender.package))
+    contenders = {name: CONTENDERS[name] for name in contenders}
     results = {}
     for name in args.networks:
-        results[name] = (*measure(name, args.rounds), matrix_rate())
-        print(table({name: results[name]}), flush=True)
-    device = jax.devices()[0].device_kind
-    day = datetime.date.today().isoformat()
-    versions = {"jax": jax.__version__, "optax": optax.__version__, "deepprop": dp.__version__}
-    for module in ("torch", "sklearn"):
-        try:
-            versions[module] = __import__(module).__version__
-        except ImportError:
-            continue
-    machine = f"{device}, {os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}"
-    listed = ", ".join(f"{k} {v}" for k, v in versions.items())
-    text = f"# Training, {day}\n\n{machine}; {listed}. {args.rounds} rounds.\n\n{table(results)}\n"
-    path = (
-        Path(__file__).parent
-        / "results"
-        / f"training-{day}-jax-{jax.__version__}-{device.replace(' ', '-')}.md"
-    )
-    path.write_text(text)
-    print(f"\nwritten to {path}")
+        network = NETWORKS[name]
+        results[name] = (network, *measure(network, contenders, args.rounds))
+        this = {name: results[name]}
+        print(f"\n{table(this)}\n\n{meanwhile(this)}\n", flush=True)
+    path = args.out / stem()
+    path.with_name(f"{path.name}.md").write_text(text(results, args.rounds))
+    print(f"written to {path}.md")
+    try:
+        picture(results, path.with_name(f"{path.name}.png"))
+    except ImportError as error:
+        print(f"no picture is drawn: {error}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ def random_order(key: Array, m: int) -> Array:
     They lie on a grid of a rows and b columns, a b >= m. Each round turns every column by a random
     number of places, and then every row: a Feistel network with random functions, which Luby and
     Rackoff (1988) showed to mix. A number that ends at m or above goes on until it is below (cycle
-    walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002). On GPUs Mitchell et al.
-    shuffle so (Bandwidth-Optimal Random Shuffling, 2022).
+    walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002). On GPUs Mitchell et
+    al. shuffle so (Bandwidth-Optimal Random Shuffling, 2022).
 
     >>> import jax
     >>> sorted(random_order(jax.random.key(0), 7).tolist())

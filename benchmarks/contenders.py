@@ -1,0 +1,373 @@
+"""The same training with deepprop and with other libraries, each as its users write it.
+
+A contender is a function make(params, X, Y, batch_size) -> (train, cost, temporary):
+
+    train(epochs)  trains on and gives the time at which each epoch ended, device included
+    cost()         J over all examples as it is now; None where the parameters are not params
+    temporary()    peak temporary bytes of the compiled program; None where there is none to ask
+
+Each has its own import, so that a library that is missing is missed by its own contender alone.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import deepprop as dp
+from deepprop.training import train_epoch
+
+RATE = 1e-3
+_COMPILED_BY_TORCH = tempfile.TemporaryDirectory()
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _COMPILED_BY_TORCH.name  # empty: as JAX begins
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leave PyTorch its part of a GPU
+
+
+def on_gpu():
+    return jax.devices()[0].platform == "gpu"
+
+
+def not_known():
+    return None
+
+
+def by_epoch(epoch):
+    """train, of a function that trains one epoch and waits for the device."""
+
+    def train(epochs):
+        ends = []
+        for _ in range(epochs):
+            epoch()
+            ends.append(time.perf_counter())
+        return ends
+
+    return train
+
+
+def by_example(X, Y):
+    """X and Y with an example a row, as every library but deepprop has them."""
+    return np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
+
+
+def loader(X, Y, batch_size):
+    """A function that goes through the data once in a new order, a minibatch at a time.
+
+    On a CPU NumPy gathers it, which was faster than JAX there; on a GPU the data stays on it.
+    """
+    x, y = by_example(X, Y)
+    rng = np.random.default_rng(0)
+
+    def take(x, y, i):
+        return x[i], y[i]
+
+    if on_gpu():
+        x, y, take = jnp.asarray(x), jnp.asarray(y), jax.jit(take)
+
+    def minibatches():
+        for i in rng.permutation(len(x)).reshape(-1, batch_size):
+            yield take(x, y, i)
+
+    return minibatches
+
+
+def temporary_bytes(compiled):
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def optax_loss(z, y):
+    if y.shape[1] == 1:
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(z, y))
+    return jnp.mean(optax.softmax_cross_entropy(z, y))
+
+
+def deepprop_fit(params, X, Y, batch_size):
+    """dp.fit, with what it does between epochs."""
+    optimizer, state = optax.adam(RATE), None
+
+    def train(epochs):
+        nonlocal params, state
+        ends = []
+        fit = dp.fit(
+            params, optimizer, X, Y, epochs=epochs, batch_size=batch_size, state=state,
+            key=jax.random.key(0), callbacks=[lambda *_: ends.append(time.perf_counter())],
+        )  # fmt: skip
+        params, state = fit.params, fit.state
+        return ends
+
+    def cost():
+        return dp.cost(dp.forward(params, X)[1], Y)
+
+    def temporary():
+        lowered = train_epoch.lower(
+            params, optimizer.init(params), jax.random.key(0), 1, *by_example(X, Y), None,
+            optimizer=optimizer, backward=dp.manual_backward, batch_size=batch_size,
+        )  # fmt: skip
+        return temporary_bytes(lowered.compile())
+
+    return train, cost, temporary
+
+
+def rows_loss(params, x, y):
+    """A forward pass as JAX users write it: an example a row, W (in, out)."""
+    for W, b in params[:-1]:
+        x = jax.nn.relu(x @ W + b)
+    W, b = params[-1]
+    return optax_loss(x @ W + b, y)
+
+
+def jax_grad(params, optimizer):
+    """What both loops of jax.grad begin with, and their step."""
+    start = tuple((jnp.array(p.W.T), p.b[:, 0]) for p in params)
+
+    def step(params, state, x, y):
+        grads = jax.grad(rows_loss)(params, x, y)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return (start, optimizer.init(start)), step
+
+
+def jax_grad_scanned(params, X, Y, batch_size):
+    """jax.grad + optax, an epoch of steps in lax.scan, the data on the device."""
+    carry, step = jax_grad(params, optax.adam(RATE))
+    x, y = map(jnp.asarray, by_example(X, Y))
+    key = jax.random.key(0)
+
+    @partial(jax.jit, donate_argnums=0)
+    def scanned(carry, key, x, y):
+        order = jax.random.permutation(key, len(x)).reshape(-1, batch_size)
+        return jax.lax.scan(lambda carry, i: (step(*carry, x[i], y[i]), None), carry, order)[0]
+
+    def epoch():
+        nonlocal carry, key
+        key, now = jax.random.split(key)
+        carry = jax.block_until_ready(scanned(carry, now, x, y))
+
+    def cost():
+        return rows_loss(carry[0], x, y)
+
+    def temporary():
+        return temporary_bytes(scanned.lower(carry, key, x, y).compile())
+
+    return by_epoch(epoch), cost, temporary
+
+
+def jax_grad_step(params, X, Y, batch_size):
+    """jax.grad + optax, one jitted step a minibatch."""
+    carry, step = jax_grad(params, optax.adam(RATE))
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    minibatches = loader(X, Y, batch_size)
+
+    def epoch():
+        nonlocal carry
+        for x, y in minibatches():
+            carry = jitted(*carry, x, y)
+        jax.block_until_ready(carry)
+
+    def cost():
+        return rows_loss(carry[0], *by_example(X, Y))
+
+    def temporary():
+        return temporary_bytes(jitted.lower(*carry, *next(minibatches())).compile())
+
+    return by_epoch(epoch), cost, temporary
+
+
+def flax_nnx(params, X, Y, batch_size):
+    """nnx.jit with nnx.cached_partial, as Flax's guide to performance has it."""
+    from flax import nnx
+
+    layers = []
+    for p in params:
+        linear = nnx.Linear(*p.W.shape[::-1], rngs=nnx.Rngs(0))
+        linear.kernel, linear.bias = nnx.Param(jnp.array(p.W.T)), nnx.Param(p.b[:, 0])
+        layers += [linear, nnx.relu]
+    model = nnx.Sequential(*layers[:-1])
+    optimizer = nnx.Optimizer(model, optax.adam(RATE), wrt=nnx.Param)
+    minibatches = loader(X, Y, batch_size)
+
+    @partial(nnx.jit, donate_argnums=(0, 1))
+    def train_step(model, optimizer, x, y):
+        J, grads = nnx.value_and_grad(lambda model: optax_loss(model(x), y))(model)
+        optimizer.update(model, grads)
+        return J
+
+    def temporary():
+        lowered = train_step.lower(model, optimizer, *next(minibatches()))
+        return temporary_bytes(lowered.compile())
+
+    step = nnx.cached_partial(train_step, model, optimizer)
+
+    def epoch():
+        for x, y in minibatches():
+            step(x, y)
+        jax.block_until_ready(nnx.state((model, optimizer)))
+
+    def cost():
+        x, y = by_example(X, Y)
+        return optax_loss(model(x), y)
+
+    return by_epoch(epoch), cost, temporary
+
+
+def equinox(params, X, Y, batch_size):
+    """eqx.filter_jit of a step with optax."""
+    import equinox as eqx
+
+    layers = []
+    for p in params:
+        linear = eqx.nn.Linear(*p.W.shape[::-1], key=jax.random.key(0))
+        start = jnp.array(p.W), p.b[:, 0]
+        layers.append(eqx.tree_at(lambda linear: (linear.weight, linear.bias), linear, start))
+        layers.append(eqx.nn.Lambda(jax.nn.relu))
+    model = eqx.nn.Sequential(layers[:-1])
+    optimizer = optax.adam(RATE)
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+    minibatches = loader(X, Y, batch_size)
+
+    def loss(model, x, y):
+        return optax_loss(jax.vmap(model)(x), y)
+
+    @partial(eqx.filter_jit, donate="all-except-first")
+    def step(batch, model, state):
+        grads = eqx.filter_grad(loss)(model, *batch)
+        updates, state = optimizer.update(grads, state, eqx.filter(model, eqx.is_array))
+        return eqx.apply_updates(model, updates), state
+
+    def epoch():
+        nonlocal model, state
+        for batch in minibatches():
+            model, state = step(batch, model, state)
+        jax.block_until_ready(eqx.filter((model, state), eqx.is_array))
+
+    def cost():
+        return loss(model, *by_example(X, Y))
+
+    def temporary():
+        return temporary_bytes(step.lower(next(minibatches()), model, state).compile().compiled)
+
+    return by_epoch(epoch), cost, temporary
+
+
+def keras_on_jax(params, X, Y, batch_size):
+    """Keras's compile and fit; its Adam with the epsilon of the others."""
+    import keras
+
+    layers = [keras.layers.Dense(len(p.W), activation="relu") for p in params[:-1]]
+    model = keras.Sequential([keras.Input((len(X),)), *layers, keras.layers.Dense(len(Y))])
+    for layer, p in zip(model.layers, params, strict=True):
+        layer.set_weights([p.W.T, p.b[:, 0]])
+    losses = keras.losses
+    loss = losses.BinaryCrossentropy if len(Y) == 1 else losses.CategoricalCrossentropy
+    x, y = by_example(X, Y)
+    model.compile(
+        optimizer=keras.optimizers.Adam(RATE, epsilon=1e-8),
+        loss=loss(from_logits=True),
+        jit_compile=True,
+        steps_per_execution=min(50, len(x) // batch_size),
+    )
+
+    def train(epochs):
+        ends = []  # an epoch's logs are numbers on the host: its last step is done
+        mark = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda *_: ends.append(time.perf_counter())
+        )
+        model.fit(
+            x, y, batch_size=batch_size, epochs=epochs, shuffle=True, verbose=0, callbacks=[mark]
+        )
+        return ends
+
+    def cost():
+        return model.evaluate(x, y, batch_size=len(x), verbose=0)
+
+    return train, cost, not_known
+
+
+def pytorch(params, X, Y, batch_size, *, compiled):
+    """PyTorch with fused Adam; minibatches by an index, which is faster than a DataLoader."""
+    import torch
+    from torch import nn
+
+    if on_gpu() and not torch.cuda.is_available():
+        raise RuntimeError("JAX has a GPU here and PyTorch has none")
+    device = "cuda" if on_gpu() else "cpu"
+    layers = []
+    for p in params:
+        linear = nn.Linear(*p.W.shape[::-1])
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor(np.asarray(p.W)))
+            linear.bias.copy_(torch.tensor(np.asarray(p.b[:, 0])))
+        layers += [linear, nn.ReLU()]
+    model = nn.Sequential(*layers[:-1]).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+    x, y = (torch.tensor(array, device=device) for array in by_example(X, Y))
+    cross_entropy = nn.BCEWithLogitsLoss() if len(Y) == 1 else nn.CrossEntropyLoss()
+
+    def loss(x, y):
+        return cross_entropy(model(x), y)
+
+    if compiled:  # with the loss, which was faster than the model alone; Adam is fused already
+        torch.compiler.reset()
+        mode = "reduce-overhead" if on_gpu() else "default"
+        loss = torch.compile(loss, dynamic=False, mode=mode)
+
+    def epoch():
+        for i in torch.randperm(len(x), device=device).split(batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            loss(x[i], y[i]).backward()
+            optimizer.step()
+        if on_gpu():
+            torch.cuda.synchronize()
+
+    def cost():
+        with torch.no_grad():
+            return cross_entropy(model(x), y)
+
+    return by_epoch(epoch), cost, not_known
+
+
+def scikit_learn(params, X, Y, batch_size):
+    """MLPClassifier; it draws its own parameters, so its cost is not compared."""
+    from sklearn.neural_network import MLPClassifier
+
+    if on_gpu():
+        raise RuntimeError("scikit-learn runs on the CPU alone")
+    x, _ = by_example(X, Y)
+    y = Y.argmax(axis=0) if len(Y) > 1 else Y[0]
+    hidden = [len(p.W) for p in params[:-1]]
+    model = MLPClassifier(hidden, alpha=0.0, batch_size=batch_size, learning_rate_init=RATE)
+    classes = np.unique(y)
+
+    def epoch():
+        model.partial_fit(x, y, classes=classes)
+
+    return by_epoch(epoch), not_known, not_known
+
+
+class Contender(NamedTuple):
+    """How it is made, and the package it needs, by the name it is imported by."""
+
+    make: Callable
+    package: str
+
+
+BASE = "deepprop fit"
+CONTENDERS = {
+    BASE: Contender(deepprop_fit, "deepprop"),
+    "jax.grad, scanned": Contender(jax_grad_scanned, "optax"),
+    "jax.grad, a step": Contender(jax_grad_step, "optax"),
+    "Equinox": Contender(equinox, "equinox"),
+    "Flax NNX": Contender(flax_nnx, "flax"),
+    "Keras on JAX": Contender(keras_on_jax, "keras"),
+    "PyTorch compiled": Contender(partial(pytorch, compiled=True), "torch"),
+    "PyTorch eager": Contender(partial(pytorch, compiled=False), "torch"),
+    "scikit-learn": Contender(scikit_learn, "sklearn"),
+}

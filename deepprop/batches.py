@@ -6,6 +6,7 @@ The next batch is drawn and checked in another thread while the device works on 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.typing import ArrayLike
 from deepprop.layers import Params, inputs, output_of
 from deepprop.precision import wide
 from deepprop.training import Backward, Trained, end_of_epoch, minibatch, no_sums
-from deepprop.validation import check_shape, example_weights, real_array
+from deepprop.validation import check_shape, plain_weights, real_array
 
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -52,17 +53,15 @@ def check_batches(batches: Any, epochs: int) -> None:
         TypeError: it is neither iterable nor a function.
         ValueError: it can be gone through once only.
     """
-    if callable(batches) and not isinstance(batches, Iterable):
-        return
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) and not callable(batches):
         raise TypeError(
             f"batches must be an iterable of (X, Y), or a function of the epoch that gives one,"
             f" got {type(batches).__name__}"
         )
-    if epochs > 1 and iter(batches) is batches:
+    if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"batches must begin anew for each of the {epochs} epochs, and a generator is used up"
-            " after one: give a list, a DataLoader, or a function of the epoch that makes one"
+            " after one: give a list, or a function of the epoch that makes one"
         )
 
 
@@ -81,7 +80,7 @@ def epoch_of_batches(
         ValueError: a batch does not fit the network, or there is none.
         TypeError: a batch is no (X, Y) or (X, Y, weights) of real numbers.
     """
-    drawn = batches(epoch) if callable(batches) else batches
+    drawn = batches if isinstance(batches, Iterable) else batches(epoch)
     check, sums, size = partial(_prepared, params), no_sums(params), 0
     params = jax.tree.map(jnp.copy, params)  # its memory is given away from step to step
     for X, Y, w in _ahead(check, drawn, epoch):
@@ -114,30 +113,33 @@ def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array]:
 def _ahead(
     check: Callable[[Batch, str], Prepared], batches: Iterable[Batch], epoch: int
 ) -> Iterator[Prepared]:
-    """The batches, checked; each is drawn while the one before it is in use."""
-    rest = enumerate(batches)
+    """The batches, checked; each is drawn while the one before it is in use.
 
-    def draw() -> Prepared | None:
-        for i, batch in rest:
-            return check(batch, f"epoch {epoch}, batch {i}: ")
-        return None
-
+    A batch is copied by `check` before the next is drawn, which may be into the same memory.
+    """
+    rest: Iterator[Any] = iter(batches)
+    end: Any = object()
     with ThreadPoolExecutor(1, "deepprop batches") as thread:
-        following = thread.submit(draw)
-        while (batch := following.result()) is not None:
-            following = thread.submit(draw)
-            yield batch
+        drawn = thread.submit(next, rest, end)
+        for i in count():
+            if (batch := drawn.result()) is end:
+                return
+            checked = check(batch, f"epoch {epoch}, batch {i}: ")
+            drawn = thread.submit(next, rest, end)
+            yield checked
 
 
 def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
-    """X and Y with an example a row, and the weights if there are any."""
+    """Copies of X and Y with an example a row, and of the weights if there are any."""
     if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
         raise TypeError(f"{which}must be (X, Y) or (X, Y, weights), got {type(batch).__name__}")
     X, Y = examples(params, batch[0], batch[1], which)
-    if len(batch) == 2:
-        return X.T, Y.T, None
-    example_weights(batch[2], X.shape[1], Y.dtype)  # raises where they are none
-    return X.T, Y.T, jnp.asarray(batch[2], Y.dtype)
+    w = None
+    if len(batch) == 3:
+        w = jnp.array(plain_weights(f"{which}weights", batch[2], X.shape[1], Y.dtype))
+    prepared = jnp.array(X.T), jnp.array(Y.T), w
+    jax.block_until_ready(prepared)  # type: ignore[no-untyped-call]
+    return prepared
 
 
 def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Prepared:

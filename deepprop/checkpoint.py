@@ -3,6 +3,7 @@
 Orbax writes them, in another thread and whole or not at all.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,25 +12,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from deepprop.layers import Layer, Params
+from deepprop.layers import Layer
 from deepprop.loop import Progress
 
 Restore = Callable[[Progress], Progress]
 Save = Callable[[Progress, bool], None]
-KEPT = 2  # should the newest be damaged, there is one before it
+KEPT = 2  # should the newest be damaged, one can remove it and go on from the one before
+
+
+DAMAGED = " (remove it to go on from the one before, if there is one)"
 
 
 @contextmanager
 def checkpoints(
-    folder: str | Path | None, setting: Mapping[str, str], every: int
+    folder: str | Path | None, setting: Callable[[], Mapping[str, str]], every: int
 ) -> Iterator[tuple[Restore, Save]]:
     """What goes on from the newest checkpoint in a folder, and what writes the next.
 
     Args:
         folder: where they are; None for a run without.
-        setting: what must be the same when the run goes on: names, and what each is as text.
+        setting: gives what must be the same when the run goes on: names, and each as text.
         every: epochs from one checkpoint to the next; the last epoch is always one.
 
     Yields:
@@ -50,31 +55,30 @@ def checkpoints(
             "checkpoint needs orbax-checkpoint: pip install 'deepprop[checkpoints]'"
         ) from None
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(Path(folder).resolve(), options=options) as manager:
+    with ocp.CheckpointManager(_made(folder), options=options) as manager:
+        now = setting()
 
         def restore(at: Progress) -> Progress:
             epoch = manager.latest_step()
-            return at if epoch is None else _restored(manager, epoch, at, setting)
+            return at if epoch is None else _restored(manager, epoch, at, now)
 
         def save(at: Progress, last: bool) -> None:
             if last or at.epoch % every == 0:
-                manager.save(at.epoch, args=_saved(at, setting))
+                manager.save(at.epoch, args=_saved(at, now))
 
         yield restore, save  # leaving waits for what is being written
 
 
-def setting_of(params: Params, state: Any, key: Array | None, **numbers: int) -> dict[str, str]:
-    """What makes two runs the same one, as text."""
-    layers = [f"{layer.W.shape[-2]} {layer.activation.name}" for layer in params]
-    sizes = [str(params[0].W.shape[-1]), *layers]
-    setting = {
-        "network": f"{' - '.join(sizes)}, {params[0].W.dtype}{list(params[0].W.shape[:-2])}",
-        "optimizer": str(jax.tree.structure(state, is_leaf=_is_params)),
-        **{name: str(number) for name, number in numbers.items()},
+def setting_of(at: Progress, **parts: Any) -> dict[str, str]:
+    """What makes two runs the same one, as text: the network, the optimizer's state, and parts."""
+    W = [layer.W for layer in at.params]
+    units = [f"{W_l.shape[-2]} {l.activation.name}" for W_l, l in zip(W, at.params, strict=True)]
+    return {
+        "network": " - ".join([str(W[0].shape[-1]), *units]) + f", {W[0].dtype}",
+        "number of networks": str(W[0].shape[:-2]),
+        "optimizer": str(jax.tree.structure(at.state, is_leaf=_is_params)),
+        **{name: _text(part) for name, part in parts.items()},
     }
-    if key is not None:
-        setting["key"] = str(_plain(key).tolist())
-    return setting
 
 
 def _saved(at: Progress, setting: Mapping[str, str]) -> Any:
@@ -100,12 +104,12 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
         notes = manager.restore(epoch, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
         was = notes.pop("setting")
     except Exception as error:  # whatever is wrong with a file raises as its decoder does
-        raise ValueError(f"{where} can't be read: {error}") from error
-    for name, now in setting.items():
-        if was.get(name) != now:
+        raise ValueError(f"{where} can't be read{DAMAGED}: {error}") from error
+    for name in {**setting, **was}:
+        if was.get(name) != setting.get(name):
             raise ValueError(
-                f"{where} is of another {name}: {was.get(name)}, and now it is {now}; give another"
-                " folder to begin anew"
+                f"{where} is of another {name}: {was.get(name)}, and now it is"
+                f" {setting.get(name)}; give another folder to begin anew"
             )
     notes["history"] = tuple(notes["history"])
     at = replace(at, **notes)
@@ -114,9 +118,25 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
         arrays = manager.restore(epoch, args=args).arrays
     except Exception as error:
-        raise ValueError(f"{where} can't be read: {error}") from error
+        raise ValueError(f"{where} can't be read{DAMAGED}: {error}") from error
     filled = {name: _like(getattr(at, name), leaves) for name, leaves in arrays.items()}
     return replace(at, **{"best": filled["params"], **filled})
+
+
+def _made(folder: str | Path) -> Path:
+    """The folder, there from now on."""
+    if not str(folder) or "://" in str(folder):
+        raise ValueError(f"checkpoint must be a folder of this machine, got {str(folder)!r}")
+    path = Path(folder).expanduser().resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _text(part: Any) -> str:
+    if not isinstance(part, jax.Array):
+        return str(part)
+    part = np.ascontiguousarray(_plain(part))
+    return f"{part.dtype}{list(part.shape)} {hashlib.sha256(part).hexdigest()[:16]}"
 
 
 def _arrays(at: Progress) -> dict[str, list[Array]]:

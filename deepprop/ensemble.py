@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
 from deepprop.checkpoint import checkpoints, setting_of
-from deepprop.fit import Metric, check_count, in_memory, measured
+from deepprop.fit import Metric, check_count, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
 from deepprop.training import Backward, Trained, check_optimizer, one_epoch
@@ -66,7 +66,8 @@ def fit_ensemble(
         epochs: how often each example is seen.
         batch_size: examples a step, at most m.
         key: a JAX random key for one order of the examples, or K of them, one a network.
-        sweep: names and (K,) numbers that `optimizer` is called with, one a network.
+        sweep: names and (K,) numbers that `optimizer` is called with, one a network, under `jit`:
+            it can calculate with them, but not ask `if`. A random key inside it is one for all.
         weights: (m,), one an example.
         validation: (X, Y) to measure cost and metrics on after each epoch.
         metrics: names, and functions of (A[L], Y), to measure on the validation set.
@@ -84,9 +85,9 @@ def fit_ensemble(
         TrainingError: none of the networks is finite any longer.
         ValueError, TypeError, ImportError: as for `fit`; or the numbers of networks differ.
     """
-    one = jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) == 3 else leaf, params)
+    one = jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) == 3 and len(leaf) else leaf, params)
     check_params(one)
-    entries = {name: _numbers(f"sweep {name}", values) for name, values in (sweep or {}).items()}
+    entries = _numbers(sweep or {}, one[0].W.dtype)
     K = _how_many(params, key, entries)
     params = jax.tree.map(partial(_stacked, K), params)
     if entries and isinstance(optimizer, optax.GradientTransformation):
@@ -105,8 +106,11 @@ def fit_ensemble(
     state = jax.vmap(lambda params, own: _made(optimizer, own).init(params))(params, entries)
     state = jax.tree.map(jnp.copy, state)  # its memory is given away, and params must stay
     at = Progress(params, state, (), params)
-    setting = setting_of(params, state, key, examples=len(data[0]), batch_size=batch_size)
-    setting["sweep"] = str({name: values.tolist() for name, values in entries.items()})
+    setting = partial(
+        setting_of, at, X=data[0], Y=data[1], weights=data[2], key=key, batch_size=batch_size,
+        sweep={name: values.tolist() for name, values in entries.items()},
+        measured=names_of(measure),
+    )  # fmt: skip
     with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
         return run(
             train, None if measure is None else jax.vmap(measure), restore(at), epochs=epochs,
@@ -154,11 +158,17 @@ def _several(key: Array) -> bool:
     return key.ndim > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
 
 
-def _numbers(name: str, values: ArrayLike) -> Array:
-    values = real_array(name, values)
-    if values.ndim != 1:
-        raise ValueError(f"{name} must have shape (K,), a number a network, got {values.shape}")
-    return values
+def _numbers(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
+    """The entries as arrays (K,), in the type of the parameters where they are no integers."""
+    if not isinstance(sweep, Mapping):
+        raise TypeError(f"sweep must be names and (K,) numbers, got {type(sweep).__name__}")
+    entries = {name: real_array(f"sweep {name}", values) for name, values in sweep.items()}
+    for name, values in entries.items():
+        if values.ndim != 1:
+            raise ValueError(f"sweep {name} must have shape (K,), got {values.shape}")
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            entries[name] = values.astype(dtype)
+    return entries
 
 
 def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:

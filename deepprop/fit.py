@@ -70,7 +70,7 @@ def fit(
         key: a JAX random key, for the order of the examples.
         weights: (m,), one an example. In each minibatch J is the weighted mean over that minibatch.
         validation: (X, Y) to measure cost and metrics on after each epoch.
-        metrics: names, and functions of (A[L], Y), to measure on the validation set.
+        metrics: names, and functions of (A[L], Y) in JAX, to measure on the validation set.
         patience: stop when the validation cost has not fallen for so many epochs, and give back
             the parameters of the best.
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one
@@ -78,7 +78,8 @@ def fit(
         backward: (cache, Y, weights) to gradients like params.
         state: of the optimizer, to go on with; None begins anew.
         checkpoint: a folder. A run that finds a checkpoint of itself there goes on from it, to the
-            same parameters as if it had never been interrupted.
+            same parameters as if it had never been interrupted; `params` and `state` are then not
+            used. What is inside `optimizer`, such as its learning rate, may be another than before.
         checkpoint_every: epochs from one checkpoint to the next, each of which takes about 0.1 s;
             the last epoch always is one.
 
@@ -87,9 +88,9 @@ def fit(
 
     Raises:
         TrainingError: the cost or a parameter is no longer finite; its `fit` holds the parameters
-            of the epoch before.
+            of the epoch before, or with `patience` of the best.
         ValueError: a shape or a number does not fit, X or Y holds what is not finite, or the
-            checkpoint is of another network, optimizer, key or number of examples.
+            checkpoint is of other data, or of another network, kind of optimizer or key.
         TypeError: an argument is of another kind.
         ImportError: `checkpoint` without orbax-checkpoint.
     """
@@ -105,10 +106,10 @@ def fit(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    at = _beginning(params, optimizer, state)
-    setting = setting_of(params, at.state, key, examples=len(data[0]), batch_size=batch_size)
+    X, Y, w = data
     return _run(
-        train, measure, at, setting, checkpoint, checkpoint_every,
+        train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every,
+        {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size},
         epochs=epochs, patience=patience, callbacks=callbacks,
     )  # fmt: skip
 
@@ -150,7 +151,8 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
         batches: an iterable of (X, Y) or (X, Y, weights), X (n_0, m), Y (n_L, m) and weights (m,),
             that begins anew each epoch, such as a list; or a function of the epoch, from 1 on, that
             gives one: so does a run with a checkpoint get the same batches when it goes on. PyTorch
-            and grain have an example a row: `lambda epoch: ((x.T, y.T) for x, y in loader)`.
+            and grain have an example a row: `lambda epoch: ((x.T, y.T) for x, y in loader)`. Should
+            training end with an error, the batch that is being drawn is waited for.
         epochs: how often to go through the batches.
 
     Returns:
@@ -166,9 +168,8 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     check_batches(batches, epochs)
     measure = measured(params, validation, metrics)
     train = partial(epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward)
-    at = _beginning(params, optimizer, state)
     return _run(
-        train, measure, at, setting_of(params, at.state, None), checkpoint, checkpoint_every,
+        train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every, {},
         epochs=epochs, patience=patience, callbacks=callbacks,
     )  # fmt: skip
 
@@ -220,6 +221,10 @@ def measured(
         if metrics:
             raise ValueError("metrics need a validation set, got validation=None")
         return None
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        raise ValueError(f"validation must be (X, Y), got {type(validation).__name__}")
+    if "cost" in (metrics or {}):
+        raise ValueError('metrics must not be called "cost", which is measured anyway')
     X, Y = examples(params, *validation, "validation ")
     return partial(_measure, tuple((metrics or {}).items()), X, Y)
 
@@ -250,9 +255,9 @@ def _run(
     train: Train,
     measure: Measure | None,
     at: Progress,
-    setting: Mapping[str, str],
     checkpoint: str | Path | None,
     checkpoint_every: int,
+    parts: Mapping[str, Any],
     *,
     epochs: int,
     patience: int | None,
@@ -263,12 +268,21 @@ def _run(
         if measure is None:
             raise ValueError("patience needs a validation set, got validation=None")
     check_count("checkpoint_every", checkpoint_every)
-    setting = {**setting, "patience": "none" if patience is None else "some"}
+    setting = partial(
+        setting_of, at, **parts, patience=patience is not None, measured=names_of(measure)
+    )
     with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
         return run(
             train, measure, restore(at), epochs=epochs, patience=patience, callbacks=callbacks,
             save=save,
         )  # fmt: skip
+
+
+def names_of(measure: Measure | None) -> list[str]:
+    """What is recorded of the validation set."""
+    if not isinstance(measure, partial):
+        return []
+    return ["val_cost", *(f"val_{name}" for name, _ in measure.args[0])]
 
 
 @partial(jax.jit, static_argnums=0)

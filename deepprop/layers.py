@@ -148,7 +148,9 @@ def check_params(params: Any) -> None:
         if not isinstance(layer, Layer) or not (
             hasattr(layer.W, "shape") and hasattr(layer.b, "shape")
         ):
-            raise TypeError(f"params must be a tuple of dp.Layer with arrays, got {layer!r}")
+            raise TypeError(
+                f"params must be a tuple of dp.Layer with arrays, got {type(layer).__name__} in it"
+            )
     n, dtype = None, params[0].W.dtype
     for l, layer in enumerate(params, start=1):
         W, b = layer.W, layer.b

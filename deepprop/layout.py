@@ -13,13 +13,21 @@ from jax import Array
 
 
 def rows(P: Array) -> Array:
-    """P (n, m), as it is; in a CPU's memory with an example a row."""
-    stay = jax.lax.optimization_barrier
-    laid: Array = jax.lax.platform_dependent(P.mT, cpu=stay, default=lambda P: P)
+    """P (n, m), as it is; compiled for a CPU it lies in memory with an example a row."""
+    if not _matters(P):
+        return P
+    laid: Array = jax.lax.optimization_barrier(P.mT)  # type: ignore[no-untyped-call]
     return laid.mT
 
 
 def by_example(g: Callable[..., Array], *P: Array) -> Array:
     """g of each example's column (n, 1), for matrices (n, m), computed as they lie."""
+    if not _matters(P[0]):
+        return g(*P)
     columns = (Q.mT[..., None] for Q in P)  # (m, n, 1)
     return jax.vmap(g, in_axes=-3, out_axes=-3)(*columns)[..., 0].mT
+
+
+def _matters(P: Array) -> bool:
+    """Whether a program is being made, which alone has layouts to choose, and for a CPU."""
+    return isinstance(P, jax.core.Tracer) and jax.default_backend() == "cpu"

@@ -42,7 +42,7 @@ class Fit:
 
 
 class TrainingError(FloatingPointError):
-    """The cost was no longer finite. `fit` holds the last good parameters, as a `Fit`."""
+    """The cost was no longer finite. `fit` holds the parameters from before, as a `Fit`."""
 
     def __init__(self, message: str, fit: Fit) -> None:
         """Take the message and what was trained so far."""
@@ -57,8 +57,9 @@ class Progress:
     Attributes:
         params, state: after the last epoch.
         history: a row an epoch.
-        best: the parameters of the epoch of the lowest validation cost, where there is patience.
-        best_epoch, best_cost: that epoch, 0 before the first, and its cost.
+        best: with patience, the parameters of the epoch of the lowest validation cost; else of the
+            last.
+        best_epoch, best_cost: that epoch, 0 where there is none, and its cost.
     """
 
     params: Params
@@ -101,20 +102,26 @@ def run(
 
     Raises:
         TrainingError: params or J are no longer finite.
+        ValueError: more epochs are done already.
+        TypeError: a callback is no function.
     """
+    callbacks = _functions(callbacks)
+    if at.epoch > epochs:
+        raise ValueError(
+            f"epochs must be at least the {at.epoch} that the checkpoint has, got {epochs}"
+        )
     stopped = _patience_is_out(at, patience)
     with _interrupts() as interrupted:
         while not stopped and at.epoch < epochs:
             at = _next(train, measure, at, patience is not None)
             wishes = [callback(at.epoch, at.history[-1], at.params) for callback in callbacks]
             stopped = _patience_is_out(at, patience)
-            if any(wish is True for wish in wishes):
+            if any(_is_true(wish) for wish in wishes):
                 stopped = "callback"
             elif interrupted.is_set():
                 stopped = stopped or "interrupted"
             save(at, bool(stopped) or at.epoch == epochs)
-    params = at.params if patience is None else at.best
-    return Fit(params, at.state, _columns(at.history), stopped or "epochs")
+    return Fit(at.best, at.state, _columns(at.history), stopped or "epochs")
 
 
 def _next(train: Train, measure: Measure | None, at: Progress, keep_best: bool) -> Progress:
@@ -125,19 +132,30 @@ def _next(train: Train, measure: Measure | None, at: Progress, keep_best: bool) 
     if not finite:
         raise TrainingError(
             f"the cost or a parameter is not finite in epoch {at.epoch + 1}: cost {row['cost']};"
-            " try a smaller learning rate (the error's fit holds the epoch before)",
-            Fit(at.params, None, _columns(at.history), "not finite"),
+            " try a smaller learning rate (the error's fit holds the parameters from before)",
+            Fit(at.best, None, _columns(at.history), "not finite"),
         )
     at = replace(at, params=params, state=state, history=(*at.history, row))
-    if not keep_best:
-        return replace(at, best=params)
-    if row["val_cost"] < at.best_cost:
-        at = replace(at, best=params, best_epoch=at.epoch, best_cost=row["val_cost"])
-    return at
+    if keep_best and row["val_cost"] < at.best_cost:
+        return replace(at, best=params, best_epoch=at.epoch, best_cost=row["val_cost"])
+    return at if at.best_epoch else replace(at, best=params)
 
 
 def _patience_is_out(at: Progress, patience: int | None) -> str:
     return "patience" if patience is not None and at.epoch - at.best_epoch >= patience else ""
+
+
+def _functions(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    functions = () if callable(callbacks) else tuple(callbacks)
+    if callable(callbacks) or not all(map(callable, functions)):
+        raise TypeError(f"callbacks must be a sequence of functions, got {callbacks!r}")
+    return functions
+
+
+def _is_true(wish: Any) -> bool:
+    """Whether it is True, of Python, NumPy or JAX; anything else that a callback returns is not."""
+    boolean = isinstance(wish, bool) or getattr(wish, "dtype", None) == np.bool_
+    return boolean and np.ndim(wish) == 0 and bool(wish)
 
 
 @contextmanager

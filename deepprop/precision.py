@@ -1,5 +1,9 @@
 """In which type numbers are added up."""
 
+from collections.abc import Callable
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,5 +21,13 @@ def product(P: Array, Q: Array, dtype: DTypeLike | None = None) -> Array:
 
     As (Q^T P^T)^T: where Q has an example a column, the product's rows are examples (layout.py).
     """
-    PQ = jnp.matmul(Q.mT, P.mT, preferred_element_type=wide(P.dtype)).mT
+    multiply = partial(jnp.matmul, preferred_element_type=wide(P.dtype))
+    if P.dtype == wide(P.dtype):
+        PQ = multiply(Q.mT, P.mT).mT
+    else:  # of narrow numbers XLA's CPU has the product of some shapes only; widened they are exact
+        PQ = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(multiply), default=multiply).mT
     return PQ.astype(P.dtype if dtype is None else dtype)
+
+
+def _widened(multiply: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda P, Q: multiply(P.astype(wide(P.dtype)), Q.astype(wide(Q.dtype)))

@@ -22,7 +22,7 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
         try:
             value = np.asarray(value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise TypeError(f"{name} must be an array of real numbers: {error}") from None
     kind = value.dtype
     if not (jnp.issubdtype(kind, jnp.bool_) or jnp.issubdtype(kind, jnp.integer)) and not (
@@ -64,21 +64,32 @@ def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
         ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
         TypeError: the weights are not real numbers.
     """
-    w = real_array("weights", weights, dtype)
+    w = plain_weights("weights", weights, m, dtype)
+    if not isinstance(w, jax.core.Tracer) and not np.asarray(w).any():
+        raise ValueError("weights must not all be zero: J is the mean over their sum")
+    largest = jnp.max(w)
+    return w / jnp.where(largest > 0, largest, 1)
+
+
+def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
+    """The weights (m,) as they are, checked as far as their values are known.
+
+    Raises:
+        ValueError: the shape is not (m,), or a weight is negative or not finite.
+        TypeError: the weights are not real numbers.
+    """
+    w = real_array(name, weights, dtype)
     if w.shape != (m,):
-        raise ValueError(f"weights must have shape ({m},), one an example, got shape {w.shape}")
+        raise ValueError(f"{name} must have shape ({m},), one an example, got shape {w.shape}")
     if not isinstance(w, jax.core.Tracer):
         values = np.asarray(w)
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if wrong.size:
             raise ValueError(
-                f"weights must be finite and not negative, got weights[{wrong[0]}] ="
+                f"{name} must be finite and not negative, got weights[{wrong[0]}] ="
                 f" {values[wrong[0]]}"
             )
-        if not values.any():
-            raise ValueError("weights must not all be zero: J is the mean over their sum")
-    largest = jnp.max(w)
-    return w / jnp.where(largest > 0, largest, 1)
+    return w
 
 
 def sum_of_weights(w: Array) -> Array:

@@ -52,7 +52,7 @@ TABLE = {
     "dZ of another batch": (lambda: dp.gradients(CACHE, [d[:, :3] for d in DZ]), ValueError, r"dZ\[1\] must have shape \(5, 6\).*got shape \(5, 3\)"),
     "a cache for params": (lambda: dp.forward(CACHE, X), TypeError, r"params must be a tuple of dp.Layer, got Cache"),
     "arrays for params": (lambda: dp.forward((X, X), X), TypeError, r"params must be a tuple of dp.Layer"),
-    "text for a layer": (lambda: dp.forward((LAYER, "x"), X), TypeError, r"params must be a tuple of dp.Layer with arrays, got 'x'"),
+    "text for a layer": (lambda: dp.forward((LAYER, "x"), X), TypeError, r"params must be a tuple of dp.Layer with arrays, got str in it"),
     "a list for W": (lambda: dp.forward((dp.Layer([[1.0]], LAST.b, LAST.activation),), X), TypeError, r"params must be a tuple of dp.Layer with arrays"),
     "a number for an initialisation": (lambda: dp.init_params(KEY, [2, 2], init="he_normal(7)"), ValueError, r"init he_normal takes no number"),
     "a function for an initialisation": (lambda: dp.init_params(KEY, [2, 2], init=max), TypeError, r"init must be a name"),

@@ -101,6 +101,49 @@ def test_validation_patience_and_callbacks_are_those_of_fit():
     assert sorted(fit.history) == ["cost", "val_cost"]
 
 
+def test_batches_that_are_drawn_into_the_same_memory():
+    x, y, w = (np.zeros((n, 10), np.float32) for n in (4, 3, 1))
+
+    def batches(epoch):
+        for batch in split(X, Y, W, sizes=(10, 10, 4))[:2]:
+            for place, part in zip((x, y, w[0]), batch, strict=True):
+                place[...] = part
+            yield x, y, w[0]
+
+    same = run(split(X, Y, W)[:2])
+    np.testing.assert_array_equal(run(batches).params[0].W, same.params[0].W)
+
+
+def test_a_batch_whose_weights_are_all_zero_changes_nothing():
+    first, second = split(X, Y, W, sizes=(12, 12))
+    masked = (second[0], second[1], 0 * second[2])
+    for p, q in zip(
+        *(jax.tree.leaves(run(b).params) for b in ([first, masked], [first])), strict=True
+    ):
+        np.testing.assert_allclose(p, q, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_stays_float64():
+    params, x, y, _ = problem(0, [4, 8, 3], 24)
+    fit = run([(x, y)], params=params)
+    same = dp.fit(params, SGD, x, y, epochs=2, batch_size=24, key=jax.random.key(0))
+    np.testing.assert_allclose(fit.params[0].W, same.params[0].W, rtol=1e-12)
+
+
+def test_a_loader_is_gone_through_once_an_epoch():
+    class Loader:
+        begun = 0
+
+        def __iter__(self):
+            self.begun += 1
+            return iter(split(X, Y))
+
+    loader = Loader()
+    run(loader)
+    assert loader.begun == 2
+
+
 def test_an_error_in_the_data_comes_through():
     def batches(epoch):
         yield X, Y
@@ -123,7 +166,7 @@ BAD = {
     "another m": ([(X, Y), (X, Y[:, :3])], ValueError, r"epoch 1, batch 1: Y must have shape \(3, 24\)"),
     "nan": ([(X, Y), (X * np.nan, Y)], ValueError, "epoch 1, batch 1: X must hold finite numbers"),
     "not one-hot": ([(X, 2 * Y)], ValueError, "epoch 1, batch 0: Y must be one-hot"),
-    "weights of another m": ([(X, Y, W[:3])], ValueError, r"weights must have shape \(24,\)"),
+    "weights of another m": ([(X, Y, W[:3])], ValueError, r"epoch 1, batch 0: weights must have shape \(24,\)"),
 }  # fmt: skip
 
 

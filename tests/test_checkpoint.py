@@ -112,7 +112,10 @@ OTHERS = {
     "optimizer": {"optimizer": optax.sgd(0.1)},
     "key": {"key": jax.random.key(2)},
     "batch_size": {"batch_size": 6},
-    "examples": {"X": X[:, 1:], "Y": Y[:, 1:]},
+    "X": {"X": 2 * X},
+    "Y": {"Y": np.roll(Y, 1, axis=1)},
+    "weights": {"weights": np.arange(24)},
+    "measured": {"validation": (X, Y)},
     "patience": {"validation": (X, Y), "patience": 3},
 }
 
@@ -126,20 +129,57 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
     assert_same(run(tmp_path), run())
 
 
+def test_other_ways_to_train_are_refused_too(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"of another X: float32.* and now it is None"):
+        dp.fit_batches(PARAMS, ADAM, [(X, Y)], epochs=5, checkpoint=tmp_path)
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(
+        ValueError, match="epochs must be at least the 3 that the checkpoint has, got 2"
+    ):
+        run(tmp_path, epochs=2)
+
+
+def test_a_home_folder_and_what_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("~/runs/first")
+    assert (tmp_path / "runs" / "first" / "3").is_dir()
+    for folder in ("", "gs://bucket/run"):
+        with pytest.raises(ValueError, match="checkpoint must be a folder of this machine, got '"):
+            run(folder)
+
+
+def test_patience_without_a_finite_validation_cost(tmp_path):
+    """Nothing is the best: the last parameters are given back, also by a run that went on."""
+    params = problem(0, [4, 8, 3], 24, "relu", "identity", dtype=np.float32)[0]
+    options = {"params": params, "validation": (X, Y * 1e30), "patience": 4}
+    whole = run(epochs=9, **options)
+    assert (whole.stopped, len(whole.history["cost"])) == ("patience", 4)
+    assert not np.array_equal(whole.params[0].W, params[0].W)
+    run(tmp_path, epochs=2, **options)
+    assert_same(run(tmp_path, epochs=9, **options), whole)
+
+
 @pytest.mark.parametrize("part", ["arrays", "notes"])
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, part):
     run(tmp_path)
     for file in (tmp_path / "3" / part).rglob("*"):
         if file.is_file():
             file.write_bytes(b"\0" * 40)
-    with pytest.raises(ValueError, match=r"checkpoint .*, epoch 3 can't be read"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint .*, epoch 3 can't be read .remove it to go on"
+    ):
         run(tmp_path, epochs=5)
 
 
 def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        run(tmp_path / "file" / "folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(OSError, match="file"):
+            run(folder)
 
 
 def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):

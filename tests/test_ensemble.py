@@ -49,6 +49,20 @@ def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
             np.testing.assert_allclose(together.history[name][:, k], column, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_types(dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    together = run(params, sweep={"learning_rate": [0.001, 0.01, 0.03, 0.1], "momentum": [0.5] * K})
+    for k, rate in enumerate((0.001, 0.01, 0.03, 0.1)):
+        alone = dp.fit(
+            member(params, k), optax.sgd(rate, momentum=0.5), X, Y, epochs=3, batch_size=8,
+            key=jax.random.key(1),
+        )  # fmt: skip
+        np.testing.assert_allclose(
+            together.history["cost"][:, k], alone.history["cost"], rtol=10 * jnp.finfo(dtype).eps
+        )
+
+
 def test_one_network_to_begin_with_and_a_sweep():
     together = run(member(PARAMS, 0), optimizer=optax.adam, sweep={"learning_rate": RATES})
     assert together.params[0].W.shape == (K, 8, 4)
@@ -100,6 +114,9 @@ BAD = {
     "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"the same K each, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
     "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "the same K each, got {'key': 2"),
     "a sweep of one number": ({"sweep": {"learning_rate": 0.1}}, ValueError, r"sweep learning_rate must have shape \(K,\)"),
+    "a sweep without names": ({"sweep": [0.1, 0.2]}, TypeError, "sweep must be names and .K,. numbers, got list"),
+    "no network": ({"params": jax.tree.map(lambda leaf: leaf[:0], PARAMS)}, ValueError, "W"),
+    "networks side by side": ({"params": (member(PARAMS, 0), member(PARAMS, 1))}, TypeError, "tuple of dp.Layer with arrays, got tuple in it"),
     "a made optimizer with a sweep": ({"optimizer": optax.sgd(0.1), "sweep": {"learning_rate": RATES}}, TypeError, "optimizer must be a function of the entries of sweep"),
     "a function without a sweep": ({"optimizer": optax.adam}, TypeError, "optimizer must be an optax.GradientTransformation"),
     "a seed": ({"key": 3}, TypeError, "key must be one JAX random key"),

@@ -122,8 +122,9 @@ def test_patience_stops_and_gives_back_the_best():
     )
 
 
-def test_a_callback_can_stop_the_training():
-    fit = run(*small(), epochs=50, callbacks=[lambda epoch, row, params: epoch == 4])
+@pytest.mark.parametrize("kind", [bool, np.bool_, jnp.asarray])
+def test_a_callback_can_stop_the_training(kind):
+    fit = run(*small(), epochs=50, callbacks=[lambda epoch, row, params: kind(epoch == 4)])
     assert (fit.stopped, len(fit.history["cost"])) == ("callback", 4)
 
 
@@ -159,6 +160,21 @@ def test_a_cost_that_is_no_longer_finite_leaves_the_last_good_parameters(broken)
         np.array_equal(a, b) for a, b in zip(leaves(fit), jax.tree.leaves(params), strict=True)
     )
     assert len(fit.history["cost"]) == 0
+
+
+def test_with_patience_an_error_gives_back_the_best():
+    params, X, Y = small()
+    rates = lambda step: jnp.where(step < 12, 3.0, jnp.inf)  # noqa: E731
+    with pytest.raises(dp.TrainingError) as caught:
+        run(
+            params, X, Y, optimizer=optax.sgd(rates), epochs=9, patience=9,
+            validation=(X, np.roll(Y, 1, axis=0)),
+        )  # fmt: skip
+    fit = caught.value.fit
+    _, cache = dp.forward(fit.params, X)
+    J = float(dp.cost(cache, np.roll(Y, 1, axis=0)))
+    assert pytest.approx(fit.history["val_cost"].min(), rel=1e-5) == J
+    assert fit.history["val_cost"].argmin() < len(fit.history["val_cost"]) - 1
 
 
 def test_ctrl_c_ends_after_the_epoch_and_gives_back_what_there_is():
@@ -229,6 +245,10 @@ BAD = {
     "a seed": ({"key": 0}, TypeError, "key must be one JAX random key"),
     "negative weights": ({"weights": -np.ones(24)}, ValueError, "weights must be finite and not negative"),
     "metrics alone": ({"metrics": {"zero": lambda A, Y: 0.0}}, ValueError, "metrics need a validation set"),
+    "a metric called cost": ({"metrics": {"cost": lambda A, Y: 0.0}, "validation": (X, Y)}, ValueError, 'metrics must not be called "cost"'),
+    "a validation set with weights": ({"validation": (X, Y, Y)}, ValueError, r"validation must be \(X, Y\), got tuple"),
+    "one callback": ({"callbacks": print}, TypeError, "callbacks must be a sequence of functions"),
+    "what is no callback": ({"callbacks": [print, 3]}, TypeError, "callbacks must be a sequence of functions"),
     "patience alone": ({"patience": 3}, ValueError, "patience needs a validation set"),
     "patience of 0": ({"patience": 0, "validation": (X, Y)}, ValueError, "patience must be above 0"),
     "a validation set of another kind": ({"validation": (X[:2], Y)}, ValueError, r"validation X must have shape \(4, m\)"),

@@ -30,15 +30,18 @@ def assert_close(a, b):
         np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("key", [jax.random.key(1), KEYS], ids=["one order", "K orders"])
-@pytest.mark.parametrize("weights", [None, W], ids=["", "weighted"])
+@pytest.mark.parametrize(
+    ("key", "weights"),
+    [(jax.random.key(1), W), (KEYS, None)],
+    ids=["one order, weighted", "K orders"],
+)
 def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
     def adamw(learning_rate, weight_decay):
         return optax.adamw(learning_rate, weight_decay=weight_decay)
 
     sweep = {"learning_rate": RATES, "weight_decay": jnp.asarray([0, 0.1, 0, 0.2], jnp.float32)}
     together = run(optimizer=adamw, sweep=sweep, key=key, weights=weights, validation=(X, Y))
-    for k in range(K):
+    for k in (0, 3):
         alone = dp.fit(
             member(PARAMS, k), adamw(**{name: float(v[k]) for name, v in sweep.items()}), X, Y,
             epochs=3, batch_size=8, key=key if key.ndim == 0 else key[k], weights=weights,
@@ -53,14 +56,13 @@ def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
 def test_narrow_types(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
     together = run(params, sweep={"learning_rate": [0.001, 0.01, 0.03, 0.1], "momentum": [0.5] * K})
-    for k, rate in enumerate((0.001, 0.01, 0.03, 0.1)):
-        alone = dp.fit(
-            member(params, k), optax.sgd(rate, momentum=0.5), X, Y, epochs=3, batch_size=8,
-            key=jax.random.key(1),
-        )  # fmt: skip
-        np.testing.assert_allclose(
-            together.history["cost"][:, k], alone.history["cost"], rtol=10 * jnp.finfo(dtype).eps
-        )
+    alone = dp.fit(
+        member(params, 2), optax.sgd(0.03, momentum=0.5), X, Y, epochs=3, batch_size=8,
+        key=jax.random.key(1),
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        together.history["cost"][:, 2], alone.history["cost"], rtol=10 * jnp.finfo(dtype).eps
+    )
 
 
 def test_one_network_to_begin_with_and_a_sweep():

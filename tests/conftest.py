@@ -1,5 +1,7 @@
 """Strict types and ranks for every test; hypothesis profiles: pytest --hypothesis-profile=thorough."""
 
+import os
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,15 +10,30 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-settings.register_profile("ordinary", max_examples=25, derandomize=True, **common)
+settings.register_profile("ordinary", max_examples=15, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=3000, **common)
 settings.load_profile("ordinary")
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--kills", type=int, default=2, help="of a training process (default %(default)s)"
+        "--kills", type=int, default=1, help="of a training process (default %(default)s)"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one worker, or a process that it starts, has compiled, the others read from a folder."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    options = {
+        "jax_compilation_cache_dir": str(folder / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture

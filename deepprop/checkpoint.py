@@ -21,8 +21,6 @@ from deepprop.loop import Progress
 Restore = Callable[[Progress], Progress]
 Save = Callable[[Progress, bool], None]
 KEPT = 2  # should the newest be damaged, one can remove it and go on from the one before
-
-
 DAMAGED = " (remove it to go on from the one before, if there is one)"
 
 

@@ -48,13 +48,39 @@ def _parser() -> argparse.ArgumentParser:
 
     train = parts.add_parser("train", help="train a network and show how it goes")
     train.set_defaults(command=command_train.train)
-    add = train.add_argument
+    _training_options(train)
+
+    predict = parts.add_parser("predict", help="apply a saved network to examples")
+    predict.set_defaults(command=commands.predict)
+    predict.add_argument("model", metavar="MODEL.npz")
+    predict.add_argument("--data", metavar="FILE.npz", help="x_test or X, and the labels if there"
+                         " are any (default: the handwritten digits that ship)")  # fmt: skip
+    _own_option(predict)
+    predict.add_argument("--out", type=Path, metavar="FILE.csv", help="write every prediction")
+
+    check = parts.add_parser(
+        "check", help="hold gradients against central differences, parameter by parameter",
+        description="Without an argument: small networks of every activation, output and cost.",
+    )  # fmt: skip
+    check.set_defaults(command=commands.check)
+    check.add_argument("model", nargs="?", metavar="MODEL.npz", help="a saved network")
+    _own_option(check)
+    _network_options(check, hidden=None)
+    check.add_argument("--examples", type=_count, default=8, help="default %(default)s")
+    check.add_argument("--sample", type=_count, help="how many parameters (default: all)")
+    check.add_argument("--tolerance", type=_positive, default=1e-5, help="default %(default)s")
+    check.add_argument("--seed", type=_seed, default=0, help="default %(default)s")
+    return parser
+
+
+def _training_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--data", metavar="FILE.npz", help="x_train, y_train, x_test, y_test; or X and y, one"
         " example a row (default: the handwritten digits that ship)")  # fmt: skip
     add("--standardize", action="store_true", help="give each input mean 0 and variance 1")
     add("--held-out", type=_positive, default=0.2, metavar="SHARE", help="to hold out where there"
         " is no test set (default %(default)s)")  # fmt: skip
-    _network_options(train, hidden="256,128")
+    _network_options(parser, hidden="256,128")
     add("--init", choices=sorted(INITIALISERS), help="default: what fits each activation")
     add("--optimizer", choices=command_train.OPTIMIZERS, default="adam", help="default %(default)s")
     add("--learning-rate", type=_positive, default=1e-3, help="default %(default)s")
@@ -80,28 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE.png", help="draw cost and accuracy, epoch by epoch")
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network")
     add("--no-check", action="store_true", help="leave out the gradient check at the end")
-
-    predict = parts.add_parser("predict", help="apply a saved network to examples")
-    predict.set_defaults(command=commands.predict)
-    predict.add_argument("model", metavar="MODEL.npz")
-    predict.add_argument("--data", metavar="FILE.npz", help="x_test or X, and the labels if there"
-                         " are any (default: the handwritten digits that ship)")  # fmt: skip
-    _own_option(predict)
-    predict.add_argument("--out", type=Path, metavar="FILE.csv", help="write every prediction")
-
-    check = parts.add_parser(
-        "check", help="hold gradients against central differences, parameter by parameter",
-        description="Without an argument: small networks of every activation, output and cost.",
-    )  # fmt: skip
-    check.set_defaults(command=commands.check)
-    check.add_argument("model", nargs="?", metavar="MODEL.npz", help="a saved network")
-    _own_option(check)
-    _network_options(check, hidden=None)
-    check.add_argument("--examples", type=_count, default=8, help="default %(default)s")
-    check.add_argument("--sample", type=_count, help="how many parameters (default: all)")
-    check.add_argument("--tolerance", type=_positive, default=1e-5, help="default %(default)s")
-    check.add_argument("--seed", type=_seed, default=0, help="default %(default)s")
-    return parser
 
 
 def _network_options(parser: argparse.ArgumentParser, hidden: str | None) -> None:

@@ -3,7 +3,8 @@
 In the equations an example is a column. In a CPU's memory its numbers are better side by side, an
 example a row: so minibatches are gathered, and so XLA's products are fastest. XLA would fold a
 transpose into the product beside it; `rows` tells it not to. Other devices choose for themselves.
-Without this file a step of 64 layers of 256 took 1.13 (jax 0.10.2) and 1.46 times as long (0.12).
+Without this file a step of 64 layers of 256 took 1.13 (jax 0.10.2) and 1.46 times (0.12) as long as
+in a scanned loop of autodiff; with it 0.98 to 1.03 times.
 """
 
 from collections.abc import Callable

@@ -2,14 +2,28 @@
 
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
+from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
+from deepprop.curvature import Factors, gauss_newton_diagonal, kfac_factors, sampled_targets
 from deepprop.ensemble import fit_ensemble
 from deepprop.fit import balanced_weights, fit, fit_batches
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
+from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer
 from deepprop.loop import Fit, TrainingError
 from deepprop.model_file import load, load_extra, save
+from deepprop.moments import (
+    NoiseScale,
+    gradient_noise_scale,
+    gradient_variance,
+    squared_gradients,
+)
 from deepprop.network import cost, forward, init_params, predict
+from deepprop.per_example import (
+    per_example_gradients,
+    per_example_norms,
+    per_example_products,
+)
 from deepprop.report import progress_bar
 from deepprop.training import train_step
 
@@ -19,29 +33,43 @@ __all__ = [
     "Activation",
     "Cache",
     "Cost",
+    "Factors",
     "Fit",
     "GradientError",
     "GradientReport",
     "Layer",
+    "NoiseScale",
     "Output",
     "TrainingError",
     "activation",
     "balanced_weights",
     "check_gradients",
+    "clipped_backward",
     "cost",
     "error_signals",
     "fit",
     "fit_batches",
     "fit_ensemble",
     "forward",
+    "gauss_newton_diagonal",
+    "gradient_noise_scale",
+    "gradient_variance",
     "gradients",
     "init_params",
+    "kfac",
+    "kfac_factors",
     "load",
     "load_extra",
     "manual_backward",
     "output",
+    "per_example_gradients",
+    "per_example_norms",
+    "per_example_products",
     "predict",
     "progress_bar",
+    "sampled_targets",
     "save",
+    "scale_by_kfac",
+    "squared_gradients",
     "train_step",
 ]

@@ -91,10 +91,19 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
     m: int | Array = cache.A[0].shape[-1]
     if weights is not None:
         w = example_weights(weights, cache.A[0].shape[-1], wide(dZ[0].dtype))
-        dZ = [dZ_l * w.astype(dZ_l.dtype)[None, :] for dZ_l in dZ]
+        dZ = [times_each(w, dZ_l) for dZ_l in dZ]
         m = sum_of_weights(w)
     layers = zip(cache.params, dZ, cache.A[:-1], strict=True)  # A[l-1] beside layer l
     return tuple(layer_gradient(layer, dZ_l, A, m) for layer, dZ_l, A in layers)
+
+
+def times_each(w: Array, dZ: Array) -> Array:
+    """Column i of dZ (n_l, m) times w_i, in the type of dZ."""
+
+    def times(w_i: Array, dz: Array) -> Array:
+        return (w_i * dz.astype(w.dtype)).astype(dZ.dtype)
+
+    return rows(by_example(times, w[None, :], dZ))
 
 
 def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:

@@ -39,9 +39,10 @@ def update(
     _, cache = forward(params, X)
     grads = backward(cache, Y, weights)
     J = cost(cache, Y, weights)
-    # Some optimizers look at the cost too (optax.contrib.reduce_on_plateau); the others ignore it.
-    takes_value = optax.with_extra_args_support(optimizer)
-    updates, state = takes_value.update(grads, state, params, value=J)
+    # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
+    # cache (dp.kfac); the others ignore it.
+    looks = optax.with_extra_args_support(optimizer)
+    updates, state = looks.update(grads, state, params, value=J, cache=cache, weights=weights)
     return optax.apply_updates(params, updates), state, J
 
 

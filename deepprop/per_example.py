@@ -1,0 +1,149 @@
+"""The gradient of every single example, mostly without making it.
+
+Column i of dZ[l] is dz_i[l], the derivative of the loss L(i) of example i alone, and column i of
+A[l-1] is a_i[l-1]. So the gradient g_i of L(i) is, layer by layer,
+
+    dL(i)/dW[l] = dz_i[l] a_i[l-1]^T        dL(i)/db[l] = dz_i[l]
+
+an outer product of two columns that are there already. Its length, and its product with the
+gradient of another example, follow from lengths and products of columns.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from deepprop.layers import Cache, Layer, Params, signals
+from deepprop.layout import by_example
+from deepprop.precision import product, wide
+
+
+def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = False) -> Array:
+    """||g_i||, with ||g_i||^2 = sum_l ||dz_i[l]||^2 (||a_i[l-1]||^2 + 1).
+
+    The 1 is for b. No g_i is made: the cost is that of reading A and dZ once.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
+    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> dp.per_example_norms(cache, dp.error_signals(cache, A)).shape
+    (5,)
+
+    Args:
+        cache: what `forward` gave.
+        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+        per_layer: a norm for each layer apart, instead of one for the whole gradient.
+
+    Returns:
+        (m,), or (L, m) with `per_layer`; in float32 at least. Neither 1/m nor weights are in it.
+
+    Raises:
+        ValueError: dZ is of another network or batch than the cache.
+        TypeError: dZ is not real numbers, or `cache` is no cache.
+
+    Source:
+        Goodfellow 2015, Efficient Per-Example Gradient Computations, arXiv:1510.01799.
+    """
+    squares = [
+        _squared_lengths(dz) * (_squared_lengths(a) + 1) for dz, a in columns(cache, dZ)
+    ]  # ||dz_i[l]||^2 (||a_i[l-1]||^2 + 1), each (m,)
+    stacked = jnp.stack(squares)
+    return jnp.sqrt(stacked if per_layer else jnp.sum(stacked, axis=0))
+
+
+def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
+    """Every g_i: dL(i)/dW[l] = dz_i[l] a_i[l-1]^T and dL(i)/db[l] = dz_i[l].
+
+    This takes m times the memory of the parameters. Where a norm, a product or a clipped mean is
+    all that is needed, `per_example_norms`, `per_example_products` and `clipped_backward` give it
+    without.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
+    >>> _, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> each = dp.per_example_gradients(cache, dp.error_signals(cache, jnp.ones((2, 5))))
+    >>> each[0].W.shape, each[0].b.shape
+    ((5, 4, 3), (5, 4, 1))
+
+    Args:
+        cache: what `forward` gave.
+        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+
+    Returns:
+        Layers like `params` with a leading axis: W (m, n_l, n_{l-1}) and b (m, n_l, 1), in the
+        parameters' type. Without 1/m and without weights: their mean is the gradient of J.
+
+    Raises:
+        ValueError: dZ is of another network or batch than the cache.
+        TypeError: dZ is not real numbers, or `cache` is no cache.
+    """
+    dZ = signals(cache, dZ)
+    return tuple(
+        Layer(
+            dZ_l.mT[:, :, None] * A.mT[:, None, :],  # dL(i)/dW[l] = dz_i[l] a_i[l-1]^T
+            dZ_l.mT[:, :, None],  # dL(i)/db[l] = dz_i[l]
+            layer.activation,
+        )
+        for layer, dZ_l, A in zip(cache.params, dZ, cache.A[:-1], strict=True)
+    )
+
+
+def per_example_products(
+    cache: Cache, dZ: Sequence[Array], cache_2: Cache, dZ_2: Sequence[Array]
+) -> Array:
+    """G_ij = g_i . g'_j = sum_l (dz_i[l] . dz'_j[l]) (a_i[l-1] . a'_j[l-1] + 1).
+
+    The gradients of two batches against one another, none of them made: how alike two examples
+    are to the network, how much a step on one lowers the loss of the other (TracIn, influence), or
+    with one output unit whose dZ[L] is 1 the empirical neural tangent kernel.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
+    >>> _, cache = dp.forward(params, jax.random.normal(jax.random.key(1), (3, 5)))
+    >>> dZ = dp.error_signals(cache, jnp.ones((2, 5)))
+    >>> G = dp.per_example_products(cache, dZ, cache, dZ)
+    >>> G.shape, bool(jnp.allclose(jnp.diag(G), dp.per_example_norms(cache, dZ) ** 2))
+    ((5, 5), True)
+
+    Args:
+        cache: what `forward` gave for m examples.
+        dZ: what `error_signals` gave for them.
+        cache_2: what `forward` gave for m' examples, of the same network or of one of its shape.
+        dZ_2: what `error_signals` gave for those.
+
+    Returns:
+        (m, m'), in float32 at least. Neither 1/m nor weights are in it.
+
+    Raises:
+        ValueError: dZ is of another network or batch than its cache, or the two networks differ in
+            shape.
+        TypeError: dZ is not real numbers, or a cache is no cache.
+
+    Source:
+        Jacot et al. 2018, Neural Tangent Kernel, arXiv:1806.07572; Pruthi et al. 2020, Estimating
+        Training Data Influence by Tracing Gradient Descent, arXiv:2002.08484.
+    """
+    one, other = columns(cache, dZ), columns(cache_2, dZ_2)
+    shapes = [[tuple(layer.W.shape) for layer in c.params] for c in (cache, cache_2)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"cache_2 must be of a network with W of shapes {shapes[0]}, got {shapes[1]}"
+        )
+    G = jnp.zeros((), one[0][0].dtype)
+    for (dz, a), (dz_2, a_2) in zip(one, other, strict=True):
+        G = G + product(dz.mT, dz_2) * (product(a.mT, a_2) + 1)
+    return G
+
+
+def columns(cache: Cache, dZ: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """dZ[l] beside A[l-1], for l = 1 to L, in the type in which numbers are added up."""
+    dZ = signals(cache, dZ)
+    pairs = zip(dZ, cache.A[:-1], strict=True)
+    return [(dz.astype(wide(dz.dtype)), a.astype(wide(a.dtype))) for dz, a in pairs]
+
+
+def _squared_lengths(P: Array) -> Array:
+    """Of the columns of P (n, m): (m,)."""
+    squared: Array = by_example(lambda p: jnp.sum(jnp.square(p), axis=-2, keepdims=True), P)
+    return squared[0]

@@ -6,6 +6,7 @@ gradient of a layer is two products of small matrices: G^-1 [dW db] A^-1.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -87,9 +88,9 @@ def scale_by_kfac(
         check_key(key)
 
     def init(params: Params) -> KfacState:
-        at_first = tuple(map(_identities, params))
-        start = jax.random.key(0) if key is None else key
-        return KfacState(jnp.zeros((), jnp.int32), start, at_first, at_first)
+        start = jax.random.key(0) if key is None else jnp.copy(key)
+        factors, inverses = (tuple(map(_identities, params)) for _ in range(2))
+        return KfacState(jnp.zeros((), jnp.int32), start, factors, inverses)
 
     def update(
         grads: Params,
@@ -104,8 +105,8 @@ def scale_by_kfac(
         if factors is None:
             factors = _fisher_factors(jax.random.fold_in(state.key, state.steps), cache, weights)
         steps = state.steps + 1
-        kept = jnp.minimum(1 - 1 / steps.astype(jnp.float32), decay)
-        average = jax.tree.map(lambda old, new: _mix(old, new, kept), state.factors, tuple(factors))
+        mix = partial(_mix, steps=steps, decay=decay)
+        average = jax.tree.map(mix, state.factors, tuple(factors))
         inverses = jax.lax.cond(
             (steps % every == 0) | (steps <= every),
             lambda: tuple(_damped_inverses(f, damping) for f in average),
@@ -124,7 +125,7 @@ def kfac(
     decay: float = 0.95,
     every: int = 10,
     momentum: float = 0.9,
-    max_kl: float | None = None,
+    max_kl: float | None = 0.01,
     key: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: the natural gradient by Kronecker factors, with momentum.
@@ -132,7 +133,7 @@ def kfac(
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
     >>> X = jax.random.normal(jax.random.key(1), (2, 200))
-    >>> fit = dp.fit(params, dp.kfac(0.1, damping=0.01), X, (X[:1] * X[1:] > 0) * 1.0, epochs=10,
+    >>> fit = dp.fit(params, dp.kfac(0.1, damping=0.01), X, X[:1] * X[1:] > 0, epochs=10,
     ...              batch_size=50, key=jax.random.key(2))
     >>> bool(fit.history["cost"][-1] < fit.history["cost"][0])
     True
@@ -143,9 +144,10 @@ def kfac(
         decay: of the moving averages of the factors.
         every: steps from one computation of the inverses to the next.
         momentum: of the steps; 0 for none.
-        max_kl: steps are shortened where they would change the predictions by more: half the step's
-            squared length in the Fisher's metric, about the KL divergence, is at most this. None
-            leaves them.
+        max_kl: steps are shortened, before momentum, where they would change the predictions by
+            more: half the step's squared length in the Fisher's metric, about the KL divergence, is
+            at most this. None leaves them; then a step may be far too long while the averages are
+            young, as the damping alone holds it.
         key: a JAX random key for the targets that are drawn.
 
     Returns:
@@ -205,8 +207,8 @@ def _identities(layer: Layer) -> Factors:
     return Factors(jnp.eye(n_below + 1, dtype=dtype), jnp.eye(n, dtype=dtype))
 
 
-def _mix(old: Array, new: Array, kept: Array) -> Array:
-    kept = kept.astype(old.dtype)
+def _mix(old: Array, new: Array, steps: Array, decay: float) -> Array:
+    kept = jnp.minimum(1 - 1 / steps.astype(old.dtype), decay)
     return kept * old + (1 - kept) * new
 
 

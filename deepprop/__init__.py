@@ -1,10 +1,13 @@
 """deepprop: deep feed-forward networks in JAX, with the backward pass written out by hand."""
 
+from deepprop.accountant import epsilon_spent, noise_for
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
 from deepprop.curvature import Factors, gauss_newton_diagonal, kfac_factors, sampled_targets
+from deepprop.diagnose import diagnose
+from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
 from deepprop.fit import balanced_weights, fit, fit_batches
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
@@ -24,7 +27,8 @@ from deepprop.per_example import (
     per_example_norms,
     per_example_products,
 )
-from deepprop.report import progress_bar
+from deepprop.private import Privacy
+from deepprop.report import plot_layers, progress_bar
 from deepprop.training import train_step
 
 __version__ = "0.1.0"
@@ -33,6 +37,7 @@ __all__ = [
     "Activation",
     "Cache",
     "Cost",
+    "Diagnosis",
     "Factors",
     "Fit",
     "GradientError",
@@ -40,13 +45,18 @@ __all__ = [
     "Layer",
     "NoiseScale",
     "Output",
+    "Privacy",
     "TrainingError",
     "activation",
     "balanced_weights",
     "check_gradients",
     "clipped_backward",
     "cost",
+    "diagnose",
+    "diagnosis_of",
+    "epsilon_spent",
     "error_signals",
+    "findings",
     "fit",
     "fit_batches",
     "fit_ensemble",
@@ -61,10 +71,12 @@ __all__ = [
     "load",
     "load_extra",
     "manual_backward",
+    "noise_for",
     "output",
     "per_example_gradients",
     "per_example_norms",
     "per_example_products",
+    "plot_layers",
     "predict",
     "progress_bar",
     "sampled_targets",

@@ -104,6 +104,8 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
         " the newest")  # fmt: skip
     add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS", help="default %(default)s")
     add("--plot", type=Path, metavar="FILE.png", help="draw cost and accuracy, epoch by epoch")
+    add("--diagnose", type=Path, nargs="?", const=True, metavar="FILE.png", help="show the health"
+        " of each layer, at the beginning and at the end; and draw it into a file")  # fmt: skip
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network")
     add("--no-check", action="store_true", help="leave out the gradient check at the end")
 

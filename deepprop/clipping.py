@@ -18,11 +18,13 @@ from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
 from deepprop.validation import real_array
 
+MaxNorm = ArrayLike | Sequence[float]  # one number, or L, one a layer
+
 
 def clipped_backward(
     cache: Cache,
     Y: ArrayLike,
-    max_norm: ArrayLike,
+    max_norm: MaxNorm,
     *,
     gamma: float | None = None,
     weights: ArrayLike | None = None,
@@ -70,7 +72,7 @@ def clipped_backward(
 
 
 def clip_factors(
-    cache: Cache, dZ: Sequence[Array], max_norm: ArrayLike, gamma: float | None = None
+    cache: Cache, dZ: Sequence[Array], max_norm: MaxNorm, gamma: float | None = None
 ) -> Array:
     """What `clipped_backward` multiplies each dz_i[l] by: min(1, C / ||g_i||), (L, m)."""
     L, dtype = len(cache.params), wide(cache.params[0].W.dtype)
@@ -83,7 +85,7 @@ def clip_factors(
     return jnp.broadcast_to(factors, (L, norms.shape[-1]))
 
 
-def max_norms(max_norm: ArrayLike, L: int, dtype: np.dtype) -> Array:
+def max_norms(max_norm: MaxNorm, L: int, dtype: np.dtype) -> Array:
     """`max_norm` as an array: () for one number, or (L,).
 
     Raises:
@@ -99,7 +101,7 @@ def max_norms(max_norm: ArrayLike, L: int, dtype: np.dtype) -> Array:
     return C
 
 
-def check_above_zero(name: str, value: ArrayLike) -> None:
+def check_above_zero(name: str, value: MaxNorm) -> None:
     """Raise unless it is finite and above 0, as far as it is known.
 
     Raises:

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ import optax
 import deepprop as dp
 from deepprop.commands import describe, hidden_of, metric_of, named, shown
 from deepprop.data import Data, load_data
+from deepprop.diagnosis import diagnosis_of
 from deepprop.files import check_writable
 from deepprop.layers import Params
-from deepprop.report import epoch_lines, plot_curves, require_matplotlib
+from deepprop.report import epoch_lines, plot_curves, plot_layers, require_matplotlib
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -41,6 +43,7 @@ SCHEDULES: dict[
 }
 BATCH_SIZE = 64
 VALIDATION = 0.1  # of the training examples, where there is --patience
+RECORD_EVERY = 20  # steps from one diagnosis to the next
 CHECK_EXAMPLES = 8  # that the gradient check after training looks at
 CHECK_ALL, CHECK_SAMPLE = 20_000, 10_000  # parameters: above the first it looks at a sample
 
@@ -55,7 +58,8 @@ class HeldOut(NamedTuple):
 
 def train(args: argparse.Namespace) -> int:
     """Train a network and show how it goes; save it before anything else can fail."""
-    _check_targets(args.plot, args.save)
+    layers = args.diagnose if isinstance(args.diagnose, Path) else None
+    _check_targets({"--plot": args.plot, "--diagnose": layers, "--save": args.save})
     output = None if args.output is None else dp.output(named(args.output))
     data = load_data(
         args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
@@ -81,6 +85,7 @@ def train(args: argparse.Namespace) -> int:
     except dp.TrainingError as error:
         if error.fit.history["cost"].size:
             _save(args.save, error.fit.params, data)
+            _show_layers(args.diagnose, data, error.fit)
         raise
     _print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
@@ -88,6 +93,7 @@ def train(args: argparse.Namespace) -> int:
         title = f"{data.name}: {describe(params)}"
         plot_curves(args.plot, fit.history, metric_of(params)[0], held_out.name, title)
         print(f"curves     {args.plot}")
+    _show_layers(args.diagnose, data, fit)
     if fit.stopped == "interrupted":
         return 130
     if not args.no_check:
@@ -95,15 +101,16 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_targets(plot: Path | None, save: Path | None) -> None:
+def _check_targets(paths: Mapping[str, Path | None]) -> None:
     """Raise before any work where a file could not be written."""
-    if plot is not None:
-        require_matplotlib(plot)
-    for path in (plot, save):
-        if path is not None:
-            check_writable(path)
-    if plot is not None and save is not None and plot.resolve() == save.resolve():
-        raise ValueError(f"--plot and --save must be two files, got {plot} for both")
+    given = {option: path for option, path in paths.items() if path is not None}
+    for option, path in given.items():
+        if option != "--save":
+            require_matplotlib(path, option)
+        check_writable(path)
+    for (one, path), (other, its) in combinations(given.items(), 2):
+        if path.resolve() == its.resolve():
+            raise ValueError(f"{one} and {other} must be two files, got {path} for both")
 
 
 def _split(data: Data, share: float, seed: int) -> tuple[Data, HeldOut]:
@@ -162,6 +169,7 @@ def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
             weights=_weights(args.class_weights, data), validation=held_out[1:],
             metrics={metric: measure}, patience=args.patience, callbacks=[after],
             checkpoint=args.checkpoint, checkpoint_every=args.checkpoint_every,
+            record=dp.diagnose if args.diagnose else None, record_every=RECORD_EVERY,
         )  # fmt: skip
     if before := len(fit.history["cost"]) - len(seen):
         print(f"\ncheckpoint {args.checkpoint}: went on after epoch {before}")
@@ -197,6 +205,17 @@ def _save(path: Path | None, params: Params, data: Data) -> None:
         classes = {} if data.classes is None else {"classes": data.classes}
         dp.save(path, params, **data.scaling._asdict(), **classes)
         print(f"saved      {path}", flush=True)
+
+
+def _show_layers(where: Path | bool | None, data: Data, fit: dp.Fit) -> None:
+    """The diagnosis at the first step and at the last one recorded, and where to, a picture."""
+    if not where or not fit.history["cost"].size:
+        return
+    for moment, entry in (("at the first step", 0), ("at the last recorded step", -1)):
+        print(f"\nlayers     {moment}\n\n{diagnosis_of(fit.history, fit.params, entry)}")
+    if isinstance(where, Path):
+        plot_layers(where, fit.history, f"{data.name}: {describe(fit.params)}")
+        print(f"\npicture    {where}")
 
 
 def _checked(data: Data, params: Params) -> dp.GradientReport:

@@ -142,8 +142,8 @@ def _train_epoch(
         )  # fmt: skip
 
     axes = 0, 0, 0 if _several(key) else None, 0
-    params, state, J, finite = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
-    return params, state, J, jnp.any(finite)
+    params, state, seen, finite = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
+    return params, state, seen, jnp.any(finite)
 
 
 def _made(optimizer: Optimizer, entries: Mapping[str, Array]) -> optax.GradientTransformation:

@@ -21,7 +21,9 @@ from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
 from deepprop.network import cost, forward
 from deepprop.precision import wide
-from deepprop.training import Backward, check_optimizer, train_epoch
+from deepprop.private import Privacy, check_alone, private_training
+from deepprop.record import Record
+from deepprop.training import Backward, Trained, check_optimizer, train_epoch
 from deepprop.validation import check_key, example_weights, real_array
 
 Metric = Callable[[Array, Array], Array]
@@ -42,6 +44,9 @@ def fit(
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     backward: Backward = manual_backward,
+    privacy: Privacy | None = None,
+    record: Record | None = None,
+    record_every: int = 1,
     state: optax.OptState | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
@@ -76,6 +81,13 @@ def fit(
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one
             that gives back True stops the training.
         backward: (cache, Y, weights) to gradients like params.
+        privacy: a `Privacy` to train by DP-SGD: each step takes each example with probability
+            batch_size / m instead of going through them in order, and adds noise. The history then
+            has the "epsilon" that was spent so far, for this call alone. See private.py for what
+            is private and what is not.
+        record: a function of (cache, dZ, updates) in JAX, such as `diagnose`, to keep what it gives
+            in the history.
+        record_every: steps from one record to the next; the first step of an epoch has one.
         state: of the optimizer, to go on with; None begins anew.
         checkpoint: a folder. A run that finds a checkpoint of itself there goes on from it, to the
             same parameters as if it had never been interrupted; `params` and `state` are then not
@@ -92,24 +104,33 @@ def fit(
         ValueError: a shape or a number does not fit, X or Y holds what is not finite, or the
             checkpoint is of other data, or of another network, kind of optimizer or key.
         TypeError: an argument is of another kind.
-        ImportError: `checkpoint` without orbax-checkpoint.
+        ImportError: `checkpoint` without orbax-checkpoint, or `privacy` without dp-accounting.
     """
     check_optimizer(optimizer)
     check_key(key)
-    data = in_memory(params, X, Y, weights, batch_size)
+    X, Y, w = in_memory(params, X, Y, weights, batch_size)
     check_count("epochs", epochs)
+    check_count("record_every", record_every)
     measure = measured(params, validation, metrics)
+    parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
 
-    def train(params: Params, state: optax.OptState, epoch: int) -> Any:
-        return train_epoch(
-            params, state, key, epoch, *data,
-            optimizer=optimizer, backward=backward, batch_size=batch_size,
+    def train_plainly(params: Params, state: optax.OptState, epoch: int) -> Trained:
+        trained: Trained = train_epoch(
+            params, state, key, epoch, X, Y, w, optimizer=optimizer, backward=backward,
+            batch_size=batch_size, record=record, record_every=record_every,
         )  # fmt: skip
+        return trained
 
-    X, Y, w = data
+    train: Train = train_plainly
+    if record is not None:
+        parts["record"] = f"{getattr(record, '__name__', record)} every {record_every}"
+    if privacy is not None:
+        own = None if backward is manual_backward else backward
+        check_alone(privacy, {"weights": weights, "record": record, "backward": own})
+        sigma, train = private_training(privacy, key, X, Y, optimizer, batch_size, epochs)
+        parts["privacy"] = f"noise {sigma} of {privacy.max_norm}, gamma {privacy.gamma}"
     return _run(
-        train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every,
-        {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size},
+        train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every, parts,
         epochs=epochs, patience=patience, callbacks=callbacks,
     )  # fmt: skip
 

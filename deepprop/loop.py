@@ -29,8 +29,9 @@ class Fit:
         params: the layers; with `patience`, those of the best epoch.
         state: of the optimizer after the last epoch; None in a `TrainingError`, as its memory was
             given away.
-        history: an array a column, an entry an epoch: "cost", and with a validation set
-            "val_cost" and "val_" + the name of each metric.
+        history: an array a column, an entry an epoch: "cost"; with a validation set "val_cost" and
+            "val_" + the name of each metric; with `privacy` "epsilon"; and the names of a `record`,
+            (epochs, entries an epoch, ...).
         stopped: why it ended: "epochs", "patience", "callback", "interrupted", or "not finite" in a
             `TrainingError`.
     """
@@ -88,8 +89,8 @@ def run(
     """Epochs until they are done, or something ends them earlier.
 
     Args:
-        train: (params, state, epoch) to the params and state after that epoch, its mean J, and
-            whether they are finite.
+        train: (params, state, epoch) to the params and state after that epoch, what was seen in
+            it, the mean J as "cost", and whether they are finite.
         measure: params to what else is recorded; None for nothing.
         at: where to begin.
         epochs: where to end.
@@ -125,8 +126,8 @@ def run(
 
 
 def _next(train: Train, measure: Measure | None, at: Progress, keep_best: bool) -> Progress:
-    params, state, J, finite = train(at.params, at.state, at.epoch + 1)
-    measured = {"cost": J, **({} if measure is None else measure(params))}
+    params, state, seen, finite = train(at.params, at.state, at.epoch + 1)
+    measured = {**seen, **({} if measure is None else measure(params))}
     finite, values = jax.device_get((finite, measured))
     row: Row = {name: np.asarray(value, float).tolist() for name, value in values.items()}
     if not finite:

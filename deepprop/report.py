@@ -11,6 +11,13 @@ import numpy as np
 
 from deepprop.files import atomic_write
 
+LAYER_PANELS = {
+    "A": "size of A",
+    "dZ": "norm of dZ",
+    "update": "update / W",
+    "dead": "share of dead units",
+}
+
 
 @contextmanager
 def progress_bar(epochs: int) -> Iterator[Callable[[int, Mapping[str, float], Any], None]]:
@@ -84,7 +91,7 @@ def _bar(before: str, *after: str, transient: bool = False) -> Any:
     return Progress(*columns, transient=transient)
 
 
-def require_matplotlib(path: Path) -> None:
+def require_matplotlib(path: Path, option: str = "--plot") -> None:
     """Raise unless matplotlib is there and can write that file, before any work is done.
 
     Raises:
@@ -94,7 +101,7 @@ def require_matplotlib(path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'deepprop[plots]'") from None
+        raise ImportError(f"{option} needs matplotlib: pip install 'deepprop[plots]'") from None
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise ValueError(f"{path} must end in one of {', '.join(sorted(formats))}")
@@ -131,5 +138,49 @@ def plot_curves(
         axes.legend()
     if min(history["cost"].min(), history["val_cost"].min()) > 0:
         cost.set_yscale("log")
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+
+
+def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str = "") -> None:
+    """Draw the health of each layer against the epoch into a file: size, gradient, update, dead.
+
+    Args:
+        path: the picture; its ending says the format.
+        history: of a `Fit` with `record=dp.diagnose`.
+        title: what stands above.
+
+    Raises:
+        ValueError: the history has no such record, or the ending is no format that is drawn.
+        ImportError: matplotlib is missing; the message names the extra that brings it.
+        OSError: the file can't be written.
+    """
+    path = Path(path)
+    require_matplotlib(path, "plot_layers")
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+
+    if not history.get("dead", np.zeros(0)).size:
+        raise ValueError(
+            "history must be of a fit with record=dp.diagnose, and of an epoch or more"
+        )
+    epochs, _, L = history["dead"].shape
+    figure = Figure(figsize=(9, 2.6 + 0.12 * L), layout="constrained")
+    figure.suptitle(title.replace("$", r"\$"))
+    panels = figure.subplots(1, 4, sharey=True)
+    for axes, (name, label) in zip(panels, LAYER_PANELS.items(), strict=True):
+        values = np.concatenate(history[name]).T  # (L, entries)
+        positive = values[values > 0]
+        some = name != "dead" and positive.size > 0
+        norm = LogNorm(positive.min(), positive.max()) if some else Normalize(0, 1)
+        image = axes.imshow(
+            values, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm,
+            extent=(0, epochs, L + 0.5, 0.5),
+        )  # fmt: skip
+        axes.set_title(label, fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        figure.colorbar(image, ax=axes, location="bottom", format="%.0e" if some else "%.1f")
+    panels[0].set_ylabel("layer")
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)

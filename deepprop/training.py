@@ -4,8 +4,10 @@ A step is a forward pass, a backward pass and the update of an optax transformat
 `lax.scan` of steps over minibatches that are shuffled on the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +18,14 @@ from deepprop.backprop import manual_backward
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
 from deepprop.precision import wide
+from deepprop.record import Record, named, watching
 from deepprop.shuffle import random_order
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
 Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far
 Carry = tuple[Params, optax.OptState, Sums]
-Trained = tuple[Params, optax.OptState, Array, Array]
+Trained = tuple[Params, optax.OptState, dict[str, Array], Array]
 
 
 def update(
@@ -102,11 +105,23 @@ def no_sums(params: Params) -> Sums:
     return zero, zero
 
 
-def end_of_epoch(params: Params, state: optax.OptState, sums: Sums) -> Trained:
-    """What an epoch gives: params, state, the mean J, and whether it and the params are finite."""
-    J = sums[0] / sums[1]
+def end_of_epoch(
+    params: Params,
+    state: optax.OptState,
+    sums: Sums,
+    seen: Mapping[str, Array] = MappingProxyType({}),
+) -> Trained:
+    """What an epoch gives.
+
+    Returns:
+        params, state, the mean J as "cost" beside what else was seen, and whether J and the params
+        are finite.
+    """
+    if "cost" in seen:
+        raise ValueError('record must not have an entry called "cost", which is there anyway')
+    J = sums[0] / jnp.where(sums[1] > 0, sums[1], 1)
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in [*jax.tree.leaves(params), J]])
-    return params, state, J, jnp.all(finite)
+    return params, state, {"cost": J, **seen}, jnp.all(finite)
 
 
 def one_epoch(
@@ -121,6 +136,8 @@ def one_epoch(
     optimizer: optax.GradientTransformation,
     backward: Backward = manual_backward,
     batch_size: int,
+    record: Record | None = None,
+    record_every: int = 1,
 ) -> Trained:
     """One epoch: every example once, in minibatches of a random order.
 
@@ -139,10 +156,12 @@ def one_epoch(
         optimizer: an optax transformation.
         backward: (cache, Y, weights) to gradients like params.
         batch_size: examples a step.
+        record: what to see of the layers, of (cache, dZ, updates), or None.
+        record_every: steps from one record to the next.
 
     Returns:
-        params, state, the mean J over the epoch, each minibatch's taken before its step, and
-        whether J and the params are finite.
+        What `end_of_epoch` gives; each minibatch's J is taken before its step. Records have a
+        leading axis.
     """
     m = X.shape[0]
     steps = -(-m // batch_size)
@@ -152,21 +171,28 @@ def one_epoch(
         order = jnp.concatenate([order, jnp.resize(order, (lacking,))])
         w = jnp.ones(m, wide(params[0].W.dtype)) if w is None else w
     counted = (jnp.arange(steps * batch_size) < m).reshape(steps, batch_size)
+    batches = order.reshape(steps, batch_size), counted
+    train = partial(minibatch, optimizer=optimizer, backward=backward)
+    watch = watching(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
 
-    def step(carry: Carry, batch: tuple[Array, Array]) -> tuple[Carry, None]:
+    def step(
+        carry: tuple[Carry, Any], batch: tuple[Array, Array]
+    ) -> tuple[tuple[Carry, Any], None]:
+        before, seen = carry
         index, count = batch
         w_batch = None if w is None else jnp.where(count, w[index], 0)
-        return minibatch(
-            carry, X[index], Y[index], w_batch, optimizer=optimizer, backward=backward
-        ), None
+        after = train(before, X[index], Y[index], w_batch)
+        return (after, watch.see(seen, before[0], after[0], X[index], Y[index])), None
 
-    batches = order.reshape(steps, batch_size), counted
-    carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), batches)
-    return end_of_epoch(*carry)
+    start = (params, state, no_sums(params)), watch.nothing
+    (trained, seen), _ = jax.lax.scan(step, start, batches)
+    return end_of_epoch(*trained, named(seen))
 
 
 train_epoch = jax.jit(
-    one_epoch, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
+    one_epoch,
+    static_argnames=("optimizer", "backward", "batch_size", "record", "record_every"),
+    donate_argnames=("state",),
 )
 
 

@@ -1,0 +1,76 @@
+"""What is seen of the layers while they train: a function of (cache, dZ, updates) every k steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from deepprop.backprop import error_signals
+from deepprop.layers import Cache, Params
+from deepprop.network import forward
+
+Record = Callable[[Cache, tuple[Array, ...], Params], Any]
+
+
+class Watch(NamedTuple):
+    """How an epoch keeps its records.
+
+    Attributes:
+        nothing: room for them before the first step: zeros with a leading axis, one an entry; and
+            the number of that step.
+        see: (seen, before, after, X, Y) to what has been seen after one step more, from the
+            params before and after it and its minibatch with an example a row.
+    """
+
+    nothing: Any
+    see: Callable[[Any, Params, Params, Array, Array], Any]
+
+
+def watching(
+    record: Record | None, every: int, steps: int, params: Params, X: Array, Y: Array
+) -> Watch:
+    """How an epoch of so many steps keeps a record of every k-th, the first included.
+
+    The passes are run anew for a record, so that steps without one cost nothing more.
+
+    Args:
+        record: (cache, dZ, updates) to a pytree of arrays; None for no records.
+        every: k.
+        steps: of the epoch.
+        params: the layers.
+        X: (batch_size, n_0), of a minibatch's shape.
+        Y: (batch_size, n_L).
+    """
+    if record is None:
+        return Watch((), lambda seen, *_: seen)
+
+    def of_step(before: Params, after: Params, X: Array, Y: Array) -> Any:
+        _, cache = forward(before, X.T)
+        return record(cache, error_signals(cache, Y.T), jax.tree.map(jnp.subtract, after, before))
+
+    def see(seen: Any, *batch: Any) -> Any:
+        step, records = seen
+
+        def write() -> Any:
+            new = of_step(*batch)
+            return jax.tree.map(lambda kept, r: kept.at[step // every].set(r), records, new)
+
+        return step + 1, jax.lax.cond(step % every == 0, write, lambda: records)
+
+    one = jax.eval_shape(of_step, params, params, X, Y)
+    entries = -(-steps // every)
+    room = jax.tree.map(lambda leaf: jnp.zeros((entries, *leaf.shape), leaf.dtype), one)
+    return Watch((jnp.zeros((), jnp.int32), room), see)
+
+
+def named(seen: Any) -> dict[str, Array]:
+    """The records of an epoch by their names: fields, keys or numbers, joined by dots.
+
+    >>> list(named((0, {"a": 1.0, "b": (2.0, 3.0)})))
+    ['a', 'b.0', 'b.1']
+    """
+    records = seen[1] if seen else ()
+    leaves, _ = jax.tree.flatten_with_path(records)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -108,8 +108,9 @@ def check_above_zero(name: str, value: MaxNorm) -> None:
         ValueError: it is not.
         TypeError: it is not real numbers.
     """
+    real_array(name, value)
     if isinstance(value, jax.core.Tracer):
         return
-    values = np.asarray(real_array(name, value))
+    values = np.asarray(value)
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"{name} must be finite and above 0, got {value}")

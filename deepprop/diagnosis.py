@@ -20,6 +20,7 @@ INPUT_RATIO = 100  # of the largest input to the median one
 GROWTH = 100  # of the size of a unit's output, against the inputs'
 VANISHED = 1e-3  # of the norm of dZ[l], against dZ[L]'s; above 1 / VANISHED it explodes
 DEAD_UNITS = 0.5  # share; half of all relu units may be dead on a small batch, and more is a fault
+CUT_OFF = 0.99  # share of dead units at which a layer lets nothing through
 FLAT_SHARE = 0.5  # of a two-sided activation, such as tanh
 UPDATE = 0.1  # of an update to its W; about 1e-3 is usual (Karpathy, CS231n notes)
 
@@ -106,11 +107,7 @@ def diagnosis_of(history: Mapping[str, np.ndarray], params: Params, entry: int =
         ValueError: the history has no such entry.
     """
     names = [f.name for f in fields(Diagnosis) if not f.metadata.get("static")]
-    missing = [name for name in names if name not in history]
-    if missing or not history["A"].size:
-        raise ValueError(
-            "history must be of a fit with record=dp.diagnose, and of an epoch or more"
-        )
+    check_recorded(history, names)
     arrays = {name: np.concatenate(history[name])[entry] for name in names}
     activations = tuple(layer.activation for layer in params)
     units = (params[0].W.shape[1], *(layer.W.shape[0] for layer in params))
@@ -148,7 +145,9 @@ def findings(diagnosis: Diagnosis) -> list[str]:
     broken = [l for l, size in enumerate(d["A"] + d["dZ"], 1) if not np.isfinite(size)]
     if broken:
         return [f"{_layers(broken)}: not finite; try a smaller learning rate or scaled inputs"]
-    return [*_of_inputs(d["X"]), *_of_signals(d), *_of_units(diagnosis, d), *_of_updates(d)]
+    cut_off = (d["dead"] > CUT_OFF).any()  # then signals end there, which needs no telling
+    signals = [] if cut_off else _of_signals(d)
+    return [*_of_inputs(d["X"]), *_of_units(diagnosis, d), *signals, *_of_updates(d)]
 
 
 def _of_inputs(X: np.ndarray) -> list[str]:

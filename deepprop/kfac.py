@@ -80,7 +80,7 @@ def scale_by_kfac(
         Martens and Grosse 2015, sections 3, 4.2, 5 and 6.3, arXiv:1503.05671.
     """
     check_above_zero("damping", damping)
-    if not 0 <= decay < 1:
+    if not isinstance(decay, jax.core.Tracer) and not 0 <= decay < 1:
         raise ValueError(f"decay must be from 0 to below 1, got {decay}")
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be a whole number above 0, got {every!r}")

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deepprop.diagnosis import check_recorded
 from deepprop.files import atomic_write
 
 LAYER_PANELS = {
@@ -126,7 +128,7 @@ def plot_curves(
 
     epochs = range(1, len(history["cost"]) + 1)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"))  # no mathematics in a file name
+    figure.suptitle(_as_title(title))
     cost, score = figure.subplots(1, 2)
     cost.plot(epochs, history["cost"], "-", marker=".", label="training")
     for axes, name in ((cost, "cost"), (score, metric)):
@@ -160,27 +162,31 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 
-    if not history.get("dead", np.zeros(0)).size:
-        raise ValueError(
-            "history must be of a fit with record=dp.diagnose, and of an epoch or more"
-        )
+    check_recorded(history)
     epochs, _, L = history["dead"].shape
     figure = Figure(figsize=(9, 2.6 + 0.12 * L), layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"))
+    figure.suptitle(_as_title(title))
     panels = figure.subplots(1, 4, sharey=True)
     for axes, (name, label) in zip(panels, LAYER_PANELS.items(), strict=True):
         values = np.concatenate(history[name]).T  # (L, entries)
         positive = values[values > 0]
-        some = name != "dead" and positive.size > 0
-        norm = LogNorm(positive.min(), positive.max()) if some else Normalize(0, 1)
+        on_logarithms = name != "dead" and positive.size > 0
+        low, high = (positive.min(), positive.max()) if on_logarithms else (0.0, 1.0)
         image = axes.imshow(
-            values, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm,
-            extent=(0, epochs, L + 0.5, 0.5),
+            values, aspect="auto", interpolation="nearest", extent=(0, epochs, L + 0.5, 0.5),
+            norm=LogNorm(low, high) if on_logarithms else Normalize(low, high),
         )  # fmt: skip
         axes.set_title(label, fontsize="medium")
         axes.set_xlabel("epoch")
         axes.yaxis.get_major_locator().set_params(integer=True)
-        figure.colorbar(image, ax=axes, location="bottom", format="%.0e" if some else "%.1f")
+        bar = figure.colorbar(image, ax=axes, location="bottom")
+        bar.set_ticks([low, high], labels=[f"{low:.2g}", f"{high:.2g}"])
+        bar.minorticks_off()
     panels[0].set_ylabel("layer")
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _as_title(text: str) -> str:
+    """In lines that fit, and without mathematics, which a $ in a file name would begin."""
+    return textwrap.fill(text.replace("$", r"\$"), 100)

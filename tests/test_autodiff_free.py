@@ -66,6 +66,29 @@ def test_no_jaxpr_holds_a_custom_rule(output):
     assert not {name for name in found if "custom" in name or "jvp" in name or "vjp" in name}
 
 
+def capabilities(params, X, Y, weights, key):
+    """All that reads (cache, dZ)."""
+    _, cache = dp.forward(params, X)
+    dZ = dp.error_signals(cache, dp.sampled_targets(key, cache))
+    kfac, factors = dp.kfac(0.1), dp.kfac_factors(cache, dZ, weights)
+    grads = dp.clipped_backward(cache, Y, 1.0, weights=weights)
+    return (
+        grads, dp.per_example_norms(cache, dZ), dp.per_example_gradients(cache, dZ),
+        dp.per_example_products(cache, dZ, cache, dZ), dp.gradient_variance(cache, dZ, weights),
+        dp.gradient_noise_scale(cache, dZ), dp.gauss_newton_diagonal(cache),
+        kfac.update(grads, kfac.init(params), params, factors=factors),
+        dp.diagnose(cache, dZ, grads),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity", "exp"])
+def test_no_jaxpr_of_a_capability_holds_a_custom_rule(output):
+    args = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)
+    found = set(primitives(jax.make_jaxpr(capabilities)(*args, jax.random.key(0)).jaxpr))
+    assert "cholesky" in found
+    assert not {name for name in found if "custom" in name or "jvp" in name or "vjp" in name}
+
+
 def test_the_jaxpr_scan_finds_a_custom_rule():
     assert "custom_jvp_call" in set(primitives(jax.make_jaxpr(jax.jit(jax.nn.relu))(1.0).jaxpr))
 
@@ -125,6 +148,10 @@ optimizer = optax.adam(1e-3)
 dp.manual_backward(cache, Y, np.ones(3))  # eager
 dp.train_step(optimizer)(params, optimizer.init(params), X, Y)
 dp.check_gradients(dp.init_params(key, [4, 5, 3]), X, Y)
+private = dp.Privacy(max_norm=1.0, delta=1e-3, noise_multiplier=1.0)
+for options in ({"privacy": private}, {"record": dp.diagnose}):
+    dp.fit(dp.init_params(key, [4, 5, 3]), dp.kfac(0.1) if "record" in options else optimizer, X, Y,
+           epochs=1, batch_size=2, key=key, **options)
 with tempfile.TemporaryDirectory() as folder:
     file = f"{folder}/model.npz"
     sys.exit(

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 import deepprop as dp
+from tests.problems import problem
 
 KEY = jax.random.key(0)
-PARAMS = dp.init_params(KEY, [4, 5, 3])
+PARAMS = problem(0, [4, 5, 3], 6, dtype=np.float32)[0]
 X, Y = np.ones((4, 6), np.float32), np.eye(3, dtype=np.float32)[:, [0, 1, 2, 0, 1, 2]]
-_, CACHE = dp.forward(PARAMS, X)
-_, OTHER = dp.forward(dp.init_params(KEY, [4, 7, 3]), X)
-DEEPER = dp.forward(dp.init_params(KEY, [4, 5, 5, 3]), X)[1]
-DZ = dp.error_signals(CACHE, Y)
+
+forward = jax.jit(dp.forward)  # as one program, it is sooner compiled than op by op
+_, CACHE = forward(PARAMS, X)
+_, OTHER = forward(problem(0, [4, 7, 3], 6, dtype=np.float32)[0], X)
+_, DEEPER = forward(problem(0, [4, 5, 5, 3], 6, dtype=np.float32)[0], X)
+DZ = jax.jit(dp.error_signals)(CACHE, Y)
 LAYER, LAST = PARAMS
 
 

@@ -236,6 +236,19 @@ def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_type
     assert 0.5 * descent.history["cost"][-1].min() > J
 
 
+def test_a_sweep_over_what_kfac_is_given(optax_types):
+    """Each network as `fit` trains it alone, though numbers are traced when K-FAC is made."""
+    params, X, Y, _ = problem(103, [3, 4, 2], 32, dtype=np.float32)
+    rates = {"learning_rate": jnp.array([0.1, 0.5]), "damping": jnp.array([0.1, 0.01])}
+    common = {"epochs": 3, "batch_size": 16, "key": jax.random.key(1)}
+    together = dp.fit_ensemble(params, dp.kfac, X, Y, sweep=rates, **common)
+    for k, (rate, damping) in enumerate([(0.1, 0.1), (0.5, 0.01)]):
+        alone = dp.fit(params, dp.kfac(rate, damping=damping), X, Y, **common)
+        np.testing.assert_allclose(
+            together.history["cost"][:, k], alone.history["cost"], rtol=1e-4
+        )  # float32
+
+
 BAD = {
     "damping must be finite and above 0": {"damping": 0.0},
     "decay must be from 0 to below 1": {"decay": 1.0},

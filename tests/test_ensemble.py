@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("optax_types")
 K, M = 4, 22
 _, X, Y, W = problem(0, [4, 8, 3], M, "relu", weighted=True, dtype=np.float32)
 KEYS = jax.random.split(jax.random.key(3), K)
-PARAMS = jax.vmap(lambda key: dp.init_params(key, [4, 8, 3], hidden="tanh"))(KEYS)
+PARAMS = jax.jit(jax.vmap(lambda key: dp.init_params(key, [4, 8, 3], hidden="tanh")))(KEYS)
 RATES = jnp.asarray([0.001, 0.01, 0.03, 0.1], jnp.float32)
 
 

@@ -1,0 +1,234 @@
+"""The health of layers: the numbers against NumPy, planted faults found, healthy networks not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from deepprop.data import load_data
+from tests.problems import HIDDEN, problem
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+DATA = load_data(None, held_out=0.2, seed=0, standardize=False, output=None)
+X, Y = DATA.X[:, :256], DATA.Y[:, :256]
+
+
+def findings(params, X=X, updates=None):
+    _, cache = dp.forward(params, X)
+    return dp.findings(dp.diagnose(cache, dp.error_signals(cache, Y[:, : X.shape[1]]), updates))
+
+
+def new(hidden, sizes=(64, 64, 64, 64, 10), **how):
+    return dp.init_params(jax.random.key(0), sizes, hidden=hidden, **how)
+
+
+def replaced(params, l, **parts):
+    layer = params[l - 1]
+    layer = dp.Layer(parts.get("W", layer.W), parts.get("b", layer.b), layer.activation)
+    return (*params[: l - 1], layer, *params[l:])
+
+
+def test_the_numbers(x64):
+    params, X, Y, _ = problem(0, [3, 5, 4, 2], 7, ["tanh", "relu"])
+    X[1] = 0
+    _, cache = dp.forward(params, X)
+    dZ = dp.error_signals(cache, Y)
+    grads = dp.gradients(cache, dZ)
+    updates = jax.tree.map(lambda g: -0.1 * g, grads)
+    found = dp.diagnose(cache, dZ, updates)
+    A, Z = [np.asarray(a) for a in cache.A[1:]], [np.asarray(z) for z in cache.Z]
+    for l in range(3):
+        W, dW = np.asarray(params[l].W), np.asarray(grads[l].W)
+        assert found.A[l] == pytest.approx(np.sqrt(np.mean(A[l] ** 2)))
+        lengths = np.linalg.norm(dZ[l], axis=0)
+        assert found.dZ[l] == pytest.approx(np.sqrt(np.mean(lengths**2)))
+        assert found.W[l] == pytest.approx(np.linalg.norm(W))
+        assert found.dW[l] == pytest.approx(np.linalg.norm(dW))
+        assert found.update[l] == pytest.approx(0.1 * np.linalg.norm(dW) / np.linalg.norm(W))
+    assert found.flat[0] == pytest.approx(np.mean(1 - np.tanh(Z[0]) ** 2 < 0.05))
+    assert found.flat[1] == pytest.approx(np.mean(Z[1] <= 0))
+    assert found.dead[1] == pytest.approx(np.mean((Z[1] <= 0).all(axis=1)))
+    assert found.dead[2] == found.flat[2] == 0
+    sizes = np.sqrt(np.mean(X**2, axis=1))
+    expected = [np.sqrt(np.mean(X**2)), np.median(sizes[[0, 2]]), sizes.max()]
+    np.testing.assert_allclose(found.X, expected)
+    assert dp.diagnose(cache, dZ).update is None
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_new_network_of_usual_initialisation_is_healthy(hidden):
+    assert findings(new(hidden)) == []
+
+
+def test_a_deep_relu_network_of_he_initialisation_is_healthy():
+    assert findings(new("relu", [64, *[128] * 20, 10])) == []
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.sgd(0.1, momentum=0.9)])
+@pytest.mark.parametrize("hidden", ["relu", "tanh", "gelu"])
+def test_a_network_that_learns_well_stays_healthy(hidden, optimizer):
+    fit = dp.fit(
+        new(hidden), optimizer, DATA.X, DATA.Y, epochs=15, batch_size=64, key=jax.random.key(1),
+        record=dp.diagnose, record_every=10,
+    )  # fmt: skip
+    assert fit.history["cost"][-1] < 0.1
+    entries = fit.history["A"].shape[0] * fit.history["A"].shape[1]
+    for entry in range(entries):
+        assert dp.findings(dp.diagnosis_of(fit.history, fit.params, entry)) == []
+
+
+def test_dead_units_are_found():
+    params = replaced(new("relu"), 2, b=jnp.full((64, 1), -50.0))
+    (found,) = findings(params)  # layer 3 gets b = 0 from it
+    assert found.startswith("layers 2 and 3: 100% of units are dead")
+
+
+def test_a_saturated_stack_is_found():
+    params = new("sigmoid", [64, *[64] * 10, 10])
+    params = tuple(dp.Layer(30 * p.W, p.b, p.activation) for p in params)
+    found = findings(params)
+    assert any("sigmoid saturates" in f and "try relu" in f for f in found)
+
+
+def test_a_vanishing_gradient_is_found_where_it_vanishes():
+    found = findings(new("sigmoid", [64, *[64] * 10, 10]))
+    (vanishes,) = (f for f in found if "vanishes" in f)
+    assert vanishes.startswith("layers 1 to ")
+    assert "of layer 11's" in vanishes
+
+
+def test_an_exploding_initialisation_is_found():
+    params = new("relu", [64, *[64] * 8, 10])
+    params = tuple(dp.Layer(6 * p.W, p.b, p.activation) for p in params)
+    found = findings(params)
+    assert any("the signal grows to" in f for f in found)
+    assert any("the gradient explodes" in f for f in found)
+
+
+def test_a_decaying_signal_is_found():
+    params = new("tanh", [64, *[64] * 8, 10])
+    params = tuple(dp.Layer(p.W / 6, p.b, p.activation) for p in params)
+    assert any("the signal decays to" in f for f in findings(params))
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [
+        (255 * np.ones((64, 1)), "inputs: their size is up to"),
+        (1e-4 * np.ones((64, 1)), "inputs: their size is up to"),
+        (np.where(np.arange(64) == 20, 15, 1)[:, None] * 0.05, "times the median one"),
+        (np.zeros((64, 1)), "inputs: all are 0"),
+    ],
+)
+def test_unscaled_inputs_are_found(factor, expected):
+    params = new("tanh")
+    x = np.random.default_rng(0).standard_normal((64, 256)) * factor
+    if "median" in expected:
+        x[20] *= 20
+    found = findings(params, x.astype(np.float32))
+    assert any(expected in f for f in found)
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1.0), optax.sgd(30.0)])
+def test_a_learning_rate_that_is_too_high_is_found(optimizer):
+    fit = dp.fit(
+        new("relu"), optimizer, DATA.X, DATA.Y, epochs=1, batch_size=64, key=jax.random.key(1),
+        record=dp.diagnose, record_every=5,
+    )  # fmt: skip
+    found = dp.findings(dp.diagnosis_of(fit.history, fit.params, 0))
+    assert any("an update is" in f and "smaller learning rate" in f for f in found)
+
+
+def test_what_is_not_finite_is_found():
+    params = replaced(new("relu"), 2, W=jnp.full((64, 64), jnp.inf))
+    assert findings(params)[0].startswith("layers 1 to 4: not finite")
+
+
+def test_a_record_has_every_kth_step():
+    """Entry j of an epoch is of step j k, from the params before it: the same loop by hand."""
+    params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
+    seen = []
+
+    def spy(cache, dZ, updates):
+        return {"J": dp.cost(cache, cache.A[-1]), "W": cache.params[0].W, "step": updates[0].W}
+
+    optimizer = optax.sgd(0.1)
+    common = {"batch_size": 4, "key": jax.random.key(1)}
+    fit = dp.fit(params, optimizer, X, Y, epochs=2, record=spy, record_every=4, **common)
+    assert fit.history["W"].shape == (2, 3, 4, 3)  # steps 0, 4 and 8 of 10
+    np.testing.assert_array_equal(fit.history["W"][0, 0], params[0].W)
+    every = dp.fit(params, optimizer, X, Y, epochs=2, record=spy, record_every=1, **common)
+    for name in ("W", "step", "J"):
+        np.testing.assert_allclose(fit.history[name], every.history[name][:, ::4], rtol=1e-6)
+    W = every.history["W"].reshape(20, 4, 3)
+    np.testing.assert_allclose(
+        np.diff(W, axis=0), every.history["step"].reshape(20, 4, 3)[:-1], atol=1e-6
+    )
+    plain = dp.fit(params, optimizer, X, Y, epochs=2, **common)
+    for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(fit.params), strict=True):
+        np.testing.assert_array_equal(a, b)  # looking changes nothing
+    assert not seen
+
+
+def test_a_record_goes_through_a_checkpoint(tmp_path):
+    params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
+    common = {"batch_size": 8, "key": jax.random.key(1), "record": dp.diagnose, "record_every": 2}
+    optimizer = optax.sgd(0.1)
+    whole = dp.fit(params, optimizer, X, Y, epochs=3, **common)
+    dp.fit(params, optimizer, X, Y, epochs=2, checkpoint=tmp_path, **common)
+    rest = dp.fit(params, optimizer, X, Y, epochs=3, checkpoint=tmp_path, **common)
+    for name, values in whole.history.items():
+        np.testing.assert_array_equal(values, rest.history[name])
+    with pytest.raises(ValueError, match="of another record"):
+        dp.fit(
+            params, optimizer, X, Y, epochs=4, checkpoint=tmp_path, **(common | {"record_every": 3})
+        )
+
+
+def test_bad_input_of_a_record():
+    params, X, Y, _ = problem(3, [3, 4, 2], 8, dtype=np.float32)
+    common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="record_every must be above 0"):
+        dp.fit(params, optax.sgd(0.1), X, Y, record=dp.diagnose, record_every=0, **common)
+    with pytest.raises(ValueError, match='must not have an entry called "cost"'):
+        dp.fit(params, optax.sgd(0.1), X, Y, record=lambda *_: {"cost": jnp.zeros(())}, **common)
+    fit = dp.fit(params, optax.sgd(0.1), X, Y, **common)
+    with pytest.raises(ValueError, match=r"history must be of a fit with record=dp\.diagnose"):
+        dp.diagnosis_of(fit.history, params)
+    with pytest.raises(ValueError, match=r"history must be of a fit with record=dp\.diagnose"):
+        dp.plot_layers("layers.png", fit.history)
+
+
+def test_the_table_and_the_picture(tmp_path):
+    fit = dp.fit(
+        new("relu"), optax.adam(1e-3), DATA.X, DATA.Y, epochs=2, batch_size=64,
+        key=jax.random.key(1), record=dp.diagnose, record_every=10,
+    )  # fmt: skip
+    lines = str(dp.diagnosis_of(fit.history, fit.params)).splitlines()
+    assert lines[0].split() == [
+        "layer",
+        "units",
+        "activation",
+        "A",
+        "dZ",
+        "W",
+        "dW",
+        "update/W",
+        "dead",
+        "flat",
+    ]
+    assert [line.split()[:3] for line in lines[1:5]] == [
+        ["1", "64", "relu"], ["2", "64", "relu"], ["3", "64", "relu"], ["4", "10", "softmax"],
+    ]  # fmt: skip
+    assert lines[-1] == "nothing stands out"
+    dp.plot_layers(tmp_path / "layers.png", fit.history, "a price in $ and $")
+    assert (tmp_path / "layers.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_layers_are_named_as_people_say_them():
+    from deepprop.diagnosis import _layers
+
+    said = [_layers(which) for which in ([3], [1, 2], [1, 2, 3, 4], [1, 3, 4])]
+    assert said == ["layer 3", "layers 1 and 2", "layers 1 to 4", "layers 1, 3 and 4"]

@@ -1,0 +1,256 @@
+"""DP-SGD: what a step adds up, how it samples, the noise that it adds, and what that spends."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import deepprop as dp
+from deepprop.private import private_epoch, sampling
+from tests.problems import problem
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+SOME = dp.Privacy(max_norm=0.5, delta=1e-5, noise_multiplier=1.0)
+
+
+def epoch(params, X, Y, sigma, batch_size, privacy=SOME, epoch=1, optimizer=None):
+    optimizer = optimizer or optax.sgd(1.0)
+    return private_epoch(
+        params, optimizer.init(params), jax.random.key(7), epoch, X.T, Y.T, sigma,
+        optimizer=optimizer, privacy=privacy, batch_size=batch_size,
+    )  # fmt: skip
+
+
+def taken(epoch, m, batch_size):
+    """Which examples each step of an epoch takes: the same draws, by hand."""
+    q, steps = sampling(m, batch_size)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(7), epoch), steps)
+    return [np.asarray(jax.random.bernoulli(jax.random.split(k)[0], q, (m,))) for k in keys]
+
+
+@pytest.mark.parametrize("batch_size", [3, 10, 40])
+def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_size):
+    """However many are taken: more than fit in at once, none, and all (batch_size = m)."""
+    params, X, Y, _ = problem(1, [3, 4, 2], 40, dtype=np.float32)
+
+    @jax.jit
+    def stepped(params, mask):
+        _, cache = dp.forward(params, X)
+        mean, n = dp.clipped_backward(cache, Y, 0.5, weights=mask), jnp.sum(mask)
+        return jax.tree.map(lambda p, g: p - g * n / batch_size, params, mean), dp.cost(
+            cache, Y, mask
+        )
+
+    sizes = set()
+    for number in range(1, 11):
+        got, _, row, finite = epoch(params, X, Y, 0.0, batch_size, epoch=number)
+        expected, J, count = params, 0.0, 0
+        for mask in taken(number, 40, batch_size):
+            expected, cost = stepped(expected, mask.astype(np.float32))
+            J, count = J + mask.sum() * cost, count + mask.sum()
+            sizes.add(int(mask.sum()))
+        assert finite
+        np.testing.assert_allclose(row["cost"], J / count, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # sums of float32 in chunks
+    if batch_size == 3:
+        assert min(sizes) == 0
+        assert max(sizes) > 3 + 2 * 2  # more than `private_epoch` takes at once
+
+
+def test_the_noise_has_the_deviation_that_it_should():
+    """X = 0 and Y = A: no gradient, so a step is noise alone; sigma C / batch_size for each number."""
+    params = dp.init_params(jax.random.key(0), [200, 50, 1], output="identity")
+    X = np.zeros((200, 64), np.float32)
+    Y = np.asarray(dp.predict(params, X))
+    for max_norm, norm in ((0.5, 0.5), ((0.3, 0.4), 0.5)):
+        privacy = dp.Privacy(max_norm=max_norm, delta=1e-5, noise_multiplier=3.0)
+        new, *_ = epoch(params, X, Y, 3.0, 64, privacy)
+        noise = [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (new, params)), strict=True)]
+        deviation = 3.0 * norm / 64
+        together = np.concatenate(noise) / deviation
+        assert stats.kstest(together, "norm").pvalue > 1e-3  # 10,101 draws, a fixed key
+        W, b = noise[0][:50], noise[1]
+        assert abs(np.corrcoef(W, b)[0, 1]) < 0.5  # the leaves have keys of their own
+
+
+def test_noise_is_new_in_each_step_and_epoch():
+    params, X, Y, _ = problem(2, [3, 2], 8, dtype=np.float32)
+    one = epoch(params, X, Y, 1.0, 8, epoch=1)[0]
+    two = epoch(params, X, Y, 1.0, 8, epoch=2)[0]
+    assert not np.allclose(one[0].W, two[0].W)
+    half = epoch(params, X, Y, 1.0, 4, epoch=1)[0]  # two steps: their noises do not cancel or add
+    assert not np.allclose(half[0].W, one[0].W)
+
+
+def test_samples_are_independent_and_as_likely_as_they_should():
+    """Each example is taken with probability q, whatever the others do, and whatever came before."""
+    m, batch_size = 50, 10
+    masks = np.array([mask for e in range(1, 401) for mask in taken(e, m, batch_size)])
+    n = len(masks)  # 2,000 steps
+    assert stats.chisquare(masks.sum(axis=0), np.full(m, masks.sum() / m)).pvalue > 1e-3
+    assert abs(masks.mean() - 0.2) < 5 * np.sqrt(0.16 / masks.size)
+    sizes = np.bincount(masks.sum(axis=1), minlength=m + 1)
+    expected = stats.binom.pmf(np.arange(m + 1), m, 0.2) * n
+    common = expected > 5
+    observed = np.append(sizes[common], sizes[~common].sum())
+    assert (
+        stats.chisquare(observed, np.append(expected[common], expected[~common].sum())).pvalue
+        > 1e-3
+    )
+    again = (masks[1:] & masks[:-1]).mean()
+    assert abs(again - 0.04) < 5 * np.sqrt(0.04 / masks.size)
+
+
+def test_what_one_example_changes_is_bounded():
+    """Without noise, the sum moves by at most C when one example is exchanged for none."""
+    params, X, Y, _ = problem(3, [3, 6, 2], 20, dtype=np.float32)
+    X = X * 100  # so that every gradient is above C
+    for max_norm, bound in ((0.5, 0.5), ((0.3, 0.4), 0.5)):
+        privacy = dp.Privacy(max_norm=max_norm, delta=1e-5, noise_multiplier=1.0)
+        for gamma in (None, 0.01):
+            _, cache = dp.forward(params, X)
+            sums = [
+                jax.tree.map(
+                    lambda g, w=w: g * w.sum(),
+                    dp.clipped_backward(cache, Y, privacy.max_norm, gamma=gamma, weights=w),
+                )
+                for w in (np.ones(20, np.float32), np.arange(20, dtype=np.float32) > 0)
+            ]
+            moved = jax.tree.map(lambda a, b: np.sum(np.square(a - b)), *sums)
+            length = np.sqrt(sum(jax.tree.leaves(moved)))
+            assert 0.5 * bound < length <= bound * (1 + 1e-5)  # float32 sums of 20
+
+
+def test_fit_reports_epsilon_and_stays_within_it():
+    params, X, Y, _ = problem(4, [3, 4, 2], 64, dtype=np.float32)
+    privacy = dp.Privacy(max_norm=1.0, delta=1e-4, epsilon=2.0)
+    fit = dp.fit(params, optax.sgd(0.1), X, Y, epochs=4, batch_size=16, key=jax.random.key(1),
+                 privacy=privacy)  # fmt: skip
+    spent = fit.history["epsilon"]
+    assert (np.diff(spent) > 0).all()
+    assert 1.99 < spent[-1] <= 2.0
+    sigma = dp.noise_for(2.0, sampling_rate=0.25, steps=16, delta=1e-4)
+    for epochs, epsilon in enumerate(spent, 1):
+        known = dp.epsilon_spent(sigma, sampling_rate=0.25, steps=4 * epochs, delta=1e-4)
+        assert epsilon == pytest.approx(known, rel=1e-6)
+
+
+def exact_epsilon(sigma, steps, delta):
+    """Without sampling: delta(epsilon) in closed form (Balle, Wang 2018, theorem 8), inverted."""
+    mu = np.sqrt(steps) / sigma
+
+    def of(epsilon):
+        return stats.norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon) * stats.norm.cdf(
+            -mu / 2 - epsilon / mu
+        )
+
+    low, high = 0.0, 100.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if of(middle) > delta else (low, middle)
+    return high
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (5.0, 10), (20.0, 1000)])
+def test_epsilon_against_the_closed_form(sigma, steps):
+    """An upper bound, and by at most 1 %, the discretisation's."""
+    exact = exact_epsilon(sigma, steps, 1e-5)
+    spent = dp.epsilon_spent(sigma, sampling_rate=1.0, steps=steps, delta=1e-5)
+    assert exact <= spent <= 1.01 * exact
+
+
+def test_a_private_run_goes_on_where_it_was(tmp_path):
+    params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
+    optimizer = optax.adam(0.01)
+    privacy = dp.Privacy(max_norm=1.0, delta=1e-4, noise_multiplier=2.0)
+    common = {"batch_size": 16, "key": jax.random.key(1), "privacy": privacy}
+    whole = dp.fit(params, optimizer, X, Y, epochs=4, **common)
+    folder = tmp_path / "run"
+    dp.fit(params, optimizer, X, Y, epochs=2, checkpoint=folder, **common)
+    rest = dp.fit(params, optimizer, X, Y, epochs=4, checkpoint=folder, **common)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(rest.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(whole.history["epsilon"], rest.history["epsilon"])
+    less = common | {"privacy": dp.Privacy(max_norm=1.0, delta=1e-4, noise_multiplier=1.0)}
+    with pytest.raises(ValueError, match="of another privacy"):
+        dp.fit(params, optimizer, X, Y, epochs=5, checkpoint=folder, **less)
+
+
+def test_the_optimizer_sees_nothing_but_the_noisy_gradient():
+    """Neither the cost nor the cache: those are of the data as it is."""
+    seen = {}
+
+    def update(grads, state, params=None, **extra):
+        seen.update(extra)
+        return grads, state
+
+    spy = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    params, X, Y, _ = problem(6, [3, 2], 8, dtype=np.float32)
+    epoch(params, X, Y, 1.0, 4, optimizer=spy)
+    assert seen == {}
+
+
+BAD = {
+    "privacy must have one of epsilon and noise_multiplier": {"epsilon": 1.0},
+    "noise_multiplier must be finite and above 0": {"noise_multiplier": 0.0},
+    "max_norm must be finite and above 0": {"max_norm": -1.0},
+    "delta must be between 0 and 1": {"delta": 1.0},
+    "gamma must be finite and above 0": {"gamma": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_numbers(message):
+    good = {"max_norm": 1.0, "delta": 1e-5, "noise_multiplier": 1.0}
+    with pytest.raises(ValueError, match=message):
+        dp.Privacy(**{**good, **BAD[message]})
+
+
+def test_what_privacy_would_not_cover_is_refused():
+    params, X, Y, _ = problem(7, [3, 4, 2], 8, dtype=np.float32)
+    common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0), "privacy": SOME}
+    for name, value in (
+        ("weights", np.ones(8)),
+        ("record", dp.diagnose),
+        ("backward", lambda cache, Y, w: dp.manual_backward(cache, Y)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be left out with privacy"):
+            dp.fit(params, optax.sgd(0.1), X, Y, **common, **{name: value})
+    with pytest.raises(TypeError, match=r"privacy must be a dp\.Privacy, got 1\.0"):
+        dp.fit(params, optax.sgd(0.1), X, Y, **(common | {"privacy": 1.0}))
+    three = dp.Privacy(max_norm=(1.0, 1.0, 1.0), delta=1e-5, noise_multiplier=1.0)
+    with pytest.raises(ValueError, match="max_norm must be one number, or L = 2 numbers"):
+        dp.fit(params, optax.sgd(0.1), X, Y, **(common | {"privacy": three}))
+    for name, value in (("sampling_rate", 0.0), ("steps", 0), ("delta", 0.0)):
+        good = {"sampling_rate": 0.1, "steps": 10, "delta": 1e-5}
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            dp.epsilon_spent(1.0, **(good | {name: value}))
+
+
+def test_a_missing_accountant_is_named_before_any_work():
+    code = """
+import sys; sys.modules["dp_accounting"] = None
+import deepprop as dp
+dp.noise_for(1.0, sampling_rate=0.1, steps=1, delta=1e-5)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "pip install 'deepprop[privacy]'" in run.stderr
+
+
+def test_private_training_learns():
+    """Digits of two clouds, far apart: 95 % at epsilon 3."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=1000)
+    X = (rng.standard_normal((2, 1000)) + 3 * labels).astype(np.float32)
+    params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
+    privacy = dp.Privacy(max_norm=1.0, delta=1e-4, epsilon=3.0)
+    fit = dp.fit(params, optax.sgd(0.5), X, labels[None, :], epochs=10, batch_size=100,
+                 key=jax.random.key(1), privacy=privacy)  # fmt: skip
+    right = jnp.mean((dp.predict(fit.params, X) > 0.5) == labels[None, :])
+    assert right > 0.95

@@ -119,7 +119,7 @@ def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
         ValueError: the shape of X, or of a layer, does not fit the network.
         TypeError: X is not real numbers, or params is no tuple of layers.
     """
-    A = [inputs(params, X)]
+    A = [rows(inputs(params, X))]
     Z = []
     for layer in params:
         Z_l, A_l = forward_layer(layer, A[-1])
@@ -146,7 +146,7 @@ def predict(params: Params, X: ArrayLike) -> Array:
     Raises:
         ValueError, TypeError: as `forward`.
     """
-    A = inputs(params, X)
+    A = rows(inputs(params, X))
     for layer in params:
         _, A = forward_layer(layer, A)
     return A

@@ -1,0 +1,149 @@
+"""Private training (DP-SGD), side by side: deepprop's fit and Opacus, on one data set and one budget.
+
+    pip install -e '.[peers,privacy]' && python benchmarks/privacy.py [--data mnist.npz]
+
+Both train the same network from the same parameters, with the same optimizer, clipping norm, noise
+and expected batch size, each with its own Poisson samples and noise, from several seeds. Reported
+are the accuracy on the test set, epsilon by each one's own accountant, and the time of an epoch.
+"""
+
+import argparse
+import importlib
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from report import markdown, setting, spread, today
+from training import each
+
+import deepprop as dp
+from deepprop.data import load_data
+
+MAX_NORM = 1.0
+SETTINGS = {  # epochs, expected batch, rate and momentum of SGD, units, epsilon, delta
+    "digits": (60, 256, 1.0, 0.9, 64, 3.0, 1e-4),
+    "mnist": (20, 1024, 1.0, 0.9, 128, 3.0, 1e-5),
+}
+
+
+def with_deepprop(data, params, setting, seed):
+    """Accuracy, epsilon, seconds an epoch (the first, which compiles, left out)."""
+    epochs, batch_size, rate, momentum, _, epsilon, delta = setting
+    ends = []
+    fit = dp.fit(
+        params, optax.sgd(rate, momentum), data.X, data.Y, epochs=epochs, batch_size=batch_size,
+        key=jax.random.key(seed),
+        privacy=dp.Privacy(max_norm=MAX_NORM, delta=delta, epsilon=epsilon),
+        callbacks=[lambda *_: ends.append(time.perf_counter())],
+    )  # fmt: skip
+    A = dp.predict(fit.params, data.X_test)
+    right = jnp.mean(jnp.argmax(A, 0) == jnp.argmax(data.Y_test, 0))
+    return float(right), fit.history["epsilon"][-1], np.median(np.diff(ends))
+
+
+def with_opacus(data, params, setting, seed, mode="hooks"):
+    import torch
+    from opacus import PrivacyEngine
+    from torch.utils.data import DataLoader, TensorDataset
+
+    epochs, batch_size, rate, momentum, _, epsilon, delta = setting
+    torch.manual_seed(seed)
+    model = in_torch(params, torch)
+    X, y = torch.tensor(data.X.T.copy()), torch.tensor(data.Y.argmax(axis=0))
+    loader = DataLoader(TensorDataset(X, y), batch_size=batch_size, shuffle=True)
+    m = len(X)
+    steps = -(-m // batch_size)
+    sigma = dp.noise_for(epsilon, sampling_rate=1 / steps, steps=epochs * steps, delta=delta)
+    engine, criterion = PrivacyEngine(accountant="prv"), torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    private = engine.make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=sigma,
+        max_grad_norm=MAX_NORM, criterion=criterion, grad_sample_mode=mode,
+    )  # fmt: skip
+    model, optimizer = private[0], private[1]
+    criterion, loader = (private[2] if mode == "ghost" else criterion), private[-1]
+    ends = []
+    for _ in range(epochs):
+        for x, label in loader:
+            optimizer.zero_grad()
+            criterion(model(x), label).backward()
+            optimizer.step()
+        ends.append(time.perf_counter())
+    with torch.no_grad():
+        answers = model(torch.tensor(data.X_test.T.copy())).argmax(dim=1).numpy()
+    right = np.mean(answers == data.Y_test.argmax(axis=0))
+    return float(right), engine.get_epsilon(delta), np.median(np.diff(ends))
+
+
+def in_torch(params, torch):
+    """The same network with the same parameters."""
+    layers = []
+    for layer in params:
+        n, n_below = layer.W.shape
+        linear = torch.nn.Linear(n_below, n)
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor(np.array(layer.W)))
+            linear.bias.copy_(torch.tensor(np.array(layer.b[:, 0])))
+        layers += [linear, torch.nn.Tanh()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+CONTENDERS = {
+    "deepprop fit": ("deepprop", with_deepprop),
+    "Opacus": ("opacus", with_opacus),
+    "Opacus, ghost clipping": ("opacus", lambda *args: with_opacus(*args, mode="ghost")),
+}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="a file as Keras's mnist.npz (default: the digits)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    warnings.simplefilter("ignore")  # Opacus warns of every hook
+    name = "digits" if args.data is None else "mnist"
+    data = load_data(args.data, held_out=0.2, seed=0, standardize=False, output=None)
+    chosen = SETTINGS[name]
+    epochs, batch_size, rate, momentum, units, epsilon, delta = chosen
+    sizes = [data.X.shape[0], units, data.Y.shape[0]]
+    found = {contender: [] for contender in CONTENDERS}
+    for seed in range(args.seeds):
+        params = dp.init_params(jax.random.key(seed), sizes, hidden="tanh")
+        rows = each(CONTENDERS, lambda c: (importlib.import_module(c[0]), c[1])[1](data, params, chosen, seed))  # noqa: B023
+        for contender, row in rows.items():
+            found[contender].append(row)
+            print(seed, contender, row, flush=True)
+    lines = []
+    for contender, rows in found.items():
+        if rows:
+            right, spent, seconds = map(np.array, zip(*rows, strict=True))
+            lines.append([contender, spread(100 * right, ".2f"), f"{np.median(spent):.3f}", f"{np.median(seconds):.3f}"])
+    head = ["", "test accuracy, %: median (min to max)", "epsilon, by its own accountant", "s an epoch"]
+    text = f"""# Private training, {name}, {today()}
+
+{setting()}.
+
+{"-".join(map(str, sizes))}, tanh, {data.X.shape[1]:,} training examples, SGD with rate {rate} and
+momentum {momentum}, clipping norm {MAX_NORM}, batches of {batch_size} on average, {epochs} epochs,
+noise for epsilon {epsilon} at delta {delta}; {args.seeds} seeds, each with its own initial parameters,
+which all contenders share.
+
+{markdown(head, lines)}
+"""  # fmt: skip
+    kind = jax.devices()[0].device_kind.replace(" ", "-")
+    path = args.out / f"privacy-{name}-{today()}-jax-{jax.__version__}-{kind}.md"
+    path.write_text(text)
+    print(text, f"written to {path}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

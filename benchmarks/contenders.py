@@ -291,8 +291,8 @@ def keras_on_jax(params, X, Y, batch_size):
     return train, cost, not_known
 
 
-def pytorch(params, X, Y, batch_size, *, compiled):
-    """PyTorch with fused Adam; minibatches by an index, which is faster than a DataLoader."""
+def torch_model(params):
+    """The network as PyTorch's users write it, with these parameters, and the device it is on."""
     import torch
     from torch import nn
 
@@ -306,7 +306,15 @@ def pytorch(params, X, Y, batch_size, *, compiled):
             linear.weight.copy_(torch.tensor(np.asarray(p.W)))
             linear.bias.copy_(torch.tensor(np.asarray(p.b[:, 0])))
         layers += [linear, nn.ReLU()]
-    model = nn.Sequential(*layers[:-1]).to(device)
+    return nn.Sequential(*layers[:-1]).to(device), device
+
+
+def pytorch(params, X, Y, batch_size, *, compiled):
+    """PyTorch with fused Adam; minibatches by an index, which is faster than a DataLoader."""
+    import torch
+    from torch import nn
+
+    model, device = torch_model(params)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     x, y = (torch.tensor(array, device=device) for array in by_example(X, Y))
     cross_entropy = nn.BCEWithLogitsLoss() if len(Y) == 1 else nn.CrossEntropyLoss()

@@ -14,6 +14,7 @@ from contenders import BASE, CONTENDERS, on_gpu
 
 PACKAGES = ["deepprop", "jax", "jaxlib", "optax", "numpy"]
 PACKAGES += ["equinox", "flax", "keras", "torch", "scikit-learn"]
+PACKAGES += ["opacus", "backpack-for-pytorch"]
 LOOKS = [  # told apart without colour too; the colours are Okabe's and Ito's
     ("#000000", "o"), ("#0072B2", "s"), ("#56B4E9", "^"), ("#009E73", "v"),
     ("#E69F00", "D"), ("#D55E00", "P"), ("#CC79A7", "X"), ("#7F7F7F", "*"),

@@ -5,7 +5,13 @@ from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
-from deepprop.curvature import Factors, gauss_newton_diagonal, kfac_factors, sampled_targets
+from deepprop.curvature import (
+    Factors,
+    gauss_newton_diagonal,
+    gauss_newton_product,
+    kfac_factors,
+    sampled_targets,
+)
 from deepprop.diagnose import diagnose
 from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
@@ -28,6 +34,7 @@ from deepprop.per_example import (
     per_example_products,
 )
 from deepprop.private import Privacy
+from deepprop.quadratic import by_quadratic_model
 from deepprop.report import plot_layers, progress_bar
 from deepprop.training import train_step
 
@@ -49,6 +56,7 @@ __all__ = [
     "TrainingError",
     "activation",
     "balanced_weights",
+    "by_quadratic_model",
     "check_gradients",
     "clipped_backward",
     "cost",
@@ -62,6 +70,7 @@ __all__ = [
     "fit_ensemble",
     "forward",
     "gauss_newton_diagonal",
+    "gauss_newton_product",
     "gradient_noise_scale",
     "gradient_variance",
     "gradients",

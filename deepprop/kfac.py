@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from deepprop.backprop import error_signals
 from deepprop.clipping import check_above_zero
 from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.layers import Cache, Layer, Params
 from deepprop.precision import product, wide
+from deepprop.quadratic import by_quadratic_model
 from deepprop.validation import check_key
 
 
@@ -40,9 +42,9 @@ class KfacState(NamedTuple):
 
 def scale_by_kfac(
     *,
-    damping: float = 1e-3,
+    damping: float = 0.1,
     decay: float = 0.95,
-    every: int = 10,
+    every: int = 5,
     key: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """G^-1 [dW db] A^-1 for each layer, with the damped moving averages of its factors A and G.
@@ -61,7 +63,7 @@ def scale_by_kfac(
     (4, 3)
 
     Args:
-        damping: added to the curvature, in its units.
+        damping: added to the curvature, in its units; `update` may be given another.
         decay: of the moving averages; step t takes min(1 - 1/t, decay).
         every: steps from one computation of the inverses to the next; the first `every` steps
             compute them each time, as the averages still change much.
@@ -100,6 +102,7 @@ def scale_by_kfac(
         factors: Sequence[Factors] | None = None,
         cache: Cache | None = None,
         weights: Array | None = None,
+        damping: ArrayLike = damping,
         **_: Any,
     ) -> tuple[Params, KfacState]:
         if factors is None:
@@ -119,39 +122,45 @@ def scale_by_kfac(
 
 
 def kfac(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    damping: float = 1e-3,
+    damping: float = 0.1,
     decay: float = 0.95,
-    every: int = 10,
+    every: int = 5,
     momentum: float = 0.9,
     max_kl: float | None = 0.01,
     key: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """K-FAC: the natural gradient by Kronecker factors, with momentum.
+    """K-FAC: the natural gradient by Kronecker factors; no learning rate has to be chosen.
+
+    As published, how far to go along it and along the last step, and how much to damp, follow from
+    the quadratic model of the cost (`by_quadratic_model`). With a learning rate the steps are that
+    times the natural gradient, with momentum.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
     >>> X = jax.random.normal(jax.random.key(1), (2, 200))
-    >>> fit = dp.fit(params, dp.kfac(0.1, damping=0.01), X, X[:1] * X[1:] > 0, epochs=10,
-    ...              batch_size=50, key=jax.random.key(2))
+    >>> fit = dp.fit(params, dp.kfac(), X, X[:1] * X[1:] > 0, epochs=10, batch_size=100,
+    ...              key=jax.random.key(2))
     >>> bool(fit.history["cost"][-1] < fit.history["cost"][0])
     True
 
     Args:
-        learning_rate: a number, or an optax schedule.
-        damping: as for `scale_by_kfac`, and so is what has no line here.
+        learning_rate: None, a number, or an optax schedule.
+        damping: added to the curvature, in its units; without a learning rate, to begin with.
         decay: of the moving averages of the factors.
         every: steps from one computation of the inverses to the next.
-        momentum: of the steps; 0 for none.
-        max_kl: steps are shortened, before momentum, where they would change the predictions by
-            more: half the step's squared length in the Fisher's metric, about the KL divergence, is
-            at most this. None leaves them; then a step may be far too long while the averages are
-            young, as the damping alone holds it.
+        momentum: of the steps, with a learning rate; 0 for none.
+        max_kl: with a learning rate, steps are shortened, before momentum, where they would change
+            the predictions by more: half the step's squared length in the Fisher's metric, about
+            the KL divergence, is at most this. None leaves them; then a step may be far too long
+            while the averages are young.
         key: a JAX random key for the targets that are drawn.
 
     Returns:
-        An optax transformation that takes `factors=` or `cache=`, as `scale_by_kfac`.
+        An optax transformation for `fit` and `train_step`. In a loop of your own its `update` takes
+        `factors=` or `cache=`, as that of `scale_by_kfac`; without a learning rate it takes
+        `value=`, `cache=` and `Y=` too, as that of `by_quadratic_model`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -164,6 +173,9 @@ def kfac(
     natural = scale_by_kfac(damping=damping, decay=decay, every=every, key=key)
     if max_kl is not None:
         check_above_zero("max_kl", max_kl)
+    if learning_rate is None:
+        return by_quadratic_model(natural, damping=damping)
+    if max_kl is not None:
         natural = _shortened(natural, learning_rate, max_kl)
     return optax.chain(natural, optax.trace(momentum), optax.scale_by_learning_rate(learning_rate))
 
@@ -212,11 +224,11 @@ def _mix(old: Array, new: Array, steps: Array, decay: float) -> Array:
     return kept * old + (1 - kept) * new
 
 
-def _damped_inverses(factors: Factors, damping: float) -> Factors:
+def _damped_inverses(factors: Factors, damping: ArrayLike) -> Factors:
     """(A + pi sqrt(damping) I)^-1 and (G + sqrt(damping) / pi I)^-1."""
     mean_A, mean_dZ = (jnp.trace(P) / len(P) for P in factors)
     pi = jnp.where(mean_dZ > 0, jnp.sqrt(mean_A / jnp.where(mean_dZ > 0, mean_dZ, 1)), 1)
-    root = damping**0.5
+    root = jnp.sqrt(jnp.asarray(damping, mean_A.dtype))
     return Factors(_inverse(factors.A, pi * root), _inverse(factors.dZ, root / pi))
 
 

@@ -45,7 +45,7 @@ def update(
     # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
     # cache (dp.kfac); the others ignore it.
     looks = optax.with_extra_args_support(optimizer)
-    updates, state = looks.update(grads, state, params, value=J, cache=cache, weights=weights)
+    updates, state = looks.update(grads, state, params, value=J, cache=cache, Y=Y, weights=weights)
     return optax.apply_updates(params, updates), state, J
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.costs import OUTPUTS
+from deepprop.curvature import gauss_newton_form
 from tests.problems import problem, worst_error
 from tests.test_per_example import one_by_one, signals_of
 
@@ -206,7 +207,7 @@ def test_kfac_in_fit_and_in_a_step_of_ones_own(optax_types):
     """With the cache that they pass on, it draws targets and makes the Fisher's factors itself."""
     params, X, Y, w = problem(97, [3, 8, 2], 64, weighted=True, dtype=np.float32)
     Y = np.eye(2, dtype=np.float32)[:, np.argmax(Y, axis=0)]
-    optimizer = dp.kfac(0.3, damping=0.01, key=jax.random.key(5))
+    optimizer = dp.kfac(0.3, damping=0.01, every=10, key=jax.random.key(5))
     fit = dp.fit(params, optimizer, X, Y, epochs=5, batch_size=64, weights=w, key=jax.random.key(1))
     assert fit.history["cost"][-1] < fit.history["cost"][0]
 
@@ -234,6 +235,73 @@ def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_type
     rates = 10.0 ** np.arange(-6, 1)
     descent = dp.fit_ensemble(params, optax.sgd, X, Y, sweep={"learning_rate": rates}, **common)
     assert 0.5 * descent.history["cost"][-1].min() > J
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("output", CANONICAL)
+def test_gauss_newton_product(output):
+    params, X, Y, w = problem(107, [3, 4, 4, 3], 5, ["tanh", "gelu"], output, True)
+    U, V = (problem(seed, [3, 4, 4, 3], 5, ["tanh", "gelu"], output)[0] for seed in (109, 113))
+    _, cache = dp.forward(params, X)
+    for weights in (None, w):
+        G = gauss_newton(params, X, Y, np.ones(5) if weights is None else weights)
+        got = jax.jit(dp.gauss_newton_product)(cache, V, weights)
+        np.testing.assert_allclose(flat(got), G @ flat(V), rtol=1e-10, atol=1e-12)
+        form = gauss_newton_form(cache, (U, V), weights)
+        both = np.stack([flat(U), flat(V)])
+        np.testing.assert_allclose(form, both @ G @ both.T, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_quadratic_model_is_minimised_over_both_directions(optax_types):
+    """Step by step against its definition, with the Gauss-Newton matrix whole."""
+    params, X, Y, _ = problem(127, [3, 4, 2], 8)
+    optimizer = dp.by_quadratic_model(optax.identity(), damping=0.25)
+    state, last = optimizer.init(params), np.zeros(flat(params).size)
+    for _ in range(4):
+        _, cache = dp.forward(params, X)
+        grads, J = dp.manual_backward(cache, Y), dp.cost(cache, Y)
+        updates, state = optimizer.update(grads, state, params, value=J, cache=cache, Y=Y)
+        g = flat(grads)
+        G = gauss_newton(params, X, Y, np.ones(8)) + 0.25 * np.eye(g.size)
+        span = np.stack([g, last] if last.any() else [g])
+        share = np.linalg.solve(span @ G @ span.T, -span @ g)
+        np.testing.assert_allclose(flat(updates), share @ span, rtol=1e-7)
+        params, last = optax.apply_updates(params, updates), flat(updates)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_damping_follows_how_well_the_model_foretold(optax_types):
+    """Least squares is its own model: the damping falls. A model far off: it grows."""
+    rng = np.random.default_rng(131)
+    X, Y = rng.standard_normal((4, 50)), rng.standard_normal((2, 50))
+    params = (dp.Layer(jnp.zeros((2, 4)), jnp.zeros((2, 1)), dp.output("identity")),)
+    for told, factor in ((1.0, 0.95**5), (1e6, 1 / 0.95**5)):
+        optimizer = dp.by_quadratic_model(optax.identity(), damping=1e-3)
+        state, at = optimizer.init(params), params
+        for _ in range(5):
+            assert float(state.damping) == pytest.approx(1e-3)
+            cache = dp.forward(at, X)[1]
+            # A cost that is told too low makes what is kept of the promise negative.
+            value = dp.cost(cache, Y) - (0 if told == 1.0 else told)
+            updates, state = optimizer.update(
+                dp.manual_backward(cache, Y), state, at, value=value, cache=cache, Y=Y
+            )
+            at = optax.apply_updates(at, updates)
+        assert float(state.damping) == pytest.approx(1e-3 * factor)
+
+
+def test_kfac_without_a_learning_rate_learns_faster_than_adam(optax_types):
+    """An autoencoder 16-8-4-8-16: cost after 30 steps against the best of five rates of Adam."""
+    rng = np.random.default_rng(137)
+    Z = rng.standard_normal((4, 256))
+    X = (1 / (1 + np.exp(-3 * rng.standard_normal((16, 4)) @ Z))).astype(np.float32)
+    params = dp.init_params(jax.random.key(0), [16, 8, 4, 8, 16], hidden="tanh", output="sigmoid")
+    common = {"epochs": 30, "batch_size": 256, "key": jax.random.key(1)}
+    J = dp.fit(params, dp.kfac(), X, X, **common).history["cost"][-1]
+    rates = {"learning_rate": 10.0 ** np.arange(-4, 1)}
+    adam = dp.fit_ensemble(params, optax.adam, X, X, sweep=rates, **common).history["cost"][-1]
+    assert np.nanmin(adam) > J
 
 
 def test_a_sweep_over_what_kfac_is_given(optax_types):

@@ -1,0 +1,132 @@
+"""How far to go in a direction, and how far to go on in the last one, from a model of the cost.
+
+Near the parameters J is about M(d) = J + g.d + 1/2 d.(G + damping I) d, with the gradient g and the
+Gauss-Newton matrix G of the minibatch. Along two directions M has four numbers, and so its minimum
+is in closed form: no learning rate is left to choose, nor momentum.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop.clipping import check_above_zero
+from deepprop.curvature import gauss_newton_form
+from deepprop.layers import Cache, Params
+from deepprop.network import cost, forward
+
+EVERY = 5  # steps from one adaptation of the damping to the next
+LESS = 0.95**EVERY  # the damping is multiplied by it, or divided
+
+
+class QuadraticState(NamedTuple):
+    """What is remembered.
+
+    Attributes:
+        steps: so far.
+        damping: of the model, as adapted.
+        last: the update of the last step.
+        inner: the state of the transformation that gives the direction.
+    """
+
+    steps: Array
+    damping: Array
+    last: Params
+    inner: Any
+
+
+def by_quadratic_model(
+    inner: optax.GradientTransformation, *, damping: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    """The step a D + b (last step) that minimises the model of J, with the direction D of `inner`.
+
+    The damping is adapted: every 5 steps J after the step is compared with what the model said; the
+    damping falls where J fell by more than 3/4 of that, and grows where it fell by less than 1/4.
+
+    >>> import jax, optax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
+    >>> X = jax.random.normal(jax.random.key(1), (2, 200))
+    >>> fit = dp.fit(params, by_quadratic_model(optax.identity()), X, X[:1] * X[1:] > 0,
+    ...              epochs=10, batch_size=100, key=jax.random.key(2))
+    >>> bool(fit.history["cost"][-1] < fit.history["cost"][0])
+    True
+
+    Args:
+        inner: gives a direction, uphill as a gradient is; it is handed the damping as `damping=`.
+        damping: to begin with, in units of the curvature.
+
+    Returns:
+        An optax transformation. Its `update` needs `params`, and `value=`, `cache=`, `Y=` (and
+        `weights=`) as `fit` and `train_step` give them.
+
+    Raises:
+        ValueError: `damping` is not above 0.
+
+    Source:
+        Martens and Grosse 2015, sections 6.4, 6.5 and 7, arXiv:1503.05671.
+    """
+    check_above_zero("damping", damping)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> QuadraticState:
+        last = jax.tree.map(jnp.zeros_like, params)
+        lam = jnp.asarray(damping, jnp.float32)
+        return QuadraticState(jnp.zeros((), jnp.int32), lam, last, inner.init(params))
+
+    def update(
+        grads: Params,
+        state: QuadraticState,
+        params: Params,
+        *,
+        value: ArrayLike,
+        cache: Cache,
+        Y: ArrayLike,
+        weights: ArrayLike | None = None,
+        **extra: Any,
+    ) -> tuple[Params, QuadraticState]:
+        extra = {"value": value, "cache": cache, "Y": Y, "weights": weights, **extra}
+        direction, inner_state = inner.update(
+            grads, state.inner, params, damping=state.damping, **extra
+        )
+        both = direction, state.last
+        a, b, promised = _minimum(grads, both, cache, weights, state.damping)
+        step = jax.tree.map(lambda d, last: (a * d + b * last).astype(d.dtype), *both)
+
+        def adapted() -> Array:
+            _, after = forward(optax.apply_updates(params, step), cache.A[0])
+            kept = (cost(after, Y, weights) - value) / promised
+            factor = jnp.where(kept > 0.75, LESS, jnp.where(kept > 0.25, 1.0, 1 / LESS))
+            return state.damping * factor.astype(state.damping.dtype)
+
+        steps = state.steps + 1
+        lam = jax.lax.cond(steps % EVERY == 0, adapted, lambda: state.damping)
+        return step, QuadraticState(steps, lam, step, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _minimum(
+    grads: Params, both: tuple[Params, Params], cache: Cache, weights: Any, damping: Array
+) -> tuple[Array, Array, Array]:
+    """The coefficients of the two directions at the model's minimum, and M there less J."""
+    form = gauss_newton_form(cache, both, weights)
+    squares = jnp.array([[_dot(u, v) for v in both] for u in both])
+    Q = form + damping.astype(form.dtype) * squares.astype(form.dtype)
+    slope = jnp.array([_dot(grads, v) for v in both]).astype(form.dtype)
+    # At the first step there is no last one: its row and column are 0, and so must its share be.
+    Q = Q + jnp.diag(jnp.where(jnp.diag(Q) > 0, 0, 1).astype(Q.dtype))
+    determinant = Q[0, 0] * Q[1, 1] - Q[0, 1] * Q[1, 0]
+    independent = determinant > 1e-6 * Q[0, 0] * Q[1, 1]
+    a = (Q[0, 1] * slope[1] - Q[1, 1] * slope[0]) / jnp.where(independent, determinant, 1)
+    b = (Q[1, 0] * slope[0] - Q[0, 0] * slope[1]) / jnp.where(independent, determinant, 1)
+    a = jnp.where(independent, a, -slope[0] / Q[0, 0])
+    b = jnp.where(independent, b, 0)
+    return a, b, (a * slope[0] + b * slope[1]) / 2
+
+
+def _dot(U: Params, V: Params) -> Array:
+    pairs = zip(jax.tree.leaves(U), jax.tree.leaves(V), strict=True)
+    return jnp.sum(jnp.stack([jnp.vdot(u, v) for u, v in pairs]))

@@ -107,38 +107,51 @@ def arguments():
     return parser.parse_args()
 
 
+def results_of(seed, data, chosen):
+    """What each contender reached from one seed's parameters, by name."""
+    sizes = [data.X.shape[0], chosen[4], data.Y.shape[0]]
+    params = dp.init_params(jax.random.key(seed), sizes, hidden="tanh")
+
+    def train(contender):
+        package, f = contender
+        importlib.import_module(package)
+        return f(data, params, chosen, seed)
+
+    return each(CONTENDERS, train)
+
+
+def row(name, results):
+    right, spent, seconds = np.array(results).T
+    epsilon, epoch = np.median(spent), np.median(seconds)
+    return [name, spread(100 * right, ".2f"), f"{epsilon:.3f}", f"{epoch:.3f}"]
+
+
 def main():
     args = arguments()
     warnings.simplefilter("ignore")  # Opacus warns of every hook
     name = "digits" if args.data is None else "mnist"
     data = load_data(args.data, held_out=0.2, seed=0, standardize=False, output=None)
-    chosen = SETTINGS[name]
-    epochs, batch_size, rate, momentum, units, epsilon, delta = chosen
-    sizes = [data.X.shape[0], units, data.Y.shape[0]]
+    epochs, batch_size, rate, momentum, units, epsilon, delta = SETTINGS[name]
     found = {contender: [] for contender in CONTENDERS}
     for seed in range(args.seeds):
-        params = dp.init_params(jax.random.key(seed), sizes, hidden="tanh")
-        rows = each(CONTENDERS, lambda c: (importlib.import_module(c[0]), c[1])[1](data, params, chosen, seed))  # noqa: B023
-        for contender, row in rows.items():
-            found[contender].append(row)
-            print(seed, contender, row, flush=True)
-    lines = []
-    for contender, rows in found.items():
-        if rows:
-            right, spent, seconds = map(np.array, zip(*rows, strict=True))
-            lines.append([contender, spread(100 * right, ".2f"), f"{np.median(spent):.3f}", f"{np.median(seconds):.3f}"])
-    head = ["", "test accuracy, %: median (min to max)", "epsilon, by its own accountant", "s an epoch"]
+        for contender, result in results_of(seed, data, SETTINGS[name]).items():
+            found[contender].append(result)
+            print(seed, contender, *result, flush=True)
+    head = ["", "test accuracy, %: median (min to max)", "epsilon, by its own accountant"]
+    table = markdown(
+        [*head, "s an epoch"], [row(contender, r) for contender, r in found.items() if r]
+    )
     text = f"""# Private training, {name}, {today()}
 
 {setting()}.
 
-{"-".join(map(str, sizes))}, tanh, {data.X.shape[1]:,} training examples, SGD with rate {rate} and
-momentum {momentum}, clipping norm {MAX_NORM}, batches of {batch_size} on average, {epochs} epochs,
-noise for epsilon {epsilon} at delta {delta}; {args.seeds} seeds, each with its own initial parameters,
-which all contenders share.
+{data.X.shape[0]}-{units}-{data.Y.shape[0]}, tanh, {data.X.shape[1]:,} training examples, SGD with rate {rate} and
+momentum {momentum}, clipping norm {MAX_NORM}, batches of {batch_size} on average, {epochs} epochs, noise for
+epsilon {epsilon} at delta {delta}; {args.seeds} seeds, each with its own initial parameters, which all
+contenders share. Opacus samples with probability 1 / steps, deepprop with batch / examples.
 
-{markdown(head, lines)}
-"""  # fmt: skip
+{table}
+"""
     kind = jax.devices()[0].device_kind.replace(" ", "-")
     path = args.out / f"privacy-{name}-{today()}-jax-{jax.__version__}-{kind}.md"
     path.write_text(text)

@@ -70,6 +70,15 @@ def test_in_a_training_loop_no_matrix_is_turned_around(hidden):
     assert "f32[50,64]{1,0}" not in text
 
 
+def test_x_in_columns_is_turned_once():
+    """Every product then has its examples in rows, the first layer's too."""
+    params, X, Y, _ = problem(0, [40, 50, 10], 64, "relu", "softmax", dtype=np.float32)
+    text = jax.jit(by_hand).lower(params, X, Y).compile().as_text()
+    products = [line for line in text.splitlines() if " dot(" in line and "[64,50]" in line]
+    assert products
+    assert "f32[64,40]{1,0}" in text  # X, of which no product takes the columns
+
+
 def test_under_one_jit_z_is_not_kept_where_a_gives_the_slope():
     """tanh needs A alone: 20 layers keep 20 arrays of A, not 40 of Z and A."""
     args = problem(0, [64] * 20 + [64], 512, "tanh", "identity", dtype=np.float32)[:3]

@@ -1,0 +1,86 @@
+"""What it costs to record the health of every layer while training.
+
+    pip install -e '.[peers]' && python benchmarks/record.py
+
+Epochs of `dp.fit` with dp.diagnose at every step, every 10th, 50th or none, in turns and in a new
+order each round, after one epoch each that compiles.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from report import markdown, setting, spread, today
+from training import NETWORKS, data
+
+import deepprop as dp
+from deepprop.training import train_epoch
+
+EVERY = [None, 50, 10, 1]
+SIZES = ["small", "medium", "deep"]
+
+
+def epoch_of(network, every):
+    """A function that trains an epoch of 200 steps and gives its seconds."""
+    sizes, batch_size, _ = network
+    optimizer = optax.adam(1e-3)
+    X, Y = data(sizes, 200 * batch_size if sizes[0] > 256 else 50 * batch_size)
+    params = dp.init_params(jax.random.key(0), sizes)
+    X, Y = jax.numpy.array(X.T), jax.numpy.array(Y.T)
+
+    def epoch():
+        state = jax.block_until_ready(optimizer.init(params))
+        begin = time.perf_counter()
+        trained = train_epoch(
+            params, state, jax.random.key(1), 1, X, Y, optimizer=optimizer, batch_size=batch_size,
+            record=None if every is None else dp.diagnose, record_every=every or 1,
+        )  # fmt: skip
+        jax.block_until_ready(trained)
+        return time.perf_counter() - begin
+
+    epoch()
+    return epoch
+
+
+def measure(network, rounds):
+    epochs = {every: epoch_of(network, every) for every in EVERY}
+    seconds, rng = {every: [] for every in EVERY}, np.random.default_rng(0)
+    for _ in range(rounds):
+        for i in rng.permutation(len(EVERY)):
+            seconds[EVERY[i]].append(epochs[EVERY[i]]())
+    plain = np.array(seconds[None])
+    return [spread(np.array(seconds[every]) / plain, ".2f") for every in EVERY[1:]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    rows = []
+    for name in SIZES:
+        network = NETWORKS[name]
+        shape = f"{name}: {network.shape()}, {network.batch_size}"
+        rows.append([shape, *measure(network, args.rounds)])
+        print(*rows[-1], sep="  ", flush=True)
+    head = ["network, batch", *(f"every {k}" if k > 1 else "every step" for k in EVERY[1:])]
+    text = f"""# Recording the health of every layer, {today()}
+
+{setting()}.
+
+Time of an epoch of `dp.fit` with `record=dp.diagnose` by that without, Adam, {args.rounds} rounds: median
+(min to max).
+
+{markdown(head, rows)}
+"""
+    kind = jax.devices()[0].device_kind.replace(" ", "-")
+    path = args.out / f"record-{today()}-jax-{jax.__version__}-{kind}.md"
+    path.write_text(text)
+    print(text, f"written to {path}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from clippers import BASE, CLOSE, CONTENDERS, NEAR
 from contenders import on_gpu, temporary_bytes
-from report import markdown, setting, spread, today
+from report import markdown, setting, spread, today, write
 from torch_clippers import C
 from training import each, share_of_others
 
@@ -236,12 +236,7 @@ def main():
     there = each(CONTENDERS, lambda contender: importlib.import_module(contender.package))
     contenders = {name: CONTENDERS[name] for name in there}
     measured = [measure(batch_size, contenders, args) for batch_size in args.batches]
-    written = text(measured, args)
-    print(written)
-    device = jax.devices()[0].device_kind.replace(" ", "-")
-    path = args.out / f"per-example-{today()}-jax-{jax.__version__}-{device}.md"
-    path.write_text(written)
-    print(f"written to {path}")
+    write(text(measured, args), "per-example", args.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from report import markdown, setting, spread, today
+from report import markdown, setting, spread, today, write
 from training import each
 
 import deepprop as dp
@@ -152,10 +152,7 @@ contenders share. Opacus samples with probability 1 / steps, deepprop with batch
 
 {table}
 """
-    kind = jax.devices()[0].device_kind.replace(" ", "-")
-    path = args.out / f"privacy-{name}-{today()}-jax-{jax.__version__}-{kind}.md"
-    path.write_text(text)
-    print(text, f"written to {path}", sep="\n")
+    write(text, f"privacy-{name}", args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from report import markdown, setting, spread, today
+from report import markdown, setting, spread, today, write
 from training import NETWORKS, data
 
 import deepprop as dp
@@ -76,10 +76,7 @@ Time of an epoch of `dp.fit` with `record=dp.diagnose` by that without, Adam, {a
 
 {markdown(head, rows)}
 """
-    kind = jax.devices()[0].device_kind.replace(" ", "-")
-    path = args.out / f"record-{today()}-jax-{jax.__version__}-{kind}.md"
-    path.write_text(text)
-    print(text, f"written to {path}", sep="\n")
+    write(text, "record", args.out)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,14 @@ def stem():
     return f"training-{today()}-jax-{jax.__version__}-{device}"
 
 
+def write(text, what, out):
+    """The text as benchmarks/results/WHAT-DATE-jax-VERSION-DEVICE.md, or in the folder `out`."""
+    kind = jax.devices()[0].device_kind.replace(" ", "-")
+    path = out / f"{what}-{today()}-jax-{jax.__version__}-{kind}.md"
+    path.write_text(text)
+    print(text, f"written to {path}", sep="\n")
+
+
 def setting():
     found = []
     for package in PACKAGES:

@@ -5,17 +5,12 @@ from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
-from deepprop.curvature import (
-    Factors,
-    gauss_newton_diagonal,
-    gauss_newton_product,
-    kfac_factors,
-    sampled_targets,
-)
+from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.diagnose import diagnose
 from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
 from deepprop.fit import balanced_weights, fit, fit_batches
+from deepprop.gauss_newton import gauss_newton_diagonal, gauss_newton_product
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
 from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer

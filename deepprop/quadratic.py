@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.clipping import check_above_zero
-from deepprop.curvature import gauss_newton_form
+from deepprop.gauss_newton import gauss_newton_form
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
 

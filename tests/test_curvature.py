@@ -8,7 +8,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.costs import OUTPUTS
-from deepprop.curvature import gauss_newton_form
+from deepprop.gauss_newton import gauss_newton_form
 from tests.problems import problem, worst_error
 from tests.test_per_example import one_by_one, signals_of
 

@@ -14,7 +14,7 @@ from contenders import BASE, CONTENDERS, on_gpu
 
 PACKAGES = ["deepprop", "jax", "jaxlib", "optax", "numpy"]
 PACKAGES += ["equinox", "flax", "keras", "torch", "scikit-learn"]
-PACKAGES += ["opacus", "backpack-for-pytorch"]
+PACKAGES += ["opacus", "backpack-for-pytorch", "kfac-jax"]
 LOOKS = [  # told apart without colour too; the colours are Okabe's and Ito's
     ("#000000", "o"), ("#0072B2", "s"), ("#56B4E9", "^"), ("#009E73", "v"),
     ("#E69F00", "D"), ("#D55E00", "P"), ("#CC79A7", "X"), ("#7F7F7F", "*"),
@@ -98,15 +98,14 @@ def today():
     return datetime.date.today().isoformat()
 
 
-def stem():
+def stem(what):
     device = jax.devices()[0].device_kind.replace(" ", "-")
-    return f"training-{today()}-jax-{jax.__version__}-{device}"
+    return f"{what}-{today()}-jax-{jax.__version__}-{device}"
 
 
 def write(text, what, out):
     """The text as benchmarks/results/WHAT-DATE-jax-VERSION-DEVICE.md, or in the folder `out`."""
-    kind = jax.devices()[0].device_kind.replace(" ", "-")
-    path = out / f"{what}-{today()}-jax-{jax.__version__}-{kind}.md"
+    path = out / f"{stem(what)}.md"
     path.write_text(text)
     print(text, f"written to {path}", sep="\n")
 

@@ -168,7 +168,7 @@ def main():
         results[name] = (network, *measure(network, contenders, args.rounds))
         this = {name: results[name]}
         print(f"\n{table(this)}\n\n{meanwhile(this)}\n", flush=True)
-    path = args.out / stem()
+    path = args.out / stem("training")
     path.with_name(f"{path.name}.md").write_text(text(results, args.rounds))
     print(f"written to {path}.md")
     try:

@@ -42,7 +42,7 @@ class KfacState(NamedTuple):
 
 def scale_by_kfac(
     *,
-    damping: float = 0.1,
+    damping: float = 0.01,
     decay: float = 0.95,
     every: int = 5,
     key: Array | None = None,
@@ -84,7 +84,7 @@ def scale_by_kfac(
     check_above_zero("damping", damping)
     if not isinstance(decay, jax.core.Tracer) and not 0 <= decay < 1:
         raise ValueError(f"decay must be from 0 to below 1, got {decay}")
-    if not isinstance(every, int) or every < 1:
+    if not isinstance(every, jax.Array) and (not isinstance(every, int) or every < 1):
         raise ValueError(f"every must be a whole number above 0, got {every!r}")
     if key is not None:
         check_key(key)
@@ -124,11 +124,11 @@ def scale_by_kfac(
 def kfac(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    damping: float = 0.1,
+    damping: float = 0.01,
     decay: float = 0.95,
     every: int = 5,
-    momentum: float = 0.9,
-    max_kl: float | None = 0.01,
+    momentum: float = 0.5,
+    max_kl: float | None = 0.003,
     key: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: the natural gradient by Kronecker factors; no learning rate has to be chosen.
@@ -153,8 +153,8 @@ def kfac(
         momentum: of the steps, with a learning rate; 0 for none.
         max_kl: with a learning rate, steps are shortened, before momentum, where they would change
             the predictions by more: half the step's squared length in the Fisher's metric, about
-            the KL divergence, is at most this. None leaves them; then a step may be far too long
-            while the averages are young.
+            the KL divergence, is at most this. With more momentum take less. None leaves them; then
+            a step may be far too long while the averages are young.
         key: a JAX random key for the targets that are drawn.
 
     Returns:

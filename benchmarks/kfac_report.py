@@ -99,7 +99,9 @@ def picture(X, runs, path):
     entropy = -sum(p * np.log(np.where(p > 0, p, 1)) for p in (X, 1 - X))
     least = np.mean(np.sum(entropy, axis=0, dtype=float))
     figure, both = plt.subplots(1, 2, figsize=(9, 4.4), dpi=200, sharey=True, layout="constrained")
-    for (name, its), (colour, _) in zip(runs.items(), [LOOKS[0], LOOKS[5], LOOKS[4], LOOKS[1], LOOKS[3]], strict=False):
+    for (name, its), (colour, _) in zip(
+        runs.items(), [LOOKS[0], LOOKS[5], LOOKS[4], LOOKS[1], LOOKS[3]], strict=False
+    ):
         for k, r in enumerate(its):
             steps = X.shape[1] // BATCH * np.arange(1, len(r.costs) + 1)
             for axes, along in zip(both, [steps, r.seconds], strict=True):

@@ -170,7 +170,9 @@ GRID |= {"learning_rate": [0.3], "every": [10]}
 THEN = {"momentum": [0.7], "max_kl": [1e-2]}
 CONTENDERS = {
     ADAM: Contender(adam, "deepprop", {"learning_rate": [1e-3, 3e-3, 1e-2, 3e-2]}, {}),
-    OURS: Contender(deepprop_kfac, "deepprop", {"damping": [0.003, 0.03, 0.3], "every": [5]}, {}),
+    OURS: Contender(
+        deepprop_kfac, "deepprop", {"min_damping": [1e-4, 1e-3, 1e-2], "every": [5]}, {}
+    ),
     "deepprop K-FAC, fixed": Contender(deepprop_kfac, "deepprop", GRID, THEN),
     "kfac-jax, adaptive": Contender(
         kfac_jax_adaptive, "kfac_jax", {"initial_damping": [1.0, 10.0, 150.0]}, {}

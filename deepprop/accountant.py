@@ -101,7 +101,7 @@ def _event(accounting: Any, sigma: float, sampling_rate: float, steps: int) -> A
 def _check(sampling_rate: float, steps: int, delta: float) -> None:
     if not 0 < sampling_rate <= 1:
         raise ValueError(f"sampling_rate must be above 0 and at most 1, got {sampling_rate}")
-    if not isinstance(steps, int) or steps < 1:
+    if not hasattr(steps, "__index__") or steps < 1:
         raise ValueError(f"steps must be a whole number above 0, got {steps!r}")
     if not 0 < delta < 1:
         raise ValueError(f"delta must be between 0 and 1, got {delta}")

@@ -83,7 +83,8 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     _network_options(parser, hidden="256,128")
     add("--init", choices=sorted(INITIALISERS), help="default: what fits each activation")
     add("--optimizer", choices=command_train.OPTIMIZERS, default="adam", help="default %(default)s")
-    add("--learning-rate", type=_positive, default=1e-3, help="default %(default)s")
+    add("--learning-rate", type=_positive, help=f"default {command_train.LEARNING_RATE}; kfac needs"
+        " none")  # fmt: skip
     add("--schedule", choices=command_train.SCHEDULES, default="constant", help="of the learning"
         " rate, over all steps (default %(default)s)")  # fmt: skip
     add("--epochs", type=_count, default=30, help="default %(default)s")

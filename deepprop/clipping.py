@@ -92,6 +92,8 @@ def max_norms(max_norm: MaxNorm, L: int, dtype: np.dtype) -> Array:
         ValueError: it is neither, or not above 0.
         TypeError: it is not real numbers.
     """
+    if isinstance(max_norm, Sequence) and any(isinstance(c, jax.core.Tracer) for c in max_norm):
+        max_norm = jnp.stack(list(max_norm))
     C = real_array("max_norm", max_norm, dtype)
     if C.shape not in ((), (L,)):
         raise ValueError(

@@ -30,7 +30,9 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "rmsprop": optax.rmsprop,
     "lamb": optax.lamb,
     "lion": optax.lion,
+    "kfac": dp.kfac,
 }
+LEARNING_RATE = 1e-3
 SCHEDULES: dict[
     str, Callable[[float, int], Any]
 ] = {  # of the learning rate and the steps there are
@@ -41,6 +43,7 @@ SCHEDULES: dict[
         0.0, rate, max(1, steps // 20), steps
     ),
 }
+History = Mapping[str, np.ndarray]
 BATCH_SIZE = 64
 VALIDATION = 0.1  # of the training examples, where there is --patience
 RECORD_EVERY = 20  # steps from one diagnosis to the next
@@ -78,6 +81,10 @@ def train(args: argparse.Namespace) -> int:
         output=output or data.output,
         init=args.init,
     )
+    if args.optimizer != "kfac":
+        args.learning_rate = args.learning_rate or LEARNING_RATE
+    elif not args.learning_rate and args.schedule != "constant":
+        raise ValueError("--schedule needs --learning-rate where the optimizer is kfac")
     _print_setting(args, data, held_out, params)
     start = time.perf_counter()
     try:
@@ -85,7 +92,7 @@ def train(args: argparse.Namespace) -> int:
     except dp.TrainingError as error:
         if error.fit.history["cost"].size:
             _save(args.save, error.fit.params, data)
-            _show_layers(args.diagnose, data, error.fit)
+        _show_layers(args.diagnose, data, error.fit.params, error.history)
         raise
     _print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
@@ -93,7 +100,7 @@ def train(args: argparse.Namespace) -> int:
         title = f"{data.name}: {describe(params)}"
         plot_curves(args.plot, fit.history, metric_of(params)[0], held_out.name, title)
         print(f"curves     {args.plot}")
-    _show_layers(args.diagnose, data, fit)
+    _show_layers(args.diagnose, data, fit.params, fit.history)
     if fit.stopped == "interrupted":
         return 130
     if not args.no_check:
@@ -136,6 +143,7 @@ def _print_setting(args: argparse.Namespace, data: Data, held_out: HeldOut, para
         f" {held_out.X.shape[1]:,} to validate on," if held_out.name == "validation" else ""
     )
     schedule = "" if args.schedule == "constant" else f" ({args.schedule})"
+    rate = f"learning rate {args.learning_rate:g}{schedule}" if args.learning_rate else "no rate"
     print(f"deepprop {dp.__version__}, jax {jax.__version__} on {device.device_kind}")
     print(
         f"data       {data.name}: {m:,} to train on,{validation} {m_test:,} held out,"
@@ -143,9 +151,8 @@ def _print_setting(args: argparse.Namespace, data: Data, held_out: HeldOut, para
     )
     print(f"network    {describe(params)}; {size:,} parameters")
     print(
-        f"training   {args.optimizer}, learning rate {args.learning_rate:g}{schedule},"
-        f" {args.epochs} epochs of {-(-m // args.batch_size)} steps of {args.batch_size} examples,"
-        f" seed {args.seed}\n"
+        f"training   {args.optimizer}, {rate}, {args.epochs} epochs of"
+        f" {-(-m // args.batch_size)} steps of {args.batch_size} examples, seed {args.seed}\n"
     )
     print(f"{'training':>16} {held_out.name:>16}")
     print(f"epoch {'cost':>10} {'cost':>16} {metric_of(params)[0]:>10}", flush=True)
@@ -161,7 +168,7 @@ def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
         show(epoch, f"{epoch:5} {row['cost']:10.4f} {row['val_cost']:16.4f} {score:>10}")
 
     steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
-    rate = SCHEDULES[args.schedule](args.learning_rate, steps)
+    rate = SCHEDULES[args.schedule](args.learning_rate, steps) if args.learning_rate else None
     with epoch_lines(args.epochs) as show:
         fit = dp.fit(
             params, OPTIMIZERS[args.optimizer](rate), data.X, data.Y, epochs=args.epochs,
@@ -207,14 +214,19 @@ def _save(path: Path | None, params: Params, data: Data) -> None:
         print(f"saved      {path}", flush=True)
 
 
-def _show_layers(where: Path | bool | None, data: Data, fit: dp.Fit) -> None:
-    """The diagnosis at the first step and at the last one recorded, and where to, a picture."""
-    if not where or not fit.history["cost"].size:
+def _show_layers(where: Path | bool | None, data: Data, params: Params, history: History) -> None:
+    """The diagnosis at the first step and at the last one recorded, and where to, a picture.
+
+    Where a run failed, the last is the first that is not finite.
+    """
+    if not where or not history["cost"].size:
         return
-    for moment, entry in (("at the first step", 0), ("at the last recorded step", -1)):
-        print(f"\nlayers     {moment}\n\n{diagnosis_of(fit.history, fit.params, entry)}")
+    sizes = np.concatenate(history["dZ"]).sum(axis=1) + np.concatenate(history["A"]).sum(axis=1)
+    last = int(np.argmin(np.isfinite(sizes))) if not np.isfinite(sizes).all() else len(sizes) - 1
+    for moment, entry in (("at the first step", 0), ("at the last recorded step", last)):
+        print(f"\nlayers     {moment}\n\n{diagnosis_of(history, params, entry)}", flush=True)
     if isinstance(where, Path):
-        plot_layers(where, fit.history, f"{data.name}: {describe(fit.params)}")
+        plot_layers(where, history, f"{data.name}: {describe(params)}")
         print(f"\npicture    {where}")
 
 

@@ -27,6 +27,7 @@ from deepprop.precision import product
 from deepprop.validation import check_key, example_weights, sum_of_weights
 
 Entry = TypeVar("Entry")
+MANY = 1e6
 
 
 class Factors(NamedTuple):
@@ -113,12 +114,19 @@ def _one_hot_draw(key: Array, A: Array) -> Array:
     return jax.nn.one_hot(chosen, A.shape[-2], axis=-2)
 
 
+def _count_draw(key: Array, A: Array) -> Array:
+    """Poisson; above a million its normal limit, as jax.random.poisson counts in int32."""
+    few = jax.random.poisson(key, jnp.minimum(A, MANY)).astype(A.dtype)
+    many = jnp.round(A + jnp.sqrt(A) * jax.random.normal(key, A.shape, A.dtype))
+    return jnp.where(A < MANY, few, many)
+
+
 # By the output's name: a draw from p(Y | A).
 DRAWS: dict[str, Callable[[Array, Array], Array]] = {
     "softmax": _one_hot_draw,
     "sigmoid": lambda key, A: jax.random.bernoulli(key, A),
     "identity": lambda key, A: A + jax.random.normal(key, A.shape, A.dtype),
-    "exp": lambda key, A: jax.random.poisson(key, A),
+    "exp": _count_draw,
 }
 
 

@@ -11,6 +11,7 @@ from deepprop.diagnosis import FLAT, Diagnosis, steepest
 from deepprop.layers import Cache, Layer, Params, check_cache, signals
 from deepprop.precision import wide
 
+FEW = 16  # examples: with fewer, many a healthy unit happens to be off for all
 DEAD = 1e-6  # of the steepest slope: below it for every example, a unit learns nothing
 
 
@@ -27,14 +28,14 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
     Args:
         cache: what `forward` gave.
         dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
-        updates: what was added to the params, like `params`.
+        updates: what was added to the params, like `params`; None where nothing was.
 
     Returns:
-        A `Diagnosis`, a pytree; in the last layer, whose output is no plain activation, no unit
-        counts as dead or flat.
+        A `Diagnosis`, a pytree. In the last layer, whose output is no plain activation, no unit
+        counts as dead or flat; and with fewer than 16 examples none counts as dead.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache.
+        ValueError: dZ or the updates are of another network or batch than the cache.
         TypeError: dZ is not real numbers, or `cache` is no cache.
     """
     check_cache(cache)
@@ -47,7 +48,7 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
         dZ=jnp.stack([_rms(d) * d.shape[-2] ** 0.5 for d in dZ]),
         W=W,
         dW=jnp.stack([_length(of_layer.W) for of_layer in grads]),
-        update=None if updates is None else jnp.stack([_length(u.W) for u in updates]) / W,
+        update=None if updates is None else _lengths_over(updates, W, layers),
         dead=jnp.stack([dead for dead, _ in slopes]),
         flat=jnp.stack([flat for _, flat in slopes]),
         X=_sizes(cache.A[0]),
@@ -56,13 +57,21 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
     )
 
 
+def _lengths_over(updates: Params, W: Array, layers: Params) -> Array:
+    shapes = [[tuple(layer.W.shape) for layer in params] for params in (layers, updates)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"updates must hold W of shapes {shapes[0]}, got {shapes[1]}")
+    usual = jnp.array([shape[0] ** 0.5 for shape in shapes[0]], W.dtype)
+    return jnp.stack([_length(update.W) for update in updates]) / jnp.maximum(W, usual)
+
+
 def _slopes(layer: Layer, Z: Array, A: Array) -> tuple[Array, Array]:
     """The shares of dead units, and of flat units and examples."""
     g, dtype = layer.activation, wide(layer.W.dtype)
     if not isinstance(g, Activation):
         return jnp.zeros((), dtype), jnp.zeros((), dtype)
     slope = jnp.abs(_widened(g.g_prime(Z, A))) / steepest(g)
-    dead = jnp.all(slope < DEAD, axis=-1)
+    dead = jnp.all(slope < DEAD, axis=-1) & (Z.shape[-1] >= FEW)
     return jnp.mean(dead, dtype=dtype), jnp.mean(slope < FLAT, dtype=dtype)
 
 

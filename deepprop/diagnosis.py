@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,16 @@ INPUTS = (0.02, 20)  # root mean square of an input: LeCun et al. 1998, Efficien
 INPUT_RATIO = 100  # of the largest input to the median one
 GROWTH = 100  # of the size of a unit's output, against the inputs'
 VANISHED = 1e-3  # of the norm of dZ[l], against dZ[L]'s; above 1 / VANISHED it explodes
-DEAD_UNITS = 0.5  # share; half of all relu units may be dead on a small batch, and more is a fault
+DEAD_UNITS = 0.6  # share; half of all relu units may be dead on a small batch
 CUT_OFF = 0.99  # share of dead units at which a layer lets nothing through
 FLAT_SHARE = 0.5  # of a two-sided activation, such as tanh
-UPDATE = 0.1  # of an update to its W; about 1e-3 is usual (Karpathy, CS231n notes)
+UPDATES = (1e-6, 0.1)  # of an update to its W; about 1e-3 is usual (Karpathy, CS231n notes)
+TARGETS = 100  # of the norm of dZ[L], which is A[L] - Y
+STILL = 0.1  # of the norm of dZ[L], above which there is something left to learn
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What `diagnose` measured: arrays (L,), layer 1 first; `print` shows a table and findings.
 
@@ -38,7 +41,8 @@ class Diagnosis:
         dZ: norm of dZ[l].
         W: norm of W[l] (Frobenius).
         dW: norm of dW[l] (Frobenius).
-        update: norm of the update of W[l] over that of W[l]; None where no updates were given.
+        update: norm of the update of W[l] over that of W[l], or over sqrt(n_l), which LeCun's
+            initialisation gives it, where that is more; None where no updates were given.
         dead: share of units whose slope g' is 0 for every example: they can't learn from these.
         flat: share of units and examples where g' is below a twentieth of its largest value.
         X: (3,), of the sizes of the inputs, each the root of an input's mean square: their root
@@ -60,6 +64,8 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """The table, and below it the findings."""
+        if np.ndim(self.A) != 1:
+            return repr(self)  # of several moments or networks
         found = findings(self)
         lines = [f"- {finding}" for finding in found] or ["nothing stands out"]
         return "\n".join([table(self), "", *lines])
@@ -107,20 +113,28 @@ def diagnosis_of(history: Mapping[str, np.ndarray], params: Params, entry: int =
         ValueError: the history has no such entry.
     """
     names = [f.name for f in fields(Diagnosis) if not f.metadata.get("static")]
-    check_recorded(history, names)
-    arrays = {name: np.concatenate(history[name])[entry] for name in names}
+    check_recorded(history)
+    entries = history["dead"].shape[0] * history["dead"].shape[1]
+    if not -entries <= entry < entries or history["dead"].shape[-1] != len(params):
+        raise ValueError(
+            f"entry must be one of the history's {entries}, of {history['dead'].shape[-1]} layers,"
+            f" got entry {entry} and params of {len(params)} layers"
+        )
+    arrays: dict[str, Any] = {
+        name: np.concatenate(history[name])[entry] if name in history else None for name in names
+    }
     activations = tuple(layer.activation for layer in params)
     units = (params[0].W.shape[1], *(layer.W.shape[0] for layer in params))
     return Diagnosis(**arrays, units=units, activations=activations)
 
 
-def check_recorded(history: Mapping[str, np.ndarray], names: Sequence[str] = ("dead",)) -> None:
+def check_recorded(history: Mapping[str, np.ndarray]) -> None:
     """Raise unless the history has what `diagnose` recorded.
 
     Raises:
         ValueError: it has not, or of no epoch.
     """
-    if not all(name in history and history[name].size for name in names):
+    if "dead" not in history or not history["dead"].size:
         raise ValueError(
             "history must be of a fit with record=dp.diagnose, and of an epoch or more,"
             f" got {', '.join(history)}"
@@ -142,12 +156,17 @@ def findings(diagnosis: Diagnosis) -> list[str]:
         diagnosis: what `diagnose` gave, for one moment.
     """
     d = _numbers(diagnosis)
-    broken = [l for l, size in enumerate(d["A"] + d["dZ"], 1) if not np.isfinite(size)]
-    if broken:
+    sizes = sum(d[name] for name in ("A", "dZ", "W", "dW", "update") if name in d)
+    broken = np.flatnonzero(~np.isfinite(sizes)) + 1
+    if broken.size:
         return [f"{_layers(broken)}: not finite; try a smaller learning rate or scaled inputs"]
-    cut_off = (d["dead"] > CUT_OFF).any()  # then signals end there, which needs no telling
-    signals = [] if cut_off else _of_signals(d)
-    return [*_of_inputs(d["X"]), *_of_units(diagnosis, d), *signals, *_of_updates(d)]
+    of_inputs = _of_inputs(d["X"])
+    found = [*of_inputs, *_of_units(diagnosis, d), *_of_targets(d)]
+    # Behind dead units, or a W of 0, there is no signal, which then needs no telling.
+    if (d["dead"] <= CUT_OFF).all() and (d["W"] > 0).all():
+        two_sided = any(map(_is_two_sided, diagnosis.activations))
+        found += [*([] if of_inputs else _of_signals(d)), *_of_gradients(d, two_sided)]
+    return found + _of_updates(d)
 
 
 def _of_inputs(X: np.ndarray) -> list[str]:
@@ -163,28 +182,41 @@ def _of_inputs(X: np.ndarray) -> list[str]:
     return []
 
 
+def _of_targets(d: dict[str, np.ndarray]) -> list[str]:
+    if d["dZ"][-1] <= TARGETS:
+        return []
+    return [f"targets: dZ[L] = A[L] - Y has size {d['dZ'][-1]:.2g}; scale them to about 1"]
+
+
 def _of_signals(d: dict[str, np.ndarray]) -> list[str]:
-    """Where A grows or decays on the way up, and dZ on the way down."""
-    found, hidden = [], slice(0, -1)
-    growth = d["A"][hidden] / max(d["X"][0], 1e-30)
-    for which, what in ((growth > GROWTH, "grows to"), (growth < 1 / GROWTH, "decays to")):
-        if which.any():
-            worst = growth[which][-1]
-            found.append(
-                f"{_layers(np.flatnonzero(which) + 1)}: the signal {what} {worst:.0e} of the"
-                " inputs' size; try He, Glorot or LeCun initialisation, as fits the activation"
-            )
-    L = len(d["dZ"])
-    share = d["dZ"] / max(d["dZ"][-1], 1e-30)
-    vanished, exploded = share < VANISHED, share > 1 / VANISHED
+    """Where A grows or decays on the way up."""
+    found = []
+    growth = d["A"][:-1] / max(d["X"][0], 1e-30)
     for which, what, help in (
-        (vanished, "vanishes", "relu or another initialisation"),
-        (exploded, "explodes", "a smaller initialisation"),
+        (growth > GROWTH, "grows to", "a smaller initialisation, such as He, Glorot or LeCun"),
+        (growth < 1 / GROWTH, "decays to", "a larger initialisation, or relu or selu"),
     ):
-        if which.any() and d["dZ"][-1] > 0:
+        if which.any():
+            found.append(
+                f"{_layers(np.flatnonzero(which) + 1)}: the signal {what} {growth[which][-1]:.0e}"
+                f" of the inputs' size; try {help}"
+            )
+    return found
+
+
+def _of_gradients(d: dict[str, np.ndarray], two_sided: bool) -> list[str]:
+    """Where dZ vanishes or explodes on the way down."""
+    if d["dZ"][-1] == 0:
+        return []  # nothing is left to learn
+    found, share = [], d["dZ"] / d["dZ"][-1]
+    for which, what, help in (
+        (share < VANISHED, "vanishes", "relu, or He" if two_sided else "a larger"),
+        (share > 1 / VANISHED, "explodes", "a smaller"),
+    ):
+        if which.any():
             found.append(
                 f"{_layers(np.flatnonzero(which) + 1)}: the gradient {what}, dZ is"
-                f" {share[which][0]:.0e} of layer {L}'s; try {help}"
+                f" {share[which][0]:.0e} of layer {len(share)}'s; try {help} initialisation"
             )
     return found
 
@@ -211,13 +243,16 @@ def _of_units(diagnosis: Diagnosis, d: dict[str, np.ndarray]) -> list[str]:
 
 
 def _of_updates(d: dict[str, np.ndarray]) -> list[str]:
-    large = d.get("update", np.zeros(0)) > UPDATE
-    if not large.any():
+    if "update" not in d:
         return []
-    return [
-        f"{_layers(np.flatnonzero(large) + 1)}: an update is {d['update'].max():.2g} of W; try a"
-        " smaller learning rate"
-    ]
+    low, high = UPDATES
+    large, largest = d["update"] > high, d["update"].max()
+    if large.any():
+        where = _layers(np.flatnonzero(large) + 1)
+        return [f"{where}: an update is {largest:.2g} of W; try a smaller learning rate"]
+    if largest < low and d["dZ"][-1] > STILL:
+        return [f"all layers: updates are at most {largest:.0e} of W; try a larger learning rate"]
+    return []
 
 
 def _is_two_sided(g: Activation | Output) -> bool:

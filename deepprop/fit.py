@@ -5,6 +5,7 @@ Each epoch of `fit` is one compiled program; what stands around the epochs is in
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ def fit(
         privacy: a `Privacy` to train by DP-SGD: each step takes each example with probability
             batch_size / m instead of going through them in order, and adds noise. The history then
             has the "epsilon" that was spent so far, for this call alone. See private.py for what
-            is private and what is not.
+            is private and what is not. `key` must then be secret, and another in each call.
         record: a function of (cache, dZ, updates) in JAX, such as `diagnose`, to keep what it gives
-            in the history.
+            in the history: of a minibatch as it is, without weights.
         record_every: steps from one record to the next; the first step of an epoch has one.
         state: of the optimizer, to go on with; None begins anew.
         checkpoint: a folder. A run that finds a checkpoint of itself there goes on from it, to the
@@ -111,6 +112,8 @@ def fit(
     X, Y, w = in_memory(params, X, Y, weights, batch_size)
     check_count("epochs", epochs)
     check_count("record_every", record_every)
+    if record is not None and not callable(record):
+        raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
     measure = measured(params, validation, metrics)
     parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
 
@@ -127,8 +130,10 @@ def fit(
     if privacy is not None:
         own = None if backward is manual_backward else backward
         check_alone(privacy, {"weights": weights, "record": record, "backward": own})
-        sigma, train = private_training(privacy, key, X, Y, optimizer, batch_size, epochs)
-        parts["privacy"] = f"noise {sigma} of {privacy.max_norm}, gamma {privacy.gamma}"
+        sigma, train = private_training(
+            privacy, key, X, Y, optimizer, index(batch_size), index(epochs)
+        )
+        parts["privacy"] = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
     return _run(
         train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every, parts,
         epochs=epochs, patience=patience, callbacks=callbacks,

@@ -124,7 +124,8 @@ def scale_by_kfac(
 def kfac(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    damping: float = 0.01,
+    damping: float | None = None,
+    min_damping: float = 1e-3,
     decay: float = 0.95,
     every: int = 5,
     momentum: float = 0.5,
@@ -133,9 +134,9 @@ def kfac(
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC: the natural gradient by Kronecker factors; no learning rate has to be chosen.
 
-    As published, how far to go along it and along the last step, and how much to damp, follow from
-    the quadratic model of the cost (`by_quadratic_model`). With a learning rate the steps are that
-    times the natural gradient, with momentum.
+    How far to go along it and along the last step, and how much to damp, follow from the quadratic
+    model of the cost (`by_quadratic_model`), for which minibatches should be large. With a learning
+    rate the steps are that times the natural gradient, with momentum.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
@@ -147,7 +148,9 @@ def kfac(
 
     Args:
         learning_rate: None, a number, or an optax schedule.
-        damping: added to the curvature, in its units; without a learning rate, to begin with.
+        damping: added to the curvature, in its units: 0.1 without a learning rate, to begin with;
+            0.003 with one.
+        min_damping: without a learning rate, to which the damping may fall.
         decay: of the moving averages of the factors.
         every: steps from one computation of the inverses to the next.
         momentum: of the steps, with a learning rate; 0 for none.
@@ -170,11 +173,15 @@ def kfac(
         Martens and Grosse 2015, arXiv:1503.05671; for `max_kl` Ba, Grosse and Martens 2017,
         Distributed Second-Order Optimization using Kronecker-Factored Approximations.
     """
+    if damping is None:
+        damping = 0.1 if learning_rate is None else 0.003
     natural = scale_by_kfac(damping=damping, decay=decay, every=every, key=key)
     if max_kl is not None:
         check_above_zero("max_kl", max_kl)
     if learning_rate is None:
-        return by_quadratic_model(natural, damping=damping)
+        return by_quadratic_model(natural, damping=damping, min_damping=min_damping)
+    if not callable(learning_rate):
+        check_above_zero("learning_rate", learning_rate)
     if max_kl is not None:
         natural = _shortened(natural, learning_rate, max_kl)
     return optax.chain(natural, optax.trace(momentum), optax.scale_by_learning_rate(learning_rate))

@@ -43,12 +43,18 @@ class Fit:
 
 
 class TrainingError(FloatingPointError):
-    """The cost was no longer finite. `fit` holds the parameters from before, as a `Fit`."""
+    """The cost was no longer finite.
 
-    def __init__(self, message: str, fit: Fit) -> None:
-        """Take the message and what was trained so far."""
+    Attributes:
+        fit: what was trained before, as a `Fit`.
+        history: its history, and the epoch that failed.
+    """
+
+    def __init__(self, message: str, fit: Fit, history: dict[str, np.ndarray]) -> None:
+        """Take the message, what was trained so far, and the history with the last epoch."""
         super().__init__(message)
         self.fit = fit
+        self.history = history
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ def _next(train: Train, measure: Measure | None, at: Progress, keep_best: bool) 
             f"the cost or a parameter is not finite in epoch {at.epoch + 1}: cost {row['cost']};"
             " try a smaller learning rate (the error's fit holds the parameters from before)",
             Fit(at.best, None, _columns(at.history), "not finite"),
+            _columns((*at.history, row)),
         )
     at = replace(at, params=params, state=state, history=(*at.history, row))
     if keep_best and row["val_cost"] < at.best_cost:

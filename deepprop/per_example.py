@@ -45,11 +45,16 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
     Source:
         Goodfellow 2015, Efficient Per-Example Gradient Computations, arXiv:1510.01799.
     """
-    squares = [
-        _squared_lengths(dz) * (_squared_lengths(a) + 1) for dz, a in columns(cache, dZ)
-    ]  # ||dz_i[l]||^2 (||a_i[l-1]||^2 + 1), each (m,)
-    stacked = jnp.stack(squares)
-    return jnp.sqrt(stacked if per_layer else jnp.sum(stacked, axis=0))
+    each = [
+        jnp.sqrt(_squared_lengths(dz)) * jnp.sqrt(_squared_lengths(a) + 1)
+        for dz, a in columns(cache, dZ)
+    ]  # ||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), each (m,)
+    norms = jnp.stack(each)
+    if per_layer:
+        return norms
+    largest = jnp.max(norms, axis=0)  # over it, squares neither overflow nor vanish
+    share = norms / jnp.where(largest > 0, largest, 1)[None, :]
+    return largest * jnp.sqrt(jnp.sum(jnp.square(share), axis=0))
 
 
 def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:

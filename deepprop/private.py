@@ -3,28 +3,35 @@
 What is private: the parameters, all of them, after every step, to anyone, whatever they know of the
 other examples; and so whatever is made of them later. What is not: the history's cost, a callback's
 view of it, and an error's text, which are of the training data as it is; a validation set, and what
-early stopping takes from it; hyperparameters tried on the data before; X's scaling, if it was
-computed from the data. The random numbers are JAX's (Threefry), made for simulation and not for
-cryptography; and numbers are rounded, which the proof does not know of (Mironov 2012, On
-Significance of the Least Significant Bits for Differential Privacy).
+early stopping takes from it; a folder of checkpoints, which has the history, and hashes of the data
+and of the key; hyperparameters tried on the data before; X's scaling, if it was computed from the
+data. The key makes the samples and the noise: whoever has it, or guesses it, can take the noise off
+again. So it must be secret, and new in each call, such as
+jax.random.wrap_key_data(numpy.frombuffer(os.urandom(8), numpy.uint32)). JAX's random numbers are
+Threefry's, made for simulation and not for cryptography; and numbers are rounded, which the proof
+does not know of (Mironov 2012, On Significance of the Least Significant Bits for Differential
+Privacy).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
 from deepprop.accountant import epsilon_spent, noise_for
-from deepprop.clipping import check_above_zero, clipped_backward, max_norms
-from deepprop.layers import Params
+from deepprop.backprop import error_signals, gradients
+from deepprop.clipping import check_above_zero, clip_factors, max_norms
+from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
+from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
-from deepprop.training import Sums, Trained, end_of_epoch, no_sums
+from deepprop.training import Sums, Trained, all_finite, end_of_epoch, no_sums
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,21 @@ class Privacy:
                 "privacy must have one of epsilon and noise_multiplier, got"
                 f" {self.epsilon} and {self.noise_multiplier}"
             )
-        check_above_zero("max_norm", self.max_norm)
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta must be between 0 and 1, got {self.delta}")
-        for name in ("epsilon", "noise_multiplier", "gamma"):
-            if getattr(self, name) is not None:
-                check_above_zero(name, getattr(self, name))
+        for name in ("max_norm", "delta", "epsilon", "noise_multiplier", "gamma"):
+            value = getattr(self, name)
+            if value is not None:  # as plain numbers, which tell programs apart
+                check_above_zero(name, value)
+                several = name == "max_norm" and np.ndim(value) == 1
+                plain = tuple(map(float, value)) if several else _number(name, value)
+                object.__setattr__(self, name, plain)
+        if not self.delta < 1:
+            raise ValueError(f"delta must be below 1, got {self.delta}")
+
+
+def _number(name: str, value: Any) -> float:
+    if np.ndim(value):
+        raise ValueError(f"{name} must be one number, got {value}")
+    return float(value)
 
 
 def check_alone(privacy: Privacy, others: Mapping[str, Any]) -> None:
@@ -172,7 +188,8 @@ def private_epoch(
 
     keys = jax.random.split(jax.random.fold_in(key, epoch), steps)
     carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), keys)
-    return end_of_epoch(*carry)
+    params, state, seen, _ = end_of_epoch(*carry)
+    return params, state, seen, all_finite(params)  # J is not private, and must not end the run
 
 
 def _add_up(
@@ -183,21 +200,42 @@ def _add_up(
     (index,) = jnp.nonzero(taken, size=m + at_once, fill_value=0)
     count = jnp.sum(taken)
 
+    params = jax.tree.map(lambda p: p.astype(dtype), params)  # the bound holds to its rounding
+
     def further(carry: tuple[Array, Params, Sums]) -> tuple[Array, Params, Sums]:
         done, total, (J_sum, weight) = carry
         some = jax.lax.dynamic_slice(index, (done,), (at_once,))
-        w = (done + jnp.arange(at_once) < count).astype(dtype)
+        counted = done + jnp.arange(at_once) < count
         _, cache = forward(params, X[some].T)
-        mean = clipped_backward(cache, Y[some].T, privacy.max_norm, gamma=privacy.gamma, weights=w)
+        clipped = _sum_of_clipped(cache, Y[some].T, counted, privacy)
+        w = counted.astype(dtype)
         n = jnp.sum(w)
-        total = jax.tree.map(lambda t, g: t + n * g.astype(dtype), total, mean)
         sums = J_sum + n * cost(cache, Y[some].T, w), weight + n
-        return done + at_once, total, sums
+        return done + at_once, jax.tree.map(jnp.add, total, clipped), sums
 
     zero = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
     start = jnp.zeros((), count.dtype), zero, sums
     _, total, sums = jax.lax.while_loop(lambda carry: carry[0] < count, further, start)
     return total, sums
+
+
+def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) -> Params:
+    """Sum_i min(1, C / ||g_i||) g_i over the examples that count and whose ||g_i|| is finite.
+
+    What is not finite would reach the sum past any factor, as 0 times it is not 0.
+    """
+    dZ = error_signals(cache, Y)
+    counted = counted & jnp.isfinite(per_example_norms(cache, dZ))
+    factors = clip_factors(cache, dZ, privacy.max_norm, privacy.gamma)
+
+    def kept(P: Array) -> Array:
+        return jnp.where(counted[None, :], P, 0)
+
+    clipped = [kept(f[None, :] * dZ_l) for f, dZ_l in zip(factors, dZ, strict=True)]
+    cache = replace(cache, A=tuple(map(kept, cache.A)))
+    m = counted.shape[0]
+    total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, clipped))
+    return total
 
 
 def _with_noise(total: Params, deviation: Array, key: Array) -> Params:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -20,6 +21,7 @@ from deepprop.network import cost, forward
 
 EVERY = 5  # steps from one adaptation of the damping to the next
 LESS = 0.95**EVERY  # the damping is multiplied by it, or divided
+MOST = 1e3  # to which the damping may grow
 
 
 class QuadraticState(NamedTuple):
@@ -39,12 +41,14 @@ class QuadraticState(NamedTuple):
 
 
 def by_quadratic_model(
-    inner: optax.GradientTransformation, *, damping: float = 1.0
+    inner: optax.GradientTransformation, *, damping: float = 1.0, min_damping: float = 1e-3
 ) -> optax.GradientTransformationExtraArgs:
     """The step a D + b (last step) that minimises the model of J, with the direction D of `inner`.
 
     The damping is adapted: every 5 steps J after the step is compared with what the model said; the
     damping falls where J fell by more than 3/4 of that, and grows where it fell by less than 1/4.
+    J and the model are of one minibatch, which flatters the model: large minibatches suit it best,
+    and `min_damping` holds it where they are small.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
@@ -57,18 +61,21 @@ def by_quadratic_model(
     Args:
         inner: gives a direction, uphill as a gradient is; it is handed the damping as `damping=`.
         damping: to begin with, in units of the curvature.
+        min_damping: to which the damping may fall.
 
     Returns:
-        An optax transformation. Its `update` needs `params`, and `value=`, `cache=`, `Y=` (and
-        `weights=`) as `fit` and `train_step` give them.
+        An optax transformation, the last in a chain. Its `update` needs `params`, and `value=`,
+        `cache=`, `Y=` (and `weights=`) as `fit` and `train_step` give them.
 
     Raises:
-        ValueError: `damping` is not above 0.
+        ValueError: a number is not above 0; or `update` was not given what it needs, as in a fit
+            with privacy, which must not look at it.
 
     Source:
         Martens and Grosse 2015, sections 6.4, 6.5 and 7, arXiv:1503.05671.
     """
     check_above_zero("damping", damping)
+    check_above_zero("min_damping", min_damping)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> QuadraticState:
@@ -79,14 +86,19 @@ def by_quadratic_model(
     def update(
         grads: Params,
         state: QuadraticState,
-        params: Params,
+        params: Params | None = None,
         *,
-        value: ArrayLike,
-        cache: Cache,
-        Y: ArrayLike,
+        value: ArrayLike | None = None,
+        cache: Cache | None = None,
+        Y: ArrayLike | None = None,
         weights: ArrayLike | None = None,
         **extra: Any,
     ) -> tuple[Params, QuadraticState]:
+        if params is None or value is None or cache is None or Y is None:
+            raise ValueError(
+                "by_quadratic_model (and so dp.kfac without a learning rate) must be given params,"
+                " value=J, cache= and Y= with its update; fit gives them, but not with privacy"
+            )
         extra = {"value": value, "cache": cache, "Y": Y, "weights": weights, **extra}
         direction, inner_state = inner.update(
             grads, state.inner, params, damping=state.damping, **extra
@@ -99,7 +111,11 @@ def by_quadratic_model(
             _, after = forward(optax.apply_updates(params, step), cache.A[0])
             kept = (cost(after, Y, weights) - value) / promised
             factor = jnp.where(kept > 0.75, LESS, jnp.where(kept > 0.25, 1.0, 1 / LESS))
-            return state.damping * factor.astype(state.damping.dtype)
+            # What is promised at a minimum is less than J is rounded by: then it tells nothing.
+            rounding = float(np.finfo(promised.dtype).eps)
+            telling = jnp.abs(promised) > 10 * rounding * jnp.abs(value)
+            lam = state.damping * jnp.where(telling, factor, 1.0).astype(state.damping.dtype)
+            return jnp.clip(lam, min(min_damping, damping), max(MOST, damping))
 
         steps = state.steps + 1
         lam = jax.lax.cond(steps % EVERY == 0, adapted, lambda: state.damping)

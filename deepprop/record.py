@@ -1,6 +1,7 @@
 """What is seen of the layers while they train: a function of (cache, dZ, updates) every k steps."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,15 @@ def named(seen: Any) -> dict[str, Array]:
 
     >>> list(named((0, {"a": 1.0, "b": (2.0, 3.0)})))
     ['a', 'b.0', 'b.1']
+
+    Raises:
+        ValueError: a name is one that the history has anyway.
     """
     records = seen[1] if seen else ()
     leaves, _ = jax.tree.flatten_with_path(records)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    name = partial(jax.tree_util.keystr, simple=True, separator=".")
+    by_name = {name(path) or "record": leaf for path, leaf in leaves}
+    for taken in by_name:
+        if taken in ("cost", "epsilon") or taken.startswith("val_"):
+            raise ValueError(f'record must not have an entry called "{taken}", as fit has its own')
+    return by_name

@@ -166,10 +166,11 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
     epochs, _, L = history["dead"].shape
     figure = Figure(figsize=(9, 2.6 + 0.12 * L), layout="constrained")
     figure.suptitle(_as_title(title))
-    panels = figure.subplots(1, 4, sharey=True)
-    for axes, (name, label) in zip(panels, LAYER_PANELS.items(), strict=True):
+    shown = {name: label for name, label in LAYER_PANELS.items() if name in history}
+    panels = figure.subplots(1, len(shown), sharey=True)
+    for axes, (name, label) in zip(panels, shown.items(), strict=True):
         values = np.concatenate(history[name]).T  # (L, entries)
-        positive = values[values > 0]
+        positive = values[(values > 0) & np.isfinite(values)]
         on_logarithms = name != "dead" and positive.size > 0
         low, high = (positive.min(), positive.max()) if on_logarithms else (0.0, 1.0)
         image = axes.imshow(

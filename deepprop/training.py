@@ -117,11 +117,13 @@ def end_of_epoch(
         params, state, the mean J as "cost" beside what else was seen, and whether J and the params
         are finite.
     """
-    if "cost" in seen:
-        raise ValueError('record must not have an entry called "cost", which is there anyway')
     J = sums[0] / jnp.where(sums[1] > 0, sums[1], 1)
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in [*jax.tree.leaves(params), J]])
-    return params, state, {"cost": J, **seen}, jnp.all(finite)
+    return params, state, {"cost": J, **seen}, all_finite((params, J))
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every number in it is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def one_epoch(

@@ -46,7 +46,8 @@ def test_the_numbers(x64):
         assert found.dZ[l] == pytest.approx(np.sqrt(np.mean(lengths**2)))
         assert found.W[l] == pytest.approx(np.linalg.norm(W))
         assert found.dW[l] == pytest.approx(np.linalg.norm(dW))
-        assert found.update[l] == pytest.approx(0.1 * np.linalg.norm(dW) / np.linalg.norm(W))
+        usual = max(np.linalg.norm(W), np.sqrt(len(W)))
+        assert found.update[l] == pytest.approx(0.1 * np.linalg.norm(dW) / usual)
     assert found.flat[0] == pytest.approx(np.mean(1 - np.tanh(Z[0]) ** 2 < 0.05))
     assert found.flat[1] == pytest.approx(np.mean(Z[1] <= 0))
     assert found.dead[1] == pytest.approx(np.mean((Z[1] <= 0).all(axis=1)))
@@ -141,6 +142,48 @@ def test_a_learning_rate_that_is_too_high_is_found(optimizer):
     assert any("an update is" in f and "smaller learning rate" in f for f in found)
 
 
+def test_a_learning_rate_that_is_too_low_is_found():
+    fit = dp.fit(
+        new("relu"), optax.adam(1e-8), DATA.X, DATA.Y, epochs=1, batch_size=64,
+        key=jax.random.key(1), record=dp.diagnose, record_every=5,
+    )  # fmt: skip
+    (found,) = dp.findings(dp.diagnosis_of(fit.history, fit.params))
+    assert found.startswith("all layers: updates are at most")
+
+
+def test_unscaled_targets_are_found():
+    params = new("relu", [64, 32, 1], output="identity")
+    _, cache = dp.forward(params, X)
+    found = dp.findings(dp.diagnose(cache, dp.error_signals(cache, 1e4 * X[20:21])))
+    assert any(f.startswith("targets: dZ[L] = A[L] - Y has size") for f in found)
+
+
+def test_an_output_that_begins_at_zero_is_healthy():
+    params = replaced(new("relu"), 4, W=jnp.zeros((10, 64)))
+    fit = dp.fit(
+        params, optax.adam(1e-3), DATA.X, DATA.Y, epochs=3, batch_size=64,
+        key=jax.random.key(1), record=dp.diagnose,
+    )  # fmt: skip
+    for entry in range(3 * 23):
+        assert dp.findings(dp.diagnosis_of(fit.history, fit.params, entry)) == []
+
+
+def test_a_single_example_says_nothing_of_dead_units():
+    assert findings(new("relu"), X[:, :1]) == []
+
+
+def test_a_run_that_fails_tells_the_epoch_that_failed():
+    with pytest.raises(dp.TrainingError) as caught:
+        dp.fit(
+            new("relu"), optax.sgd(1e30), DATA.X, DATA.Y, epochs=2, batch_size=64,
+            key=jax.random.key(1), record=dp.diagnose,
+        )  # fmt: skip
+    assert caught.value.fit.history["cost"].size == 0
+    history = caught.value.history
+    assert history["cost"].size == 1
+    assert "not finite" in str(dp.diagnosis_of(history, new("relu")))
+
+
 def test_what_is_not_finite_is_found():
     params = replaced(new("relu"), 2, W=jnp.full((64, 64), jnp.inf))
     assert findings(params)[0].startswith("layers 1 to 4: not finite")
@@ -149,7 +192,6 @@ def test_what_is_not_finite_is_found():
 def test_a_record_has_every_kth_step():
     """Entry j of an epoch is of step j k, from the params before it: the same loop by hand."""
     params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
-    seen = []
 
     def spy(cache, dZ, updates):
         return {"J": dp.cost(cache, cache.A[-1]), "W": cache.params[0].W, "step": updates[0].W}
@@ -169,7 +211,6 @@ def test_a_record_has_every_kth_step():
     plain = dp.fit(params, optimizer, X, Y, epochs=2, **common)
     for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(fit.params), strict=True):
         np.testing.assert_array_equal(a, b)  # looking changes nothing
-    assert not seen
 
 
 def test_a_record_goes_through_a_checkpoint(tmp_path):
@@ -192,8 +233,20 @@ def test_bad_input_of_a_record():
     common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="record_every must be above 0"):
         dp.fit(params, optax.sgd(0.1), X, Y, record=dp.diagnose, record_every=0, **common)
-    with pytest.raises(ValueError, match='must not have an entry called "cost"'):
-        dp.fit(params, optax.sgd(0.1), X, Y, record=lambda *_: {"cost": jnp.zeros(())}, **common)
+    for name in ("cost", "val_cost", "epsilon"):
+
+        def record(*_, name=name):
+            return {name: jnp.zeros(())}
+
+        with pytest.raises(ValueError, match=f'must not have an entry called "{name}"'):
+            dp.fit(params, optax.sgd(0.1), X, Y, record=record, **common)
+    with pytest.raises(TypeError, match=r"record must be a function such as dp\.diagnose"):
+        dp.fit(params, optax.sgd(0.1), X, Y, record="diagnose", **common)
+    bare = dp.fit(params, optax.sgd(0.1), X, Y, record=lambda *_: jnp.ones(3), **common)
+    assert bare.history["record"].shape == (1, 2, 3)
+    _, cache = dp.forward(params, X)
+    with pytest.raises(ValueError, match="updates must hold W of shapes"):
+        dp.diagnose(cache, dp.error_signals(cache, Y), new("relu"))
     fit = dp.fit(params, optax.sgd(0.1), X, Y, **common)
     with pytest.raises(ValueError, match=r"history must be of a fit with record=dp\.diagnose"):
         dp.diagnosis_of(fit.history, params)
@@ -225,6 +278,20 @@ def test_the_table_and_the_picture(tmp_path):
     assert lines[-1] == "nothing stands out"
     dp.plot_layers(tmp_path / "layers.png", fit.history, "a price in $ and $")
     assert (tmp_path / "layers.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_record_without_updates_is_enough(tmp_path):
+    fit = dp.fit(
+        new("relu"), optax.adam(1e-3), DATA.X, DATA.Y, epochs=1, batch_size=64,
+        key=jax.random.key(1), record=lambda cache, dZ, _: dp.diagnose(cache, dZ),
+    )  # fmt: skip
+    found = dp.diagnosis_of(fit.history, fit.params)
+    assert found.update is None
+    assert "nothing stands out" in str(found)
+    dp.plot_layers(tmp_path / "layers.png", fit.history)
+    for entry, params in ((99, fit.params), (0, new("relu", [64, 10]))):
+        with pytest.raises(ValueError, match="entry must be one of the history's 23, of 4 layers"):
+            dp.diagnosis_of(fit.history, params, entry)
 
 
 def test_layers_are_named_as_people_say_them():

@@ -220,6 +220,16 @@ def test_narrow_types_are_squared_in_a_wide_one(dtype):
         assert clipped[0].b.dtype == dtype
 
 
+def test_lengths_whose_squares_overflow_or_vanish():
+    with jax.enable_x64(False):
+        layer = dp.Layer(jnp.zeros((1, 1)), jnp.zeros((1, 1)), dp.output("identity"))
+        _, cache = dp.forward((layer,), jnp.array([[1e15, 1e-15]]))
+        dZ = [jnp.array([[1e10, 1e-15]])]
+        np.testing.assert_allclose(dp.per_example_norms(cache, dZ), [1e25, 1e-15], rtol=1e-6)
+        clipped = dp.clipped_backward(cache, -dZ[0], 1.0)
+        np.testing.assert_allclose(clipped[0].W, 0.5, rtol=1e-6)
+
+
 BAD = {
     "max_norm must be finite and above 0, got 0.0": {"max_norm": 0.0},
     "max_norm must be finite and above 0, got nan": {"max_norm": float("nan")},

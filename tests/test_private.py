@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 from scipy import stats
 
 import deepprop as dp
-from deepprop.private import private_epoch, sampling
+from deepprop.private import _add_up, private_epoch, sampling
+from deepprop.training import no_sums
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
@@ -80,12 +82,20 @@ def test_the_noise_has_the_deviation_that_it_should():
 
 
 def test_noise_is_new_in_each_step_and_epoch():
-    params, X, Y, _ = problem(2, [3, 2], 8, dtype=np.float32)
-    one = epoch(params, X, Y, 1.0, 8, epoch=1)[0]
-    two = epoch(params, X, Y, 1.0, 8, epoch=2)[0]
-    assert not np.allclose(one[0].W, two[0].W)
-    half = epoch(params, X, Y, 1.0, 4, epoch=1)[0]  # two steps: their noises do not cancel or add
-    assert not np.allclose(half[0].W, one[0].W)
+    """Over n steps of noise alone it adds up as independent noise does, with sqrt(n), not n."""
+    params = dp.init_params(jax.random.key(0), [200, 50, 1], output="identity")
+    X = np.zeros((200, 64), np.float32)
+    Y = np.asarray(dp.predict(params, X))
+
+    def moved(number, steps):
+        new, *_ = epoch(params, X, Y, 3.0, 64 // steps, epoch=number)
+        pairs = zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True)
+        return np.concatenate([np.ravel(a - b) for a, b in pairs]) * (64 // steps) / (3.0 * 0.5)
+
+    for steps in (1, 4, 16):
+        # 10,101 draws: the deviation is known to 1 / sqrt(2 * 10,101), 0.7 %
+        assert moved(1, steps).std() == pytest.approx(np.sqrt(steps), rel=5 * 0.007)
+    assert abs(np.corrcoef(moved(1, 1), moved(2, 1))[0, 1]) < 0.05
 
 
 def test_samples_are_independent_and_as_likely_as_they_should():
@@ -107,24 +117,35 @@ def test_samples_are_independent_and_as_likely_as_they_should():
     assert abs(again - 0.04) < 5 * np.sqrt(0.04 / masks.size)
 
 
-def test_what_one_example_changes_is_bounded():
-    """Without noise, the sum moves by at most C when one example is exchanged for none."""
-    params, X, Y, _ = problem(3, [3, 6, 2], 20, dtype=np.float32)
-    X = X * 100  # so that every gradient is above C
-    for max_norm, bound in ((0.5, 0.5), ((0.3, 0.4), 0.5)):
-        privacy = dp.Privacy(max_norm=max_norm, delta=1e-5, noise_multiplier=1.0)
-        for gamma in (None, 0.01):
-            _, cache = dp.forward(params, X)
-            sums = [
-                jax.tree.map(
-                    lambda g, w=w: g * w.sum(),
-                    dp.clipped_backward(cache, Y, privacy.max_norm, gamma=gamma, weights=w),
-                )
-                for w in (np.ones(20, np.float32), np.arange(20, dtype=np.float32) > 0)
-            ]
-            moved = jax.tree.map(lambda a, b: np.sum(np.square(a - b)), *sums)
-            length = np.sqrt(sum(jax.tree.leaves(moved)))
-            assert 0.5 * bound < length <= bound * (1 + 1e-5)  # float32 sums of 20
+@pytest.mark.parametrize("gamma", [None, 0.01])
+@pytest.mark.parametrize("max_norm", [0.5, (0.3, 0.4)])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, jnp.float16])
+def test_what_one_example_changes_is_bounded(dtype, max_norm, gamma):
+    """The sum moves by at most C with one example more, in narrow types too."""
+    params, X, Y, _ = problem(3, [3, 6, 2], 3000, dtype=np.float32)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    privacy = dp.Privacy(max_norm=max_norm, delta=1e-5, noise_multiplier=1.0, gamma=gamma)
+    X, Y = jnp.asarray(100 * X.T), jnp.asarray(Y.T)  # so that every gradient is above C
+    add_up = jax.jit(partial(_add_up, at_once=1000, privacy=privacy))
+    everyone, but_one = jnp.ones(3000, bool), jnp.arange(3000) != 5
+    sums = [add_up(params, X, Y, some, no_sums(params))[0] for some in (everyone, but_one)]
+    moved = jax.tree.map(lambda a, b: np.sum(np.square(np.asarray(a, np.float64) - b)), *sums)
+    length = np.sqrt(sum(jax.tree.leaves(moved)))
+    # The sum of 3,000 is at most 1,500 long, and float32 rounds a number of that size by 6e-5.
+    assert 0.25 < length <= 0.5 + 6 * 4 * 6e-5
+
+
+def test_an_example_that_is_not_finite_is_left_out():
+    """It must not reach the sum, nor end the run, by which it would tell that it is there."""
+    params, X, Y, _ = problem(3, [3, 6, 2], 32, output="identity", dtype=np.float32)
+    whole, *_ = epoch(params, X, Y, 1.0, 32)
+    Y[:, 7] = 1e38
+    X[:, 7] = 1e38
+    without, _, row, finite = epoch(params, X, Y, 1.0, 32)
+    assert finite
+    assert not np.isfinite(row["cost"])
+    moved = jax.tree.map(lambda a, b: np.sum(np.square(a - b)), whole, without)
+    assert 0 < np.sqrt(sum(jax.tree.leaves(moved))) <= 0.5 / 32 * (1 + 1e-4)
 
 
 def test_fit_reports_epsilon_and_stays_within_it():
@@ -200,7 +221,8 @@ BAD = {
     "privacy must have one of epsilon and noise_multiplier": {"epsilon": 1.0},
     "noise_multiplier must be finite and above 0": {"noise_multiplier": 0.0},
     "max_norm must be finite and above 0": {"max_norm": -1.0},
-    "delta must be between 0 and 1": {"delta": 1.0},
+    "delta must be below 1": {"delta": 1.0},
+    "epsilon must be one number": {"noise_multiplier": None, "epsilon": [1.0]},
     "gamma must be finite and above 0": {"gamma": 0.0},
 }
 
@@ -210,6 +232,17 @@ def test_bad_numbers(message):
     good = {"max_norm": 1.0, "delta": 1e-5, "noise_multiplier": 1.0}
     with pytest.raises(ValueError, match=message):
         dp.Privacy(**{**good, **BAD[message]})
+
+
+def test_numbers_of_other_kinds_are_taken():
+    params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
+    for max_norm in ([1.0, 1.0], np.float32(1), jnp.ones(2)):
+        privacy = dp.Privacy(max_norm=max_norm, delta=1e-4, noise_multiplier=jnp.float32(1))
+        fit = dp.fit(
+            params, optax.sgd(0.1), X, Y, epochs=np.int64(1), batch_size=np.int64(16),
+            key=jax.random.key(1), privacy=privacy,
+        )  # fmt: skip
+        assert fit.history["epsilon"].shape == (1,)
 
 
 def test_what_privacy_would_not_cover_is_refused():
@@ -222,6 +255,8 @@ def test_what_privacy_would_not_cover_is_refused():
     ):
         with pytest.raises(ValueError, match=f"{name} must be left out with privacy"):
             dp.fit(params, optax.sgd(0.1), X, Y, **common, **{name: value})
+    with pytest.raises(ValueError, match="fit gives them, but not with privacy"):
+        dp.fit(params, dp.kfac(), X, Y, **common)
     with pytest.raises(TypeError, match=r"privacy must be a dp\.Privacy, got 1\.0"):
         dp.fit(params, optax.sgd(0.1), X, Y, **(common | {"privacy": 1.0}))
     three = dp.Privacy(max_norm=(1.0, 1.0, 1.0), delta=1e-5, noise_multiplier=1.0)

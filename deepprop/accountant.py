@@ -7,12 +7,13 @@ was among the data only as far as (epsilon, delta) says: adding or removing it c
 probability by more than a factor e^epsilon, apart from delta.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from deepprop.clipping import check_above_zero
 
-# Of the discretised privacy loss: epsilon is at most 1 % above that at 1e-4, 10 times as fast.
-INTERVAL = 1e-3
+COARSE = 1e-3
 
 
 def epsilon_spent(
@@ -41,14 +42,15 @@ def epsilon_spent(
         Discrete Approximations of Privacy Loss Distributions, arXiv:2207.04380.
     """
     check_above_zero("noise_multiplier", noise_multiplier)
-    accounting, fresh = _accountant()
     _check(sampling_rate, steps, delta)
+    accounting, accountant = _accounting()
     event = _event(accounting, noise_multiplier, sampling_rate, steps)
-    return float(fresh().compose(event).get_epsilon(delta))
+    spent = accountant(_interval(sampling_rate, noise_multiplier)).compose(event)
+    return float(spent.get_epsilon(delta))
 
 
 def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float) -> float:
-    """The least noise multiplier whose `epsilon_spent` is at most `epsilon`, to 0.1 %.
+    """The least noise multiplier whose `epsilon_spent` is at most `epsilon`, to 0.001.
 
     >>> round(noise_for(1.0, sampling_rate=0.01, steps=1000, delta=1e-5), 1)
     1.4
@@ -67,28 +69,41 @@ def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float)
         ImportError: dp-accounting is missing; the message names the extra that brings it.
     """
     check_above_zero("epsilon", epsilon)
-    accounting, fresh = _accountant()
     _check(sampling_rate, steps, delta)
-    return float(
-        accounting.calibrate_dp_mechanism(
-            fresh,
+    accounting, accountant = _accounting()
+
+    def least(interval: float) -> float:
+        sigma: float = accounting.calibrate_dp_mechanism(
+            lambda: accountant(interval),
             lambda sigma: _event(accounting, sigma, sampling_rate, steps),
             epsilon,
             delta,
             accounting.LowerEndpointAndGuess(0.0, 1.0),
             tol=1e-3,
         )
-    )
+        return sigma
+
+    coarsely = least(COARSE)
+    return least(_interval(sampling_rate, coarsely))
 
 
-def _accountant() -> tuple[Any, Any]:
+def _interval(sampling_rate: float, noise_multiplier: float) -> float:
+    """How finely the privacy loss of a step, of the size of q / sigma, is divided up.
+
+    A tenth of it leaves epsilon within 0.2 % of what a finer division gives, in what was tried.
+    """
+    return min(COARSE, 0.1 * sampling_rate / noise_multiplier)
+
+
+def _accounting() -> tuple[Any, Callable[[float], Any]]:
+    """The package, and a new accountant that divides the privacy loss up so finely."""
     try:
         import dp_accounting
         from dp_accounting import pld
     except ImportError:
         raise ImportError("privacy needs dp-accounting: pip install 'deepprop[privacy]'") from None
     one = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    return dp_accounting, lambda: pld.PLDAccountant(one, INTERVAL)
+    return dp_accounting, partial(pld.PLDAccountant, one)
 
 
 def _event(accounting: Any, sigma: float, sampling_rate: float, steps: int) -> Any:

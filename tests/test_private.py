@@ -178,12 +178,13 @@ def exact_epsilon(sigma, steps, delta):
     return high
 
 
-@pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (5.0, 10), (20.0, 1000)])
+@pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (5.0, 10), (20.0, 1000), (2200.0, 1000)])
 def test_epsilon_against_the_closed_form(sigma, steps):
     """An upper bound, and by at most 1 %, the discretisation's."""
     exact = exact_epsilon(sigma, steps, 1e-5)
     spent = dp.epsilon_spent(sigma, sampling_rate=1.0, steps=steps, delta=1e-5)
     assert exact <= spent <= 1.01 * exact
+    assert dp.noise_for(exact, sampling_rate=1.0, steps=steps, delta=1e-5) <= 1.01 * sigma
 
 
 def test_a_private_run_goes_on_where_it_was(tmp_path):

@@ -8,7 +8,7 @@ from jax import Array
 from deepprop.activations import Activation
 from deepprop.backprop import gradients
 from deepprop.diagnosis import FLAT, Diagnosis, steepest
-from deepprop.layers import Cache, Layer, Params, check_cache, signals
+from deepprop.layers import Cache, Layer, Params, check_cache, check_like, signals
 from deepprop.precision import wide
 
 FEW = 16  # examples: with fewer, many a healthy unit happens to be off for all
@@ -58,10 +58,8 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
 
 
 def _lengths_over(updates: Params, W: Array, layers: Params) -> Array:
-    shapes = [[tuple(layer.W.shape) for layer in params] for params in (layers, updates)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"updates must hold W of shapes {shapes[0]}, got {shapes[1]}")
-    usual = jnp.array([shape[0] ** 0.5 for shape in shapes[0]], W.dtype)
+    check_like("updates", updates, layers)
+    usual = jnp.array([layer.W.shape[0] ** 0.5 for layer in layers], W.dtype)
     return jnp.stack([_length(update.W) for update in updates]) / jnp.maximum(W, usual)
 
 

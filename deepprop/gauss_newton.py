@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from deepprop.activations import Activation
 from deepprop.backprop import error_signals, gradients
 from deepprop.curvature import of_output
-from deepprop.layers import Cache, Params
+from deepprop.layers import Cache, Params, check_cache, check_like
 from deepprop.moments import squared_gradients
 from deepprop.precision import product, wide
 from deepprop.validation import example_weights, sum_of_weights
@@ -81,6 +81,8 @@ def tangent(cache: Cache, V: Params) -> Array:
     Source:
         Pearlmutter 1994, Fast Exact Multiplication by the Hessian (the R operator).
     """
+    check_cache(cache)
+    check_like("V", V, cache.params)
     RA = jnp.zeros_like(cache.A[0])
     for l, (layer, v) in enumerate(zip(cache.params, V, strict=True)):
         kept = cache.Z[l].dtype
@@ -113,9 +115,9 @@ def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = No
         Layers like `params`, in their type.
 
     Raises:
-        ValueError: the output is not one of the four with a name of their own, or the weights do
-            not fit.
-        TypeError: the weights are not real numbers, or `cache` is no cache.
+        ValueError: the output is not one of the four with a name of their own, V is of another
+            network, or the weights do not fit.
+        TypeError: V is no layers, the weights are not real numbers, or `cache` is no cache.
 
     Source:
         Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent.

@@ -21,7 +21,7 @@ from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.layers import Cache, Layer, Params
 from deepprop.precision import product, wide
 from deepprop.quadratic import by_quadratic_model
-from deepprop.validation import check_key
+from deepprop.validation import check_key, real_array
 
 
 class KfacState(NamedTuple):
@@ -82,8 +82,7 @@ def scale_by_kfac(
         Martens and Grosse 2015, sections 3, 4.2, 5 and 6.3, arXiv:1503.05671.
     """
     check_above_zero("damping", damping)
-    if not isinstance(decay, jax.core.Tracer) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be from 0 to below 1, got {decay}")
+    _check_share("decay", decay)
     if not isinstance(every, jax.Array) and (not isinstance(every, int) or every < 1):
         raise ValueError(f"every must be a whole number above 0, got {every!r}")
     if key is not None:
@@ -176,6 +175,7 @@ def kfac(
     if damping is None:
         damping = 0.1 if learning_rate is None else 0.003
     natural = scale_by_kfac(damping=damping, decay=decay, every=every, key=key)
+    _check_share("momentum", momentum)
     if max_kl is not None:
         check_above_zero("max_kl", max_kl)
     if learning_rate is None:
@@ -185,6 +185,18 @@ def kfac(
     if max_kl is not None:
         natural = _shortened(natural, learning_rate, max_kl)
     return optax.chain(natural, optax.trace(momentum), optax.scale_by_learning_rate(learning_rate))
+
+
+def _check_share(name: str, value: Any) -> None:
+    """Raise unless it is from 0 to below 1, as far as it is known.
+
+    Raises:
+        ValueError: it is not.
+        TypeError: it is no real number.
+    """
+    real_array(name, value)
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be from 0 to below 1, got {value}")
 
 
 def _shortened(

@@ -134,6 +134,20 @@ def check_cache(cache: Any) -> None:
         raise TypeError(f"cache must be the dp.Cache that forward gave, got {type(cache).__name__}")
 
 
+def check_like(name: str, given: Any, params: Params) -> None:
+    """Raise unless `given` has layers with W of the shapes that `params` has.
+
+    Raises:
+        ValueError: the shapes are others.
+        TypeError: it holds no layers.
+    """
+    if not isinstance(given, tuple) or not all(isinstance(layer, Layer) for layer in given):
+        raise TypeError(f"{name} must be layers like params, got {type(given).__name__}")
+    shapes = [[tuple(layer.W.shape) for layer in layers] for layers in (params, given)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must hold W of shapes {shapes[0]}, got {shapes[1]}")
+
+
 def check_params(params: Any) -> None:
     """Raise unless `params` is a tuple of layers that fit one another.
 

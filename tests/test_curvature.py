@@ -349,6 +349,7 @@ BAD = {
     "max_kl must be finite and above 0": {"max_kl": -1.0},
     "min_damping must be finite and above 0": {"learning_rate": None, "min_damping": 0.0},
     "learning_rate must be finite and above 0": {"learning_rate": -0.1},
+    "momentum must be from 0 to below 1": {"momentum": 2.0},
 }
 
 
@@ -356,6 +357,15 @@ BAD = {
 def test_bad_input_of_kfac(message):
     with pytest.raises(ValueError, match=message):
         dp.kfac(**{"learning_rate": 0.1, **BAD[message]})
+
+
+def test_a_direction_of_another_network_is_refused():
+    params, X, _, _ = problem(0, [3, 4, 2], 5, dtype=np.float32)
+    _, cache = dp.forward(params, X)
+    with pytest.raises(ValueError, match="V must hold W of shapes"):
+        dp.gauss_newton_product(cache, params[:1])
+    with pytest.raises(TypeError, match="V must be layers like params, got tuple"):
+        dp.gauss_newton_product(cache, (1, 2))
 
 
 def test_kfac_needs_factors_or_a_cache():

@@ -183,6 +183,28 @@ def test_a_cost_that_runs_away_is_a_failure(run):
     assert re.fullmatch(r"deepprop: the cost or a parameter is not finite in epoch 1: .*\n", err)
 
 
+def test_the_health_of_layers(run, tmp_path):
+    status, out, _ = run("train", *QUICK, "--diagnose", tmp_path / "layers.png")
+    assert status == 0
+    assert out.count("layer  units  activation") == out.count("nothing stands out") == 2
+    assert (tmp_path / "layers.png").read_bytes()[1:4] == b"PNG"
+    status, out, err = run(
+        "train", *QUICK, "--optimizer", "sgd", "--learning-rate", 1e30, "--diagnose"
+    )
+    assert status == 1
+    assert "not finite; try a smaller learning rate" in out.split("at the last recorded step")[1]
+    assert "not finite in epoch 1" in err
+
+
+def test_kfac_needs_no_learning_rate(run):
+    status, out, _ = run("train", *QUICK, "--optimizer", "kfac")
+    assert status == 0
+    assert "training   kfac, no rate, 2 epochs" in out
+    assert float(re.search(r"accuracy ([\d.]+) % on 359 held-out", out)[1]) > 90
+    status, _, err = run("train", *QUICK, "--optimizer", "kfac", "--schedule", "cosine")
+    assert (status, "--schedule needs --learning-rate" in err) == (2, True)
+
+
 def test_a_model_without_classes_is_scored_by_number_and_shapes_are_compared(run, tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((60, 5)), np.arange(60) % 3

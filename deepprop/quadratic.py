@@ -77,6 +77,7 @@ def by_quadratic_model(
     check_above_zero("damping", damping)
     check_above_zero("min_damping", min_damping)
     inner = optax.with_extra_args_support(inner)
+    limits = min(min_damping, damping), max(MOST, damping)
 
     def init(params: Params) -> QuadraticState:
         last = jax.tree.map(jnp.zeros_like, params)
@@ -107,21 +108,27 @@ def by_quadratic_model(
         a, b, promised = _minimum(grads, both, cache, weights, state.damping)
         step = jax.tree.map(lambda d, last: (a * d + b * last).astype(d.dtype), *both)
 
-        def adapted() -> Array:
+        def kept() -> Array:
+            """What J fell by, by what the model promised."""
             _, after = forward(optax.apply_updates(params, step), cache.A[0])
-            kept = (cost(after, Y, weights) - value) / promised
-            factor = jnp.where(kept > 0.75, LESS, jnp.where(kept > 0.25, 1.0, 1 / LESS))
-            # What is promised at a minimum is less than J is rounded by: then it tells nothing.
-            rounding = float(np.finfo(promised.dtype).eps)
-            telling = jnp.abs(promised) > 10 * rounding * jnp.abs(value)
-            lam = state.damping * jnp.where(telling, factor, 1.0).astype(state.damping.dtype)
-            return jnp.clip(lam, min(min_damping, damping), max(MOST, damping))
+            rounding = 10 * float(np.finfo(promised.dtype).eps) * jnp.abs(value)
+            telling = jnp.abs(promised) > rounding  # at a minimum it is not: 1/2 changes nothing
+            return jnp.where(telling, (cost(after, Y, weights) - value) / promised, 0.5)
+
+        def adapted() -> Array:
+            return jnp.clip(state.damping * _factor(kept()), *limits)
 
         steps = state.steps + 1
         lam = jax.lax.cond(steps % EVERY == 0, adapted, lambda: state.damping)
         return step, QuadraticState(steps, lam, step, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _factor(kept: Array) -> Array:
+    """By which the damping is multiplied."""
+    factor = jnp.where(kept > 0.75, LESS, jnp.where(kept > 0.25, 1.0, 1 / LESS))
+    return factor.astype(jnp.float32)
 
 
 def _minimum(

@@ -22,7 +22,7 @@ from deepprop.moments import (
     gradient_variance,
     squared_gradients,
 )
-from deepprop.network import cost, forward, init_params, predict
+from deepprop.network import cost, forward, init_params, predict, with_products
 from deepprop.per_example import (
     per_example_gradients,
     per_example_norms,
@@ -31,6 +31,7 @@ from deepprop.per_example import (
 from deepprop.private import Privacy
 from deepprop.quadratic import by_quadratic_model
 from deepprop.report import plot_layers, progress_bar
+from deepprop.stacks import stack, unstack
 from deepprop.training import train_step
 
 __version__ = "0.1.0"
@@ -87,5 +88,8 @@ __all__ = [
     "save",
     "scale_by_kfac",
     "squared_gradients",
+    "stack",
     "train_step",
+    "unstack",
+    "with_products",
 ]

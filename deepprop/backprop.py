@@ -8,23 +8,31 @@ derivative of that one example's loss L(i), without 1/m, and without its weight:
 example stays apart until the gradient adds the examples up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop.folds import Visit, down_stack, whole
 from deepprop.layers import (
     Cache,
     Layer,
     Params,
-    hidden_activation,
+    check_cache,
+    highest,
+    is_stack,
     output_of,
     signals,
     targets,
+    type_of_dZ,
 )
-from deepprop.layout import by_example, rows
-from deepprop.precision import product, wide
+from deepprop.layout import rows
+from deepprop.precision import wide
+from deepprop.propagation import error_signal, layer_gradient, signal_below, times_each
+from deepprop.stacks import each, inputs_of_layers
 from deepprop.validation import example_weights, sum_of_weights
 
 
@@ -50,16 +58,8 @@ def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
         ValueError: the shape of Y does not fit the cache.
         TypeError: Y is not real numbers, or `cache` is no cache.
     """
-    Y = targets(cache, Y)
-    layer, Z, A = dict(enumerate(cache.params, 1)), dict(enumerate(cache.Z, 1)), cache.A
-    L = len(layer)
-    dZ_L = output_of(cache.params).dZ(Z[L], A[L], Y)
-    dZ = {L: rows(dZ_L.astype(layer[L].W.dtype))}
-    for l in range(L - 1, 0, -1):
-        g_prime = hidden_activation(layer[l]).g_prime
-        dA = rows(product(layer[l + 1].W.mT, dZ[l + 1]))  # dA[l] = W[l+1]^T dZ[l+1]
-        dZ[l] = rows(dA * by_example(g_prime, Z[l], A[l]))  # dZ[l] = dA[l] * g[l]'(Z[l])
-    return tuple(dZ[l] for l in range(1, L + 1))
+    dZ = down(cache, Y, lambda _, layer, dZ, A_below: dZ.mT)  # in rows (layout.py)
+    return tuple(dZ_l.mT for dZ_l in dZ)
 
 
 def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None) -> Params:
@@ -87,34 +87,10 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
         ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
         TypeError: the weights are not real numbers, or `cache` is no cache.
     """
-    dZ = signals(cache, dZ)
-    m: int | Array = cache.A[0].shape[-1]
-    if weights is not None:
-        w = example_weights(weights, cache.A[0].shape[-1], wide(dZ[0].dtype))
-        dZ = [times_each(w, dZ_l) for dZ_l in dZ]
-        m = sum_of_weights(w)
-    layers = zip(cache.params, dZ, cache.A[:-1], strict=True)  # A[l-1] beside layer l
-    return tuple(layer_gradient(layer, dZ_l, A, m) for layer, dZ_l, A in layers)
-
-
-def times_each(w: Array, dZ: Array) -> Array:
-    """Column i of dZ (n_l, m) times w_i, in the type of dZ."""
-
-    def times(w_i: Array, dz: Array) -> Array:
-        return (w_i * dz.astype(w.dtype)).astype(dZ.dtype)
-
-    return rows(by_example(times, w[None, :], dZ))
-
-
-def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:
-    """dW[l] and db[l] of one layer, from its dZ[l] (n_l, m) and from A[l-1] (n_{l-1}, m).
-
-    The examples are added up in float32 at least, divided by m there, and rounded once.
-    """
-    dtype = layer.W.dtype
-    dW = product(dZ, A.mT, wide(dtype)) / m  # dW[l] = 1/m dZ[l] A[l-1]^T
-    db = jnp.sum(dZ, axis=-1, keepdims=True, dtype=wide(dtype)) / m  # db[l] = 1/m sum_i dZ[l](i)
-    return Layer(dW.astype(dtype), db.astype(dtype), layer.activation)
+    dZ, cache = signals(cache, dZ), whole(cache)
+    gradient = partial(_gradient, *_shares(cache, weights))
+    layers = zip(cache.params, dZ, inputs_of_layers(cache), strict=True)  # A[l-1] beside layer l
+    return tuple(each(layer, gradient)(layer, dZ_l, A) for layer, dZ_l, A in layers)
 
 
 def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Params:
@@ -139,4 +115,57 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
         ValueError: the shape of Y or of the weights does not fit the cache.
         TypeError: Y or the weights are not real numbers, or `cache` is no cache.
     """
-    return gradients(cache, error_signals(cache, Y), weights)
+    gradient = partial(_gradient, *_shares(cache, weights))
+    return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
+
+
+def down(
+    cache: Cache,
+    Y: ArrayLike,
+    visit: Visit,
+    held: Sequence[Any] | None = None,
+    layer_of: Callable[[Any], Layer] | None = None,
+) -> list[Any]:
+    """Down the network, dZ[L] to dZ[1]: what `visit` gives of each layer, of its dZ[l] and A[l-1].
+
+    Args:
+        cache: what `forward` gave.
+        Y: (n_L, m), the targets.
+        visit: (held, layer, dZ[l], A[l-1]) to what is held of the layer from then on.
+        held: an entry for each of params, with a leading axis for a stack, which `visit` changes in
+            place; None for nothing to begin with.
+        layer_of: a held entry to its layer, where the layers are in it.
+    """
+    Y, held = targets(cache, Y), list(held or [None] * len(cache.params))
+    dA = jnp.zeros_like(Y)  # not read: the output's dZ comes of the cost
+    for i in reversed(range(len(held))):
+        layers_of = layer_of or partial(_given, cache.params[i])
+        layer, Z, A, A_below = layers_of(held[i]), cache.Z[i], cache.A[i + 1], highest(cache.A[i])
+        if is_stack(layer):
+            held[i], dA = down_stack(held[i], layers_of, visit, (Z, A, A_below), dA)
+            continue
+        if i == len(held) - 1:
+            dZ = rows(output_of(cache.params).dZ(Z, A, Y).astype(type_of_dZ(layer)))
+        else:
+            dZ = error_signal(layer, dA, Z, A)
+        held[i] = visit(held[i], layer, dZ, A_below)
+        dA = signal_below(layer, dZ, dA) if i else dA
+    return held
+
+
+def _given(layer: Layer, held: Any) -> Layer:
+    return layer
+
+
+def _shares(cache: Cache, weights: ArrayLike | None) -> tuple[Array | None, int | Array]:
+    """What each example counts, and the sum of it: None and m without weights."""
+    check_cache(cache)
+    m = cache.A[0].shape[-1]
+    if weights is None:
+        return None, m
+    w = example_weights(weights, m, wide(cache.params[0].W.dtype))
+    return w, sum_of_weights(w)
+
+
+def _gradient(w: Array | None, m: int | Array, layer: Layer, dZ: Array, A: Array) -> Layer:
+    return layer_gradient(layer, dZ if w is None else times_each(w, dZ), A, m)

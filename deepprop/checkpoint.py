@@ -69,14 +69,23 @@ def checkpoints(
 
 def setting_of(at: Progress, **parts: Any) -> dict[str, str]:
     """What makes two runs the same one, as text: the network, the optimizer's state, and parts."""
-    W = [layer.W for layer in at.params]
-    units = [f"{W_l.shape[-2]} {l.activation.name}" for W_l, l in zip(W, at.params, strict=True)]
+    first, last = at.params[0], at.params[-1]
+    networks = last.W.shape[:-2]  # the last layer is never a stack
+    layers = [_described(layer, len(networks)) for layer in at.params]
     return {
-        "network": " - ".join([str(W[0].shape[-1]), *units]) + f", {W[0].dtype}",
-        "number of networks": str(W[0].shape[:-2]),
+        "network": " - ".join([str(first.W.shape[-1]), *layers]) + f", {first.W.dtype}",
+        "number of networks": str(networks),
         "optimizer": str(jax.tree.structure(at.state, is_leaf=_is_params)),
         **{name: _text(part) for name, part in parts.items()},
     }
+
+
+def _described(layer: Layer, before: int) -> str:
+    """A layer in words; of W's axes so many come before its own."""
+    *stack, n, _ = layer.W.shape[before:]
+    words = [f"{n} {layer.activation.name}", *(f"{K} times" for K in stack)]
+    words += ["residual"] * layer.residual + ([f"{layer.products}"] if layer.products else [])
+    return " ".join(words)
 
 
 def _saved(at: Progress, setting: Mapping[str, str]) -> Any:

@@ -12,10 +12,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.backprop import error_signals, gradients, times_each
-from deepprop.layers import Cache, Params
+from deepprop.backprop import error_signals, gradients
+from deepprop.layers import Cache, Params, number_of_layers
 from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
+from deepprop.propagation import times_each
+from deepprop.stacks import by_entry, each
 from deepprop.validation import real_array
 
 MaxNorm = ArrayLike | Sequence[float]  # one number, or L, one a layer
@@ -67,7 +69,8 @@ def clipped_backward(
     """
     dZ = error_signals(cache, Y)
     factors = clip_factors(cache, dZ, max_norm, gamma)
-    clipped = [times_each(factor, dZ_l) for factor, dZ_l in zip(factors, dZ, strict=True)]
+    of_layers = zip(cache.params, by_entry(cache.params, factors), dZ, strict=True)
+    clipped = [each(layer, times_each)(factor, dZ_l) for layer, factor, dZ_l in of_layers]
     return gradients(cache, clipped, weights)
 
 
@@ -75,7 +78,7 @@ def clip_factors(
     cache: Cache, dZ: Sequence[Array], max_norm: MaxNorm, gamma: float | None = None
 ) -> Array:
     """What `clipped_backward` multiplies each dz_i[l] by: min(1, C / ||g_i||), (L, m)."""
-    L, dtype = len(cache.params), wide(cache.params[0].W.dtype)
+    L, dtype = number_of_layers(cache.params), wide(cache.params[0].W.dtype)
     C = max_norms(max_norm, L, dtype)
     if gamma is not None:
         check_above_zero("gamma", gamma)

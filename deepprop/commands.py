@@ -94,8 +94,8 @@ def hidden_of(text: str | None, layers: int) -> Any:
 
 def describe(params: Params) -> str:
     """Units and activations, layer by layer."""
-    layers = [f"{layer.b.size} {layer.activation.name}" for layer in params]
-    return " - ".join([str(params[0].W.shape[1]), *layers])
+    layers = [f"{layer.W.shape[-2]} {layer.activation.name}" for layer in params]
+    return " - ".join([str(params[0].W.shape[-1]), *layers])
 
 
 def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
@@ -120,7 +120,7 @@ def _preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None]
         ValueError: the file holds a scale or classes that do not fit the network.
     """
     extra = dp.load_extra(path)
-    n_0, n_L = params[0].W.shape[1], params[-1].W.shape[0]
+    n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
     shift, scale = extra.get("shift", np.zeros(n_0)), extra.get("scale", np.ones(n_0))
     for name, array in (("shift", shift), ("scale", scale)):
         if array.shape != (n_0,) or array.dtype.kind != "f" or not np.isfinite(array).all():
@@ -152,7 +152,7 @@ def _new(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:
 def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """X from the standard normal, and Y of the kind that the output takes."""
     rng = np.random.default_rng(seed)
-    n_0, n_L = params[0].W.shape[1], params[-1].W.shape[0]
+    n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
     X = rng.standard_normal((n_0, m))
     match output_of(params).name:
         case "softmax":

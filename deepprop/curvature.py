@@ -24,6 +24,7 @@ from deepprop.costs import OUTPUTS
 from deepprop.layers import Cache, check_cache, output_of
 from deepprop.per_example import columns
 from deepprop.precision import product
+from deepprop.stacks import each
 from deepprop.validation import check_key, example_weights, sum_of_weights
 
 Entry = TypeVar("Entry")
@@ -62,7 +63,7 @@ def kfac_factors(
         weights: (m,), one an example: means over w_i / sum_i w_i.
 
     Returns:
-        `Factors` for layers 1 to L, in float32 at least.
+        `Factors` for layers 1 to L, in float32 at least; for a stack with a leading axis.
 
     Raises:
         ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
@@ -72,12 +73,15 @@ def kfac_factors(
         Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate
         Curvature, section 3, arXiv:1503.05671.
     """
-    pairs = columns(cache, dZ)
-    m = pairs[0][0].shape[-1]
-    dtype = pairs[0][0].dtype
+    of_layers = columns(cache, dZ)
+    m, dtype = of_layers[0][1].shape[-1], of_layers[0][1].dtype
     w = jnp.ones(m, dtype) if weights is None else example_weights(weights, m, dtype)
     mean = partial(_mean_outer_product, share=w / sum_of_weights(w))
-    return tuple(Factors(mean(_with_one(A)), mean(dZ_l)) for dZ_l, A in pairs)
+
+    def factors(dZ: Array, A: Array) -> Factors:
+        return Factors(mean(_with_one(A)), mean(dZ))
+
+    return tuple(each(layer, factors)(dZ_l, A) for layer, dZ_l, A in of_layers)
 
 
 def sampled_targets(key: Array, cache: Cache) -> Array:

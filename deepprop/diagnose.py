@@ -1,15 +1,29 @@
 """The health of every layer, measured: how large its signals are, and which units still learn."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from deepprop.activations import Activation
 from deepprop.backprop import gradients
 from deepprop.diagnosis import FLAT, Diagnosis, steepest
-from deepprop.layers import Cache, Layer, Params, check_cache, check_like, signals
+from deepprop.folds import whole
+from deepprop.layers import (
+    Cache,
+    Layer,
+    Params,
+    activations,
+    check_cache,
+    check_like,
+    signals,
+    units,
+)
 from deepprop.precision import wide
+from deepprop.propagation import slope
+from deepprop.stacks import each
 
 FEW = 16  # examples: with fewer, many a healthy unit happens to be off for all
 DEAD = 1e-6  # of the steepest slope: below it for every example, a unit learns nothing
@@ -39,38 +53,43 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
         TypeError: dZ is not real numbers, or `cache` is no cache.
     """
     check_cache(cache)
-    dZ, layers = signals(cache, dZ), cache.params
-    grads = gradients(cache, dZ)
-    W = jnp.stack([_length(layer.W) for layer in layers])
-    slopes = [_slopes(*of_layer) for of_layer in zip(layers, cache.Z, cache.A[1:], strict=True)]
+    cache, layers, dZ = whole(cache), cache.params, signals(cache, dZ)
+    if updates is not None:
+        check_like("updates", updates, layers)
+    of_all = [layers, cache.Z, cache.A[1:], dZ, gradients(cache, dZ), updates or layers]
+    measured = [each(one[0], _of_layer)(*one) for one in zip(*of_all, strict=True)]
+    numbers = jax.tree.map(lambda *P: jnp.concatenate([jnp.atleast_1d(p) for p in P]), *measured)
+    if updates is None:
+        numbers["update"] = None
     return Diagnosis(
-        A=jnp.stack([_rms(A) for A in cache.A[1:]]),
-        dZ=jnp.stack([_rms(d) * d.shape[-2] ** 0.5 for d in dZ]),
-        W=W,
-        dW=jnp.stack([_length(of_layer.W) for of_layer in grads]),
-        update=None if updates is None else _lengths_over(updates, W, layers),
-        dead=jnp.stack([dead for dead, _ in slopes]),
-        flat=jnp.stack([flat for _, flat in slopes]),
-        X=_sizes(cache.A[0]),
-        units=(layers[0].W.shape[1], *(layer.W.shape[0] for layer in layers)),
-        activations=tuple(layer.activation for layer in layers),
+        **numbers, X=_sizes(cache.A[0]), units=units(layers), activations=activations(layers)
     )
 
 
-def _lengths_over(updates: Params, W: Array, layers: Params) -> Array:
-    check_like("updates", updates, layers)
-    usual = jnp.array([layer.W.shape[0] ** 0.5 for layer in layers], W.dtype)
-    return jnp.stack([_length(update.W) for update in updates]) / jnp.maximum(W, usual)
+def _of_layer(
+    layer: Layer, Z: Array, A: Array, dZ: Array, grads: Layer, update: Layer
+) -> dict[str, Any]:
+    W, n = _length(layer.W), layer.W.shape[0]
+    dead, flat = _shares(layer, Z, A)
+    return {
+        "A": _rms(A),
+        "dZ": _rms(dZ) * n**0.5,
+        "W": W,
+        "dW": _length(grads.W),
+        "update": _length(update.W) / jnp.maximum(W, jnp.asarray(n**0.5, W.dtype)),
+        "dead": dead,
+        "flat": flat,
+    }
 
 
-def _slopes(layer: Layer, Z: Array, A: Array) -> tuple[Array, Array]:
+def _shares(layer: Layer, Z: Array, A: Array) -> tuple[Array, Array]:
     """The shares of dead units, and of flat units and examples."""
     g, dtype = layer.activation, wide(layer.W.dtype)
     if not isinstance(g, Activation):
         return jnp.zeros((), dtype), jnp.zeros((), dtype)
-    slope = jnp.abs(_widened(g.g_prime(Z, A))) / steepest(g)
-    dead = jnp.all(slope < DEAD, axis=-1) & (Z.shape[-1] >= FEW)
-    return jnp.mean(dead, dtype=dtype), jnp.mean(slope < FLAT, dtype=dtype)
+    slopes = jnp.abs(_widened(slope(layer, Z, A))) / steepest(g)
+    dead = jnp.all(slopes < DEAD, axis=-1) & (Z.shape[-1] >= FEW)
+    return jnp.mean(dead, dtype=dtype), jnp.mean(slopes < FLAT, dtype=dtype)
 
 
 def _sizes(X: Array) -> Array:

@@ -11,7 +11,7 @@ from jax import Array
 
 from deepprop.activations import Activation
 from deepprop.costs import Output
-from deepprop.layers import Params
+from deepprop.layers import Params, activations, number_of_layers, units
 
 # When a finding is worth a line. They are rules of thumb, wide enough that a network which learns
 # well gives none; where a number is known from elsewhere, its source stands beside it.
@@ -115,17 +115,16 @@ def diagnosis_of(history: Mapping[str, np.ndarray], params: Params, entry: int =
     names = [f.name for f in fields(Diagnosis) if not f.metadata.get("static")]
     check_recorded(history)
     entries = history["dead"].shape[0] * history["dead"].shape[1]
-    if not -entries <= entry < entries or history["dead"].shape[-1] != len(params):
+    L = number_of_layers(params)
+    if not -entries <= entry < entries or history["dead"].shape[-1] != L:
         raise ValueError(
             f"entry must be one of the history's {entries}, of {history['dead'].shape[-1]} layers,"
-            f" got entry {entry} and params of {len(params)} layers"
+            f" got entry {entry} and params of {L} layers"
         )
     arrays: dict[str, Any] = {
         name: np.concatenate(history[name])[entry] if name in history else None for name in names
     }
-    activations = tuple(layer.activation for layer in params)
-    units = (params[0].W.shape[1], *(layer.W.shape[0] for layer in params))
-    return Diagnosis(**arrays, units=units, activations=activations)
+    return Diagnosis(**arrays, units=units(params), activations=activations(params))
 
 
 def check_recorded(history: Mapping[str, np.ndarray]) -> None:

@@ -85,11 +85,13 @@ def fit_ensemble(
         TrainingError: none of the networks is finite any longer.
         ValueError, TypeError, ImportError: as for `fit`; or the numbers of networks differ.
     """
-    one = jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) == 3 and len(leaf) else leaf, params)
+    several = _have_an_axis(params)
+    one = jax.tree.map(lambda leaf: leaf[0], params) if several else params
     check_params(one)
     entries = _numbers(sweep or {}, one[0].W.dtype)
-    K = _how_many(params, key, entries)
-    params = jax.tree.map(partial(_stacked, K), params)
+    K = _how_many(params if several else (), key, entries)
+    if not several:
+        params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (K, *leaf.shape)), params)
     if entries and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("optimizer must be a function of the entries of sweep, such as optax.adam")
     data = in_memory(one, X, Y, weights, batch_size)
@@ -172,7 +174,13 @@ def _numbers(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
 
 
 def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
-    """K, once all that says how many networks there are says the same."""
+    """K, once all that says how many networks there are says the same.
+
+    Args:
+        params: with a leading axis; else without layers.
+        key: one, or K of them.
+        sweep: K numbers each.
+    """
     counts = {f"sweep {name}": len(values) for name, values in sweep.items()}
     if getattr(key, "ndim", 0) and _several(key):
         check_key(key[0])
@@ -181,7 +189,7 @@ def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
         check_key(key)
     for l, layer in enumerate(params, start=1):
         leaves = {f"W[{l}]": layer.W, f"b[{l}]": layer.b}
-        counts |= {name: leaf.shape[0] for name, leaf in leaves.items() if leaf.ndim == 3}
+        counts |= {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(
             "params with a leading axis of K, K keys, or a sweep of K numbers must say how many"
@@ -190,5 +198,7 @@ def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
     return next(iter(counts.values()))
 
 
-def _stacked(K: int, leaf: Array) -> Array:
-    return leaf if leaf.ndim == 3 else jnp.broadcast_to(leaf, (K, *leaf.shape))
+def _have_an_axis(params: Any) -> bool:
+    """Whether params are of several networks: the last layer of one is never a stack."""
+    W: Any = getattr(params[-1], "W", None) if isinstance(params, tuple) and params else None
+    return getattr(W, "ndim", 0) == 3 and len(W) > 0

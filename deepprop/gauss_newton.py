@@ -8,18 +8,21 @@ Fisher matrix.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.activations import Activation
 from deepprop.backprop import error_signals, gradients
 from deepprop.curvature import of_output
+from deepprop.folds import whole
 from deepprop.layers import Cache, Params, check_cache, check_like
 from deepprop.moments import squared_gradients
 from deepprop.precision import product, wide
+from deepprop.propagation import slope
+from deepprop.stacks import inputs_of_layers, over
 from deepprop.validation import example_weights, sum_of_weights
 
 
@@ -71,6 +74,8 @@ def tangent(cache: Cache, V: Params) -> Array:
 
         RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]        RA[l] = g[l]'(Z[l]) * RZ[l]
 
+    and RA[l-1] more where a layer is residual.
+
     Args:
         cache: what `forward` gave.
         V: a direction, like `params`: V[l] for W[l] and v[l] for b[l].
@@ -83,13 +88,27 @@ def tangent(cache: Cache, V: Params) -> Array:
     """
     check_cache(cache)
     check_like("V", V, cache.params)
+    cache = whole(cache)
     RA = jnp.zeros_like(cache.A[0])
-    for l, (layer, v) in enumerate(zip(cache.params, V, strict=True)):
-        kept = cache.Z[l].dtype
-        RZ = product(v.W, cache.A[l], kept) + v.b.astype(kept) + product(layer.W, RA, kept)
-        if isinstance(layer.activation, Activation):
-            RA = (layer.activation.g_prime(cache.Z[l], cache.A[l + 1]) * RZ).astype(RA.dtype)
-    return RZ
+    arrays = cache.params, V, cache.Z, inputs_of_layers(cache), cache.A[1:]
+    *hidden, last = zip(*arrays, strict=True)
+    for of_layer in hidden:
+        RA = over(of_layer[0], _tangent_above, RA, of_layer)
+    return _tangent_at(RA, last)
+
+
+def _tangent_at(RA: Array, of_layer: tuple[Any, ...]) -> Array:
+    layer, v, Z, A_below, _ = of_layer
+    times = partial(product, dtype=Z.dtype, factors=layer.products)
+    at: Array = times(v.W, A_below) + v.b.astype(Z.dtype) + times(layer.W, RA)
+    return at
+
+
+def _tangent_above(RA: Array, of_layer: tuple[Any, ...]) -> Array:
+    layer, _, Z, _, A = of_layer
+    through = (slope(layer, Z, A) * _tangent_at(RA, of_layer)).astype(RA.dtype)
+    above: Array = RA + through if layer.residual else through
+    return above
 
 
 def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = None) -> Params:

@@ -19,8 +19,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
-from deepprop.layers import Cache, Params, check_params, hidden_activation, output_of, targets
-from deepprop.network import cost, forward, forward_layer
+from deepprop.layers import Cache, Params, check_params, output_of, targets
+from deepprop.network import cost, forward, with_products
+from deepprop.propagation import forward_layer, slope
+from deepprop.stacks import unstack
 
 EPS = float(np.finfo(np.float64).eps)
 BYTES_AT_ONCE = 2**23  # for the perturbed A of one chunk
@@ -134,7 +136,7 @@ def check_gradients(
     check_params(params)
     weights = None if weights is None else np.asarray(weights)
     with jax.enable_x64(True):
-        params, X, Y, weights = _in_float64((params, X, Y, weights))
+        params, X, Y, weights = _in_float64((with_products(params, None), X, Y, weights))
         _, cache = forward(params, X)
         report = _check(cache, targets(cache, Y), weights, backward, tolerance, sample)
     if not report.ok:
@@ -168,7 +170,8 @@ def _check(
             f"backward must give back layers like params, with arrays of shapes {due[1]}, got"
             f" {found[1]}"
         )
-    places, by_hand, steps = _parameters(cache, grads)
+    _, cache = forward(unstack(cache.params), cache.A[0])
+    places, by_hand, steps = _parameters(cache, unstack(grads))
     n = by_hand.size
     chosen = (
         np.arange(n) if sample is None else np.unique(np.linspace(0, n - 1, sample).astype(int))
@@ -208,8 +211,8 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
     step is eps^(1/3), which balances truncation and rounding, over the largest input.
     """
     places, slopes, steps = [], [], []
-    for l, (slope, A) in enumerate(zip(grads, cache.A, strict=False)):
-        wide_grad = np.concatenate([slope.W, slope.b], axis=1)
+    for l, (of_layer, A) in enumerate(zip(grads, cache.A, strict=False)):
+        wide_grad = np.concatenate([of_layer.W, of_layer.b], axis=1)
         i, j = np.indices(wide_grad.shape)
         largest = np.maximum(1.0, np.append(np.abs(A).max(axis=1), 1.0))
         places.append(np.stack([np.full_like(i, l), i, j], axis=-1).reshape(-1, 3))
@@ -263,10 +266,7 @@ def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
 def _slopes(cache: Cache, Y: Array) -> tuple[Array, ...]:
     """What jumps at a kink: g'(Z[l]) of each hidden layer, and dZ[L]."""
     *hidden, _ = cache.params
-    slopes = [
-        hidden_activation(layer).g_prime(Z, A)
-        for layer, Z, A in zip(hidden, cache.Z, cache.A[1:], strict=False)
-    ]
+    slopes = [slope(layer, Z, A) for layer, Z, A in zip(hidden, cache.Z, cache.A[1:], strict=False)]
     return (*slopes, output_of(cache.params).dZ(cache.Z[-1], cache.A[-1], Y))
 
 

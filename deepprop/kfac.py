@@ -6,6 +6,7 @@ gradient of a layer is two products of small matrices: G^-1 [dW db] A^-1.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.layers import Cache, Layer, Params
 from deepprop.precision import product, wide
 from deepprop.quadratic import by_quadratic_model
+from deepprop.stacks import each
 from deepprop.validation import check_key, real_array
 
 
@@ -109,12 +111,13 @@ def scale_by_kfac(
         steps = state.steps + 1
         mix = partial(_mix, steps=steps, decay=decay)
         average = jax.tree.map(mix, state.factors, tuple(factors))
+        inverse = partial(_damped_inverses, damping=damping)
         inverses = jax.lax.cond(
             (steps % every == 0) | (steps <= every),
-            lambda: tuple(_damped_inverses(f, damping) for f in average),
+            lambda: tuple(each(g, inverse)(f) for g, f in zip(grads, average, strict=True)),
             lambda: state.inverses,
         )
-        natural = tuple(map(_natural, grads, inverses))
+        natural = tuple(each(g, _natural)(g, i) for g, i in zip(grads, inverses, strict=True))
         return natural, KfacState(steps, state.key, average, inverses)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -233,9 +236,9 @@ def _fisher_factors(key: Array, cache: Cache | None, weights: Array | None) -> t
 
 
 def _identities(layer: Layer) -> Factors:
-    n, n_below = layer.W.shape
-    dtype = wide(layer.W.dtype)
-    return Factors(jnp.eye(n_below + 1, dtype=dtype), jnp.eye(n, dtype=dtype))
+    *K, n, n_below = layer.W.shape
+    one = [jnp.eye(size, dtype=wide(layer.W.dtype)) for size in (n_below + 1, n)]
+    return Factors(*(jnp.broadcast_to(eye, (*K, *eye.shape)) for eye in one))
 
 
 def _mix(old: Array, new: Array, steps: Array, decay: float) -> Array:
@@ -263,4 +266,4 @@ def _natural(layer: Layer, inverse: Factors) -> Layer:
     """G^-1 [dW db] A^-1."""
     whole = jnp.concatenate([layer.W, layer.b], axis=-1).astype(inverse.A.dtype)
     natural = product(product(inverse.dZ, whole), inverse.A).astype(layer.W.dtype)
-    return Layer(natural[:, :-1], natural[:, -1:], layer.activation)
+    return replace(layer, W=natural[:, :-1], b=natural[:, -1:])

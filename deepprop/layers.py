@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.activations import Activation
 from deepprop.costs import Output
+from deepprop.precision import has_range_of_float32, wide
 from deepprop.validation import check_shape, real_array
 
 
@@ -22,12 +24,25 @@ from deepprop.validation import check_shape, real_array
 class Layer:
     """One layer: W (n_l, n_{l-1}), b (n_l, 1) and, as static data, its activation.
 
-    The last layer of a network has an `Output` there, which is its activation and the cost.
+    Or a stack of K equal hidden layers: W (K, n, n) and b (K, n, 1), see `deepprop.stack`.
+
+    Attributes:
+        W: the weights.
+        b: the biases.
+        activation: of a hidden layer; the last has an `Output`, its activation and the cost.
+        residual: whether the layer adds its input: A[l] = A[l-1] + g(Z[l]).
+        keep: of a stack: the forward pass keeps A of every `keep`-th layer, and of the last; what
+            is between is computed again on the way back. With 1 it keeps all Z and A.
+        products: the type to which the factors of matrix products are rounded, in which hidden Z
+            and A are kept too; None for that of W. See `deepprop.with_products`.
     """
 
     W: Array
     b: Array
     activation: Activation | Output = field(metadata={"static": True})
+    residual: bool = field(default=False, metadata={"static": True})
+    keep: int = field(default=1, metadata={"static": True})
+    products: np.dtype | None = field(default=None, metadata={"static": True})
 
 
 Params = tuple[Layer, ...]
@@ -45,11 +60,64 @@ class Cache:
         params: the layers, 1 to L: `params[l - 1]` is layer l.
         Z: Z[1], ..., Z[L], each (n_l, m).
         A: A[0] = X, A[1], ..., A[L], each (n_l, m): `A[l]` is A[l].
+
+    Where `params` has a stack of K layers, Z and A have one entry for it, (K, n, m); if it keeps
+    less, Z has None there, and A the A that are kept.
     """
 
     params: Params
     Z: tuple[Array, ...]
     A: tuple[Array, ...]
+
+
+def is_stack(layer: Layer) -> bool:
+    """Whether it is a stack of layers, with a leading axis."""
+    return layer.W.ndim == 3
+
+
+def depth(layer: Layer) -> int:
+    """How many layers it is: K for a stack, else 1."""
+    return int(layer.W.shape[0]) if is_stack(layer) else 1
+
+
+def number_of_layers(params: Params) -> int:
+    """L, with every layer of a stack counted."""
+    return sum(map(depth, params))
+
+
+def units(params: Params) -> tuple[int, ...]:
+    """n_0, n_1, ..., n_L."""
+    above = (layer.W.shape[-2] for layer in params for _ in range(depth(layer)))
+    return params[0].W.shape[-1], *above
+
+
+def activations(params: Params) -> tuple[Activation | Output, ...]:
+    """Of layers 1 to L; the last is the output."""
+    return tuple(layer.activation for layer in params for _ in range(depth(layer)))
+
+
+def like(params: Params, tree: Any) -> Params:
+    """The arrays of `tree` as layers with the static data of `params`."""
+    layers: Params = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(tree))
+    return layers
+
+
+def highest(A: Array) -> Array:
+    """A of the highest layer, from a cache's entry for a layer or a stack."""
+    return A[-1] if A.ndim == 3 else A
+
+
+def type_of_A(layer: Layer) -> np.dtype:
+    """The type in which a layer's Z and A are kept: the output's, from which J comes, is wide."""
+    dtype = layer.W.dtype if layer.products is None else layer.products
+    return wide(dtype) if isinstance(layer.activation, Output) else np.dtype(dtype)
+
+
+def type_of_dZ(layer: Layer) -> np.dtype:
+    """The type in which a layer's dZ and dA are kept, which must reach far down."""
+    if layer.products is None or has_range_of_float32(layer.products):
+        return np.dtype(layer.W.dtype if layer.products is None else layer.products)
+    return wide(layer.products)
 
 
 def output_of(params: Params) -> Output:
@@ -84,9 +152,10 @@ def hidden_activation(layer: Layer) -> Activation:
 def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
     """X as A[0], after a look at the layers' shapes."""
     check_params(params)
-    W = params[0].W
-    X = real_array(name, X, W.dtype)
-    check_shape(name, X.shape, W.shape[1], None)
+    first = params[0]
+    n_0, dtype = first.W.shape[-1], first.products or first.W.dtype
+    X = real_array(name, X, dtype)
+    check_shape(name, X.shape, n_0, None)
     return X
 
 
@@ -112,15 +181,18 @@ def signals(cache: Cache, dZ: Sequence[ArrayLike]) -> list[Array]:
         TypeError: dZ is not real numbers, or `cache` is no cache.
     """
     check_cache(cache)
-    dZ = list(dZ)
+    dZ, m = list(dZ), cache.A[0].shape[-1]
     if len(dZ) != len(cache.params):
         raise ValueError(
             f"dZ must hold one array a layer, {len(cache.params)} for this cache, got {len(dZ)}:"
             " is it of another network?"
         )
-    arrays = [real_array(f"dZ[{l}]", d, cache.A[0].dtype) for l, d in enumerate(dZ, start=1)]
-    for l, (array, Z) in enumerate(zip(arrays, cache.Z, strict=True), start=1):
-        check_shape(f"dZ[{l}]", array.shape, *Z.shape)
+    arrays = []
+    for l, (layer, given) in enumerate(zip(cache.params, dZ, strict=True), start=1):
+        array = real_array(f"dZ[{l}]", given, type_of_dZ(layer))
+        *K, n, _ = layer.W.shape
+        check_shape(f"dZ[{l}]", array.shape, n, m, *K)
+        arrays.append(array)
     return arrays
 
 
@@ -167,18 +239,41 @@ def check_params(params: Any) -> None:
             )
     n, dtype = None, params[0].W.dtype
     for l, layer in enumerate(params, start=1):
+        _check_shapes(l, layer, n)
+        n = layer.W.shape[-2]
         W, b = layer.W, layer.b
-        if W.ndim != 2 or n not in (None, W.shape[1]):
-            due = "n_{l-1}" if n is None else n
-            raise ValueError(f"W[{l}] must have shape (n_l, {due}), got {W.shape}")
-        n = W.shape[0]
-        if b.shape != (n, 1):
-            raise ValueError(f"b[{l}] must have shape ({n}, 1), got {b.shape}")
         if W.dtype != dtype or b.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"params must all have one floating type, W[1] has {dtype}, layer {l} has"
                 f" W {W.dtype} and b {b.dtype}"
             )
+        if layer.products != params[0].products:
+            raise TypeError(
+                f"params must all have one type of products, layer 1 has {params[0].products},"
+                f" layer {l} has {layer.products}"
+            )
         if l < len(params):
             hidden_activation(layer)
     output_of(params)
+
+
+def _check_shapes(l: int, layer: Layer, n_below: int | None) -> None:
+    W, b, name = layer.W, layer.b, f"W[{l}]"
+    due = "n_{l-1}" if n_below is None else n_below
+    last = isinstance(layer.activation, Output)
+    if W.ndim not in (2, 3) or n_below not in (None, W.shape[-1]):
+        raise ValueError(f"{name} must have shape (n_l, {due}), got {W.shape}")
+    if W.ndim == 3 and (W.shape[1] != W.shape[2] or last or 0 in W.shape):
+        raise ValueError(
+            f"{name} must have shape (n_l, {due}), or (K, n, n) for a stack of hidden layers,"
+            f" got {W.shape}"
+        )
+    if b.shape != (*W.shape[:-1], 1):
+        raise ValueError(f"b[{l}] must have shape {(*W.shape[:-1], 1)}, got {b.shape}")
+    if layer.keep < 1:
+        raise ValueError(f"layer {l} must keep every layer or every k-th, got keep {layer.keep}")
+    if layer.residual and (W.shape[-2] != W.shape[-1] or last):
+        raise ValueError(
+            f"layer {l} must be a hidden one with as many units as inputs to be residual, got W"
+            f" {W.shape}"
+        )

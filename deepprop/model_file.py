@@ -10,15 +10,18 @@ import numpy as np
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output, output
 from deepprop.files import atomic_write, read_npz
-from deepprop.layers import Layer, Params, check_params
+from deepprop.layers import Layer, Params, check_params, is_stack
+from deepprop.network import with_products
 
 FORMAT = "deepprop model 1"
+FORMAT_2 = "deepprop model 2"  # with what an earlier deepprop would pass over
 
 
 def save(path: str | os.PathLike[str], params: Params, **extra: np.ndarray) -> None:
     """Write a network to a .npz file, whole or not at all.
 
-    The file holds W and b of each layer, and the names of the activations and of the output.
+    The file holds W and b of each layer or stack, the names of the activations and of the output,
+    which layers are residual, and the type of products.
 
     >>> import jax, tempfile, deepprop as dp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -45,6 +48,11 @@ def save(path: str | os.PathLike[str], params: Params, **extra: np.ndarray) -> N
         "dtype": np.array(str(dtype)),
         "activations": np.array([layer.activation.name for layer in params]),
     }
+    if any(is_stack(layer) or layer.residual or layer.products for layer in params):
+        arrays["format"] = np.array(FORMAT_2)
+        arrays["residual"] = np.array([layer.residual for layer in params])
+        arrays["keep"] = np.array([layer.keep for layer in params])
+        arrays["products"] = np.array(str(params[0].products or ""))
     stored = dtype if dtype.kind == "f" else np.dtype(np.float32)  # bfloat16 is none of NumPy's
     for l, layer in enumerate(params, start=1):
         arrays[f"W{l}"] = np.asarray(layer.W).astype(stored)
@@ -92,7 +100,7 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     arrays = read_npz(path)
     L = np.size(arrays.get("activations", ()))
-    parts = {"format", "dtype", "activations"}.union(
+    parts = {"format", "dtype", "activations", "residual", "keep", "products"}.union(
         *({f"W{l + 1}", f"b{l + 1}"} for l in range(L))
     )
     return {name: value for name, value in arrays.items() if name not in parts}
@@ -103,13 +111,16 @@ def _network(
     arrays: Mapping[str, np.ndarray],
     own: Mapping[str, Any],
 ) -> Params:
-    if str(arrays.get("format")) != FORMAT:
+    if str(arrays.get("format")) not in (FORMAT, FORMAT_2):
         raise ValueError(f"{path}: not a model that deepprop saved")
     names = [str(name) for name in np.ravel(arrays.get("activations", ()))]
     if not names:
         raise ValueError(f"{path}: the model has no layer")
     try:
         dtype = jnp.dtype(str(arrays["dtype"]))
+        products = str(arrays.get("products", "")) or None
+        residual = np.ravel(arrays.get("residual", [False] * len(names)))
+        keep = np.ravel(arrays.get("keep", [1] * len(names)))
         params = []
         for l, name in enumerate(names, start=1):
             W, b = (arrays[f"{part}{l}"] for part in "Wb")
@@ -118,14 +129,15 @@ def _network(
                     f"W{l} and b{l} must hold floating numbers, got {W.dtype}, {b.dtype}"
                 )
             layer = _output(name, own) if l == len(names) else activation(own.get(name, name))
-            params.append(Layer(jnp.asarray(W, dtype), jnp.asarray(b, dtype), layer))
-        check_params(tuple(params))
+            of_file = jnp.asarray(W, dtype), jnp.asarray(b, dtype)
+            params.append(Layer(*of_file, layer, bool(residual[l - 1]), int(keep[l - 1])))
+        network = with_products(tuple(params), products)
     except KeyError as error:
         raise ValueError(f"{path}: the model lacks {error}") from None
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         hint = "" if own or "must be one of" not in str(error) else "; one of your own goes in own="
         raise ValueError(f"{path}: {error}{hint}") from None
-    return tuple(params)
+    return network
 
 
 def _output(name: str, own: Mapping[str, Any]) -> Output:

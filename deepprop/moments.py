@@ -10,7 +10,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import gradients
-from deepprop.layers import Cache, Params, check_cache, signals
+from deepprop.folds import whole
+from deepprop.layers import Cache, Params, check_cache, like, signals
+from deepprop.network import with_products
 from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
 
@@ -49,9 +51,10 @@ def squared_gradients(
     Source:
         Dangel et al. 2020, BackPACK, arXiv:1912.10985.
     """
-    cache = _widened(cache)
-    squares = replace(cache, A=tuple(jnp.square(A) for A in cache.A))
-    return gradients(squares, [jnp.square(dZ_l) for dZ_l in signals(cache, dZ)], weights)
+    widened = _widened(cache)
+    squares = replace(widened, A=tuple(jnp.square(A) for A in widened.A))
+    dZ_squares = [jnp.square(dZ_l) for dZ_l in signals(widened, dZ)]
+    return like(cache.params, gradients(squares, dZ_squares, weights))
 
 
 def gradient_variance(
@@ -79,10 +82,10 @@ def gradient_variance(
     Raises:
         ValueError, TypeError: as `squared_gradients`.
     """
-    cache = _widened(cache)
-    mean, squares = gradients(cache, dZ, weights), squared_gradients(cache, dZ, weights)
+    widened = _widened(cache)
+    mean, squares = gradients(widened, dZ, weights), squared_gradients(widened, dZ, weights)
     variance: Params = jax.tree.map(lambda s, g: jnp.maximum(s - g * g, 0), squares, mean)
-    return variance
+    return like(cache.params, variance)
 
 
 class NoiseScale(NamedTuple):
@@ -149,5 +152,5 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
 def _widened(cache: Cache) -> Cache:
     """The same in the type in which numbers are added up: squares need its range."""
     check_cache(cache)
-    widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), cache)
-    return widened
+    widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), whole(cache))
+    return replace(widened, params=with_products(widened.params, None))

@@ -6,6 +6,9 @@ L layers; m examples, one a column; n_l units in layer l:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,21 @@ from jax.typing import ArrayLike, DTypeLike
 from deepprop import costs
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output
-from deepprop.layers import Cache, Layer, Params, inputs, output_of, targets
-from deepprop.layout import by_example, rows
-from deepprop.precision import product, wide
+from deepprop.folds import forward_stack, predict_stack
+from deepprop.layers import (
+    Cache,
+    Layer,
+    Params,
+    check_params,
+    highest,
+    inputs,
+    is_stack,
+    output_of,
+    targets,
+)
+from deepprop.layout import rows
+from deepprop.propagation import forward_layer
+from deepprop.stacks import one_by_one
 from deepprop.validation import by_name, check_key, example_weights, sum_of_weights
 
 INITIALISERS = {
@@ -38,6 +53,9 @@ def init_params(
     output: str | Output | tuple[str | Activation, str | Cost] = "softmax",
     init: str | None = None,
     dtype: DTypeLike = jnp.float32,
+    residual: bool = False,
+    stack: bool = False,
+    products: DTypeLike | None = None,
 ) -> Params:
     """The parameters of a new network: random W, and b = 0.
 
@@ -56,9 +74,14 @@ def init_params(
         init: "he", "glorot" or "lecun", and "_normal" or "_uniform"; None takes for each layer
             what fits its activation.
         dtype: of W and b; a floating type.
+        residual: makes hidden layers with as many units as the one below residual, A[l] = A[l-1] +
+            g(Z[l]), and divides the W of R such layers by R: so A stays of its size, however many
+            they are.
+        stack: holds runs of equal hidden layers as one, with a leading axis: see `deepprop.stack`.
+        products: the type of the factors of matrix products: see `deepprop.with_products`.
 
     Returns:
-        L layers: W (n_l, n_{l-1}) and b (n_l, 1) each.
+        L layers: W (n_l, n_{l-1}) and b (n_l, 1) each; with `stack` fewer entries.
 
     Raises:
         ValueError: a size is below 1, there are fewer than two, a name is unknown, or `hidden` is a
@@ -79,24 +102,62 @@ def init_params(
             f" got {len(hidden)}"
         )
     g: list[Activation | Output] = [*map(activation, hidden), costs.output(output)]
+    adds = [residual and l < L and sizes[l] == sizes[l - 1] for l in range(1, L + 1)]
+    share = 1 / max(1, sum(adds))
     keys = jax.random.split(key, L)
-    params = []
-    for l in range(1, L + 1):
-        make, _ = by_name("init", init or g[l - 1].init, INITIALISERS)
-        W = make(in_axis=-1, out_axis=-2)(keys[l - 1], (sizes[l], sizes[l - 1]), dtype)
-        params.append(Layer(W, jnp.zeros((sizes[l], 1), dtype), g[l - 1]))
-    return tuple(params)
+    kinds = list(zip(sizes, sizes[1:], g, adds, strict=False))  # n_{l-1}, n_l, g[l], residual
+    params: list[Layer] = []
+    for (n_below, n, g_l, add), run in groupby(range(L), key=kinds.__getitem__):
+        make, _ = by_name("init", init or g_l.init, INITIALISERS)
+        draw = partial(make(in_axis=-1, out_axis=-2), shape=(n, n_below), dtype=dtype)
+        W = jax.vmap(draw)(keys[jnp.array(list(run))])
+        W = W * jnp.asarray(share, dtype) if add else W
+        equal = Layer(W, jnp.zeros((len(W), n, 1), dtype), g_l, residual=add)
+        params += [equal] if stack and len(W) > 1 else one_by_one(equal)
+    return with_products(tuple(params), products)
 
 
-def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
-    """One layer forward: A[l-1] (n_{l-1}, m) to Z[l] and A[l] (n_l, m).
+def with_products(params: Params, dtype: DTypeLike | None) -> Params:
+    """The same parameters, with matrix products of factors in a narrow type: mixed precision.
 
-    Z[l] is kept in the type of W; the output's Z[L], from which J and A[L] - Y come, in the wide.
+    The parameters stay as they are, and so does the type of their gradients. What is in which type:
+
+    - bfloat16, float16: W, A[l-1] and dZ[l] as they enter a product; Z[l] and A[l] of the hidden
+      layers as they are kept; dA[l] and dZ[l] with bfloat16.
+    - float32: every sum, over units and over examples; Z[L], A[L] and J; dW and db, which are then
+      of the type of the parameters; with float16 dA[l] and dZ[l].
+
+    With float16, whose range is small, W and dZ are multiplied by a power of 2 before they enter a
+    product, and the product is divided by it: the loss scale of mixed precision, but found anew for
+    each product from its largest number, so that there is none to choose and no step to skip.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = with_products(dp.init_params(jax.random.key(0), [3, 4, 2]), "bfloat16")
+    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
+    >>> grads = dp.manual_backward(cache, A)
+    >>> str(cache.A[1].dtype), str(A.dtype), str(grads[0].W.dtype)
+    ('bfloat16', 'float32', 'float32')
+
+    Args:
+        params: the layers.
+        dtype: of the factors, "bfloat16" or "float16"; None for the type of the parameters.
+
+    Returns:
+        The layers, with the same arrays.
+
+    Raises:
+        TypeError: `dtype` is neither, `params` are no wider, or they are no layers.
+
+    Source:
+        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740.
     """
-    kept = wide(layer.W.dtype) if isinstance(layer.activation, Output) else layer.W.dtype
-    Z = rows(product(layer.W, A, kept)) + layer.b.astype(kept)  # Z[l] = W[l] A[l-1] + b[l]
-    A = by_example(layer.activation.g, Z)  # A[l] = g[l](Z[l])
-    return Z, A
+    check_params(params)
+    kind = None if dtype is None else jnp.dtype(dtype)
+    if kind is not None and (kind not in (jnp.bfloat16, jnp.float16)):
+        raise TypeError(f'products must be "bfloat16", "float16" or None, got {kind}')
+    if kind is not None and params[0].W.dtype.itemsize < 4:
+        raise TypeError(f"params must be wider than products {kind}, got {params[0].W.dtype}")
+    return tuple(replace(layer, products=kind) for layer in params)
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
@@ -122,7 +183,8 @@ def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
     A = [rows(inputs(params, X))]
     Z = []
     for layer in params:
-        Z_l, A_l = forward_layer(layer, A[-1])
+        forward_one = forward_stack if is_stack(layer) else forward_layer
+        Z_l, A_l = forward_one(layer, highest(A[-1]))
         Z.append(Z_l)
         A.append(A_l)
     return A[-1], Cache(params, tuple(Z), tuple(A))
@@ -148,7 +210,7 @@ def predict(params: Params, X: ArrayLike) -> Array:
     """
     A = rows(inputs(params, X))
     for layer in params:
-        _, A = forward_layer(layer, A)
+        A = predict_stack(layer, A) if is_stack(layer) else forward_layer(layer, A)[1]
     return A
 
 

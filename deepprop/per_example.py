@@ -10,13 +10,16 @@ gradient of another example, follow from lengths and products of columns.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import Array
 
+from deepprop.folds import whole
 from deepprop.layers import Cache, Layer, Params, signals
 from deepprop.layout import by_example
 from deepprop.precision import product, wide
+from deepprop.stacks import each, inputs_of_layers, over
 
 
 def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = False) -> Array:
@@ -45,11 +48,13 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
     Source:
         Goodfellow 2015, Efficient Per-Example Gradient Computations, arXiv:1510.01799.
     """
-    each = [
-        jnp.sqrt(_squared_lengths(dz)) * jnp.sqrt(_squared_lengths(a) + 1)
-        for dz, a in columns(cache, dZ)
-    ]  # ||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), each (m,)
-    norms = jnp.stack(each)
+
+    def of_layer(dz: Array, a: Array) -> Array:  # ||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), (m,)
+        return jnp.sqrt(_squared_lengths(dz)) * jnp.sqrt(_squared_lengths(a) + 1)
+
+    norms = jnp.concatenate(
+        [jnp.atleast_2d(each(layer, of_layer)(dz, a)) for layer, dz, a in columns(cache, dZ)]
+    )
     if per_layer:
         return norms
     largest = jnp.max(norms, axis=0)  # over it, squares neither overflow nor vanish
@@ -76,22 +81,23 @@ def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
         dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
 
     Returns:
-        Layers like `params` with a leading axis: W (m, n_l, n_{l-1}) and b (m, n_l, 1), in the
-        parameters' type. Without 1/m and without weights: their mean is the gradient of J.
+        Layers like `params` with a leading axis, in the parameters' type: W (m, n_l, n_{l-1}) and b
+        (m, n_l, 1), or for a stack (m, K, n, n) and (m, K, n, 1). Without 1/m and without weights:
+        their mean is the gradient of J.
 
     Raises:
         ValueError: dZ is of another network or batch than the cache.
         TypeError: dZ is not real numbers, or `cache` is no cache.
     """
-    dZ = signals(cache, dZ)
-    return tuple(
-        Layer(
-            dZ_l.mT[:, :, None] * A.mT[:, None, :],  # dL(i)/dW[l] = dz_i[l] a_i[l-1]^T
-            dZ_l.mT[:, :, None],  # dL(i)/db[l] = dz_i[l]
-            layer.activation,
-        )
-        for layer, dZ_l, A in zip(cache.params, dZ, cache.A[:-1], strict=True)
-    )
+
+    def of_layer(layer: Layer, dZ: Array, A: Array) -> Layer:
+        dW = dZ.mT[:, :, None] * A.mT[:, None, :]  # dL(i)/dW[l] = dz_i[l] a_i[l-1]^T
+        db = dZ.mT[:, :, None]  # dL(i)/db[l] = dz_i[l]
+        return replace(layer, W=dW.astype(layer.W.dtype), b=db.astype(layer.b.dtype))
+
+    pair = _narrow_columns(cache, dZ)
+    of_layers = zip(cache.params, *pair, strict=True)
+    return tuple(each(layer, of_layer, out_axes=1)(layer, dz, a) for layer, dz, a in of_layers)
 
 
 def per_example_products(
@@ -135,17 +141,26 @@ def per_example_products(
         raise ValueError(
             f"cache_2 must be of a network with W of shapes {shapes[0]}, got {shapes[1]}"
         )
-    G = jnp.zeros((), one[0][0].dtype)
-    for (dz, a), (dz_2, a_2) in zip(one, other, strict=True):
-        G = G + product(dz.mT, dz_2) * (product(a.mT, a_2) + 1)
+    G = jnp.zeros((one[0][1].shape[-1], other[0][1].shape[-1]), one[0][1].dtype)
+
+    def add(G: Array, arrays: tuple[Array, ...]) -> Array:
+        dz, a, dz_2, a_2 = arrays
+        return G + product(dz.mT, dz_2) * (product(a.mT, a_2) + 1)
+
+    for (layer, *pair), (_, *pair_2) in zip(one, other, strict=True):
+        G = over(layer, add, G, (*pair, *pair_2))
     return G
 
 
-def columns(cache: Cache, dZ: Sequence[Array]) -> list[tuple[Array, Array]]:
-    """dZ[l] beside A[l-1], for l = 1 to L, in the type in which numbers are added up."""
-    dZ = signals(cache, dZ)
-    pairs = zip(dZ, cache.A[:-1], strict=True)
-    return [(dz.astype(wide(dz.dtype)), a.astype(wide(a.dtype))) for dz, a in pairs]
+def columns(cache: Cache, dZ: Sequence[Array]) -> list[tuple[Layer, Array, Array]]:
+    """Each layer, its dZ[l] and its A[l-1], in the type in which numbers are added up."""
+    pair = _narrow_columns(cache, dZ)
+    of_layers = zip(cache.params, *pair, strict=True)
+    return [(l, dz.astype(wide(dz.dtype)), a.astype(wide(a.dtype))) for l, dz, a in of_layers]
+
+
+def _narrow_columns(cache: Cache, dZ: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    return signals(cache, dZ), inputs_of_layers(whole(cache))
 
 
 def _squared_lengths(P: Array) -> Array:

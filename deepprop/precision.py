@@ -1,4 +1,4 @@
-"""In which type numbers are added up."""
+"""In which type numbers are multiplied, and in which they are added up."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,18 +16,53 @@ def wide(dtype: DTypeLike) -> np.dtype:
     return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
-def product(P: Array, Q: Array, dtype: DTypeLike | None = None) -> Array:
+def product(
+    P: Array, Q: Array, dtype: DTypeLike | None = None, factors: DTypeLike | None = None
+) -> Array:
     """P Q on the last two axes: added up in the wide type, then rounded once to `dtype` (P's).
 
-    As (Q^T P^T)^T: where Q has an example a column, the product's rows are examples (layout.py).
+    With `factors`, P and Q are rounded to that type first, whatever they are. As (Q^T P^T)^T: where
+    Q has an example a column, the product's rows are examples (layout.py).
     """
+    dtype = P.dtype if dtype is None else dtype
+    if factors is None:
+        return _product(P, Q).astype(dtype)
+    (P, p), (Q, q) = _rounded(P, factors), _rounded(Q, factors)
+    PQ = _product(P, Q)
+    for exponent in (p, q):
+        PQ = PQ if exponent is None else jnp.ldexp(PQ, exponent)
+    return PQ.astype(dtype)
+
+
+def _product(P: Array, Q: Array) -> Array:
+    """P Q of one type, in the wide type."""
     multiply = partial(jnp.matmul, preferred_element_type=wide(P.dtype))
     if P.dtype == wide(P.dtype):
-        PQ = multiply(Q.mT, P.mT).mT
-    else:  # of narrow numbers XLA's CPU has the product of some shapes only; widened they are exact
-        PQ = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(multiply), default=multiply).mT
-    return PQ.astype(P.dtype if dtype is None else dtype)
+        return multiply(Q.mT, P.mT).mT
+    # Of narrow numbers XLA's CPU has the product of some shapes only; widened they are exact.
+    PQ: Array = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(multiply), default=multiply)
+    return PQ.mT
 
 
 def _widened(multiply: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     return lambda P, Q: multiply(P.astype(wide(P.dtype)), Q.astype(wide(Q.dtype)))
+
+
+def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:
+    """P in `dtype`, and the power of 2 that is missing in it, None for none.
+
+    float16 reaches from 6e-8 to 65504, which dZ of a deep network leaves: so the largest number of
+    P is brought to about 2^14 first, the others keep their ratio to it. It is the loss scale that
+    is usual with float16, but found for each product, where it can neither overflow nor be too
+    small.
+    """
+    if P.dtype == dtype or has_range_of_float32(dtype):
+        return P.astype(dtype), None
+    largest = jnp.max(jnp.abs(P))
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
+    return jnp.ldexp(P, 14 - exponent).astype(dtype), exponent - 14
+
+
+def has_range_of_float32(dtype: DTypeLike) -> bool:
+    """Whether numbers of `dtype` reach as far up and down as float32's: bfloat16's do."""
+    return bool(jnp.finfo(dtype).minexp <= jnp.finfo(jnp.float32).minexp)  # type: ignore[no-untyped-call]

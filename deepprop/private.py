@@ -27,10 +27,12 @@ from jax import Array
 from deepprop.accountant import epsilon_spent, noise_for
 from deepprop.backprop import error_signals, gradients
 from deepprop.clipping import check_above_zero, clip_factors, max_norms
-from deepprop.layers import Cache, Params
-from deepprop.network import cost, forward
+from deepprop.folds import whole
+from deepprop.layers import Cache, Params, like, number_of_layers
+from deepprop.network import cost, forward, with_products
 from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
+from deepprop.stacks import by_entry, each
 from deepprop.training import Sums, Trained, all_finite, end_of_epoch, no_sums
 
 
@@ -172,7 +174,7 @@ def private_epoch(
     """
     m, dtype = X.shape[0], wide(params[0].W.dtype)
     q, steps = sampling(m, batch_size)
-    C = max_norms(privacy.max_norm, len(params), dtype)
+    C = max_norms(privacy.max_norm, number_of_layers(params), dtype)
     deviation = jnp.sqrt(jnp.sum(jnp.square(C))) * noise_multiplier
     at_once = min(m, batch_size + 2 * round(batch_size**0.5))  # 98 % of all samples fit in
 
@@ -200,23 +202,23 @@ def _add_up(
     (index,) = jnp.nonzero(taken, size=m + at_once, fill_value=0)
     count = jnp.sum(taken)
 
-    params = jax.tree.map(lambda p: p.astype(dtype), params)  # the bound holds to its rounding
+    # The bound holds to the rounding of what is added up.
+    wide_params = with_products(jax.tree.map(lambda p: p.astype(dtype), params), None)
 
     def further(carry: tuple[Array, Params, Sums]) -> tuple[Array, Params, Sums]:
         done, total, (J_sum, weight) = carry
         some = jax.lax.dynamic_slice(index, (done,), (at_once,))
         counted = done + jnp.arange(at_once) < count
-        _, cache = forward(params, X[some].T)
+        _, cache = forward(wide_params, X[some].T)
         clipped = _sum_of_clipped(cache, Y[some].T, counted, privacy)
         w = counted.astype(dtype)
         n = jnp.sum(w)
         sums = J_sum + n * cost(cache, Y[some].T, w), weight + n
         return done + at_once, jax.tree.map(jnp.add, total, clipped), sums
 
-    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
-    start = jnp.zeros((), count.dtype), zero, sums
+    start = jnp.zeros((), count.dtype), jax.tree.map(jnp.zeros_like, wide_params), sums
     _, total, sums = jax.lax.while_loop(lambda carry: carry[0] < count, further, start)
-    return total, sums
+    return like(params, total), sums
 
 
 def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) -> Params:
@@ -229,10 +231,14 @@ def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) ->
     factors = clip_factors(cache, dZ, privacy.max_norm, privacy.gamma)
 
     def kept(P: Array) -> Array:
-        return jnp.where(counted[None, :], P, 0)
+        return jnp.where(jnp.broadcast_to(counted, P.shape), P, 0)
 
-    clipped = [kept(f[None, :] * dZ_l) for f, dZ_l in zip(factors, dZ, strict=True)]
-    cache = replace(cache, A=tuple(map(kept, cache.A)))
+    def scaled(factor: Array, dZ: Array) -> Array:
+        return factor[None, :] * dZ
+
+    of_layers = zip(cache.params, by_entry(cache.params, factors), dZ, strict=True)
+    clipped = [kept(each(layer, scaled)(factor, dZ_l)) for layer, factor, dZ_l in of_layers]
+    cache = replace(cache, A=tuple(map(kept, whole(cache).A)))
     m = counted.shape[0]
     total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, clipped))
     return total

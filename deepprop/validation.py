@@ -32,13 +32,19 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
     return jnp.asarray(value, dtype=dtype)
 
 
-def check_shape(name: str, shape: tuple[int, ...], rows: int, columns: int | None) -> None:
-    """Raise unless `shape` is (rows, columns), where columns=None is any number of examples.
+def check_shape(
+    name: str, shape: tuple[int, ...], rows: int, columns: int | None, *stack: int
+) -> None:
+    """Raise unless `shape` is (*stack, rows, columns); columns=None is any number of examples.
 
     Raises:
         ValueError: the rank, the number of rows or the number of columns is another; or no example.
     """
     due = f"({rows}, {'m' if columns is None else columns})"
+    if stack:
+        if shape != (*stack, rows, columns):
+            raise ValueError(f"{name} must have shape {(*stack, rows, columns)}, got shape {shape}")
+        return
     if len(shape) != 2:
         hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if name[-1:] == "Y" else ""
         raise ValueError(

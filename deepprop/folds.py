@@ -1,0 +1,149 @@
+"""Up and down through a stack, in a loop that is compiled once however many layers there are.
+
+In the loops an example is a row, as it lies in memory (layout.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from deepprop.layers import Cache, Layer, depth, highest, type_of_A
+from deepprop.propagation import error_signal, forward_layer, signal_below
+from deepprop.stacks import layer_at
+
+# What is held of a layer, the layer, dZ[l] and A[l-1], to what is held of it then.
+Visit = Callable[[Any, Layer, Array, Array], Any]
+
+
+def forward_stack(stack: Layer, A: Array) -> tuple[Any, Array]:
+    """Up through a stack: A below it (n, m) to Z and A (K, n, m); or to None and what is kept."""
+    K, k = depth(stack), stack.keep
+    if k == 1:
+        return _up(stack, A, 0, K, K)
+
+    def one(i: Array, P: Array) -> Array:
+        return forward_layer(layer_at(stack, i), P.mT)[1].mT
+
+    def segment(P: Array, start: Array) -> tuple[Array, Array]:
+        P = lax.fori_loop(start, start + _count(K, k, start), one, P)
+        return P, P
+
+    _, kept = lax.scan(segment, A.mT, jnp.arange(0, K, k))
+    return None, kept.mT
+
+
+def predict_stack(stack: Layer, A: Array) -> Array:
+    """Up through a stack, with nothing kept: A below it to A above it."""
+
+    def one(P: Array, layer: Layer) -> tuple[Array, None]:
+        return forward_layer(layer, P.mT)[1].mT, None
+
+    return lax.scan(one, A.mT, stack)[0].mT
+
+
+def down_stack(
+    held: Any,
+    layers_of: Callable[[Any], Layer],
+    visit: Visit,
+    entry: tuple[Any, Array, Array],
+    dA: Array,
+) -> tuple[Any, Array]:
+    """Down through a stack: `visit` each layer from the highest on, and dA above it to dA below it.
+
+    Args:
+        held: anything with a leading axis of K, of which `visit` replaces layer l's; or None.
+        layers_of: `held` to the stack.
+        visit: of one layer.
+        entry: Z and A of the cache for the stack, and A below it.
+        dA: (n, m), of the highest layer.
+    """
+    Z, A, A_below = entry
+    K, k = depth(layers_of(held)), layers_of(held).keep
+    if held is None:
+        one = jax.eval_shape(visit, None, layer_at(layers_of(held), 0), dA, A_below)
+        held = room(one, K)
+    if Z is not None:
+        return _down(held, layers_of, visit, (Z, A, A_below), dA, 0, K)
+
+    def segment(carry: tuple[Any, Array], s: Array) -> tuple[tuple[Any, Array], None]:
+        held, dA_rows = carry
+        below = jnp.where(s > 0, layer_at(A, jnp.maximum(s - 1, 0)), A_below)
+        start = s * k
+        count = _count(K, k, start)
+        Z_s, A_s = _up(layers_of(held), below, start, count, k)
+        held, dA = _down(held, layers_of, visit, (Z_s, A_s, below), dA_rows.mT, start, count)
+        return (held, dA.mT), None
+
+    (held, dA_rows), _ = lax.scan(segment, (held, dA.mT), jnp.arange(A.shape[0]), reverse=True)
+    return held, dA_rows.mT
+
+
+def _count(K: int, k: int, start: Array) -> Array | int:
+    """How many layers a segment has: k, but for the highest."""
+    return k if K % k == 0 else jnp.minimum(k, K - start)
+
+
+def _up(
+    stack: Layer, A: Array, start: Array | int, count: Array | int, most: int
+) -> tuple[Array, Array]:
+    """Z and A of `count` layers from number `start` on, in room for `most`: (most, n, m) each."""
+
+    def one(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        P, Z, A = carry
+        Z_l, A_l = forward_layer(layer_at(stack, start + i), P.mT)
+        return A_l.mT, _put(Z, i, Z_l.mT), _put(A, i, A_l.mT)
+
+    P = A.mT
+    empty = room(P.astype(type_of_A(stack)), most)
+    _, Z, A = lax.fori_loop(0, count, one, (P, empty, empty))
+    return Z.mT, A.mT
+
+
+def _down(
+    held: Any,
+    layers_of: Callable[[Any], Layer],
+    visit: Visit,
+    entry: tuple[Array, Array, Array],
+    dA: Array,
+    start: Array | int,
+    count: Array | int,
+) -> tuple[Any, Array]:
+    """Down through `count` layers from number start + count - 1 on; Z and A are of these alone."""
+    Z, A, below = (P.mT for P in entry)
+
+    def one(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        held, dA_rows = carry
+        j = count - 1 - i
+        l = start + j
+        layer, dA = layer_at(layers_of(held), l), dA_rows.mT
+        dZ = error_signal(layer, dA, layer_at(Z, j).mT, layer_at(A, j).mT)
+        A_below = jnp.where(j > 0, layer_at(A, jnp.maximum(j - 1, 0)), below).mT
+        held = _put(held, l, visit(layer_at(held, l), layer, dZ, A_below))
+        return held, signal_below(layer, dZ, dA).mT
+
+    held, dA_rows = lax.fori_loop(0, count, one, (held, dA.mT))
+    return held, dA_rows.mT
+
+
+def whole(cache: Cache) -> Cache:
+    """The cache with the Z and A that were not kept computed again."""
+    Z, A = list(cache.Z), list(cache.A)
+    for i, layer in enumerate(cache.params):
+        if Z[i] is None:
+            Z[i], A[i + 1] = forward_stack(replace(layer, keep=1), highest(A[i]))
+    return Cache(cache.params, tuple(Z), tuple(A))
+
+
+def _put(tree: Any, i: Array | int, new: Any) -> Any:
+    return jax.tree.map(
+        lambda old, leaf: lax.dynamic_update_index_in_dim(old, leaf, i, 0), tree, new
+    )
+
+
+def room(one: Any, K: int) -> Any:
+    """Zeros for K of what one array or tree is like."""
+    return jax.tree.map(lambda leaf: jnp.zeros((K, *leaf.shape), leaf.dtype), one)

@@ -1,0 +1,128 @@
+"""Stacks: runs of equal hidden layers held as one `Layer`, with a leading axis."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate, groupby
+from math import isqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from deepprop.costs import Output
+from deepprop.layers import Cache, Layer, Params, check_params, depth, highest, is_stack
+
+
+def stack(params: Params, keep: int | str = 1) -> Params:
+    """Hold each run of equal hidden layers as one `Layer`, with W (K, n, n) and b (K, n, 1).
+
+    Equal means as many units as inputs, the same activation, and both residual or neither. All
+    functions take such params, and mean the same by them.
+
+    >>> import jax, deepprop as dp
+    >>> params = dp.stack(dp.init_params(jax.random.key(0), [3, *[8] * 5, 2]))
+    >>> [layer.W.shape for layer in params]
+    [(8, 3), (4, 8, 8), (2, 8)]
+
+    Args:
+        params: the layers; stacks among them are taken as the layers they are. Gradients too.
+        keep: 1 keeps Z and A of all layers from the forward pass for the backward pass. k keeps A
+            of every k-th, and computes the others again on the way back: about 1/k of the memory,
+            for one more forward pass. "sqrt" takes about sqrt(K), where memory is least.
+
+    Returns:
+        The layers, with stacks.
+
+    Raises:
+        ValueError: `keep` is no number above 0, nor "sqrt".
+        TypeError: `params` is no tuple of layers.
+    """
+    check_params(params)
+    if keep != "sqrt" and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+        raise ValueError(f'keep must be a whole number above 0, or "sqrt", got {keep!r}')
+    stacked: list[Layer] = []
+    for _, equal in groupby(enumerate(params), _kind):
+        run = [layer for _, layer in equal]
+        stacked.append(_joined(run, keep) if sum(map(depth, run)) > 1 else run[0])
+    return tuple(stacked)
+
+
+def unstack(params: Params) -> Params:
+    """The layers of all stacks one by one: what `stack` joined. Gradients too.
+
+    >>> import jax, deepprop as dp
+    >>> params = dp.init_params(jax.random.key(0), [3, *[8] * 5, 2])
+    >>> len(dp.unstack(dp.stack(params)))
+    6
+
+    Args:
+        params: the layers.
+
+    Raises:
+        TypeError: `params` is no tuple of layers.
+    """
+    check_params(params)
+    return tuple(one for layer in params for one in one_by_one(layer))
+
+
+def one_by_one(layer: Layer) -> list[Layer]:
+    """The layers of a stack; a layer that is none is the only one."""
+    if not is_stack(layer):
+        return [layer]
+    return [replace(layer, W=W, b=b, keep=1) for W, b in zip(layer.W, layer.b, strict=True)]
+
+
+def _kind(numbered: tuple[int, Layer]) -> Any:
+    """What equal layers have in common; a layer that is like no other has its number."""
+    i, layer = numbered
+    *_, n, n_below = layer.W.shape
+    alone = n != n_below or isinstance(layer.activation, Output)
+    return i if alone else (n, layer.activation, layer.residual)
+
+
+def _joined(run: list[Layer], keep: int | str) -> Layer:
+    W, b = (
+        jnp.concatenate([leaf if leaf.ndim == 3 else leaf[None] for leaf in leaves])
+        for leaves in zip(*((layer.W, layer.b) for layer in run), strict=True)
+    )
+    K = W.shape[0]
+    k = max(1, isqrt(K)) if isinstance(keep, str) else min(keep, K)
+    return replace(run[0], W=W, b=b, keep=k)
+
+
+def each(layer: Layer, f: Callable[..., Any], out_axes: int = 0) -> Callable[..., Any]:
+    """What is of one layer's arrays, as it is; for a stack, of each of its layers."""
+    return jax.vmap(f, out_axes=out_axes) if is_stack(layer) else f
+
+
+def over(layer: Layer, f: Callable[[Any, Any], Any], carry: Any, arrays: Any) -> Any:
+    """f(carry, arrays) of a layer; for a stack, of one layer after the other, from the lowest."""
+    if not is_stack(layer):
+        return f(carry, arrays)
+    return lax.scan(lambda carry, of_one: (f(carry, of_one), None), carry, arrays)[0]
+
+
+def by_entry(params: Params, P: Array) -> list[Array]:
+    """P (L, ...) with a row a layer, split as params is: a row, or K of them for a stack."""
+    ends = list(accumulate(map(depth, params)))
+    parts = zip(params, ends, strict=True)
+    return [P[end - depth(p) : end] if is_stack(p) else P[end - 1] for p, end in parts]
+
+
+def layer_at(tree: Any, i: Array | int) -> Any:
+    """Layer i of a stack; or of anything with the same leading axis."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
+
+
+def inputs_of_layers(cache: Cache) -> list[Array]:
+    """A[l-1] for layers 1 to L: (n_{l-1}, m), or (K, n, m) for a stack.
+
+    Args:
+        cache: with all A.
+    """
+    below = [highest(A) for A in cache.A[:-1]]
+    return [
+        jnp.concatenate([A[None], above[:-1]]) if is_stack(layer) else A
+        for layer, A, above in zip(cache.params, below, cache.A[1:], strict=True)
+    ]

@@ -12,6 +12,7 @@ from deepprop.ensemble import fit_ensemble
 from deepprop.fit import balanced_weights, fit, fit_batches
 from deepprop.gauss_newton import gauss_newton_diagonal, gauss_newton_product
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
+from deepprop.in_backward import in_backward
 from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer
 from deepprop.loop import Fit, TrainingError
@@ -70,6 +71,7 @@ __all__ = [
     "gradient_noise_scale",
     "gradient_variance",
     "gradients",
+    "in_backward",
     "init_params",
     "kfac",
     "kfac_factors",

@@ -88,7 +88,7 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
         TypeError: the weights are not real numbers, or `cache` is no cache.
     """
     dZ, cache = signals(cache, dZ), whole(cache)
-    gradient = partial(_gradient, *_shares(cache, weights))
+    gradient = gradient_of(cache, weights)
     layers = zip(cache.params, dZ, inputs_of_layers(cache), strict=True)  # A[l-1] beside layer l
     return tuple(each(layer, gradient)(layer, dZ_l, A) for layer, dZ_l, A in layers)
 
@@ -115,7 +115,7 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
         ValueError: the shape of Y or of the weights does not fit the cache.
         TypeError: Y or the weights are not real numbers, or `cache` is no cache.
     """
-    gradient = partial(_gradient, *_shares(cache, weights))
+    gradient = gradient_of(cache, weights)
     return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
 
 
@@ -124,7 +124,8 @@ def down(
     Y: ArrayLike,
     visit: Visit,
     held: Sequence[Any] | None = None,
-    layer_of: Callable[[Any], Layer] | None = None,
+    *,
+    in_place: bool = False,
 ) -> list[Any]:
     """Down the network, dZ[L] to dZ[1]: what `visit` gives of each layer, of its dZ[l] and A[l-1].
 
@@ -132,17 +133,17 @@ def down(
         cache: what `forward` gave.
         Y: (n_L, m), the targets.
         visit: (held, layer, dZ[l], A[l-1]) to what is held of the layer from then on.
-        held: an entry for each of params, with a leading axis for a stack, which `visit` changes in
-            place; None for nothing to begin with.
-        layer_of: a held entry to its layer, where the layers are in it.
+        held: an entry for each of params, with a leading axis for a stack; None for nothing to
+            begin with.
+        in_place: whether the layers are what is held first, and `visit` changes them.
     """
     Y, held = targets(cache, Y), list(held or [None] * len(cache.params))
     dA = jnp.zeros_like(Y)  # not read: the output's dZ comes of the cost
     for i in reversed(range(len(held))):
-        layers_of = layer_of or partial(_given, cache.params[i])
-        layer, Z, A, A_below = layers_of(held[i]), cache.Z[i], cache.A[i + 1], highest(cache.A[i])
+        layer, Z, A, A_below = cache.params[i], cache.Z[i], cache.A[i + 1], highest(cache.A[i])
         if is_stack(layer):
-            held[i], dA = down_stack(held[i], layers_of, visit, (Z, A, A_below), dA)
+            stack = None if in_place else layer
+            held[i], dA = down_stack(stack, held[i], visit, (Z, A, A_below), dA)
             continue
         if i == len(held) - 1:
             dZ = rows(output_of(cache.params).dZ(Z, A, Y).astype(type_of_dZ(layer)))
@@ -153,19 +154,14 @@ def down(
     return held
 
 
-def _given(layer: Layer, held: Any) -> Layer:
-    return layer
-
-
-def _shares(cache: Cache, weights: ArrayLike | None) -> tuple[Array | None, int | Array]:
-    """What each example counts, and the sum of it: None and m without weights."""
+def gradient_of(
+    cache: Cache, weights: ArrayLike | None = None
+) -> Callable[[Layer, Array, Array], Layer]:
+    """The function of (layer, dZ[l], A[l-1]) that gives dW[l] and db[l], with these weights."""
     check_cache(cache)
     m = cache.A[0].shape[-1]
     if weights is None:
-        return None, m
+        return partial(layer_gradient, m=m)
     w = example_weights(weights, m, wide(cache.params[0].W.dtype))
-    return w, sum_of_weights(w)
-
-
-def _gradient(w: Array | None, m: int | Array, layer: Layer, dZ: Array, A: Array) -> Layer:
-    return layer_gradient(layer, dZ if w is None else times_each(w, dZ), A, m)
+    total = sum_of_weights(w)
+    return lambda layer, dZ, A: layer_gradient(layer, times_each(w, dZ), A, total)

@@ -16,7 +16,7 @@ from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.fit import Metric, check_count, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
-from deepprop.training import Backward, Trained, check_optimizer, one_epoch
+from deepprop.training import Backward, Trained, check_training, one_epoch
 from deepprop.validation import check_key, real_array
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
@@ -105,7 +105,9 @@ def fit_ensemble(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    state = jax.vmap(lambda params, own: _made(optimizer, own).init(params))(params, entries)
+    state = jax.vmap(lambda params, own: _made(optimizer, own, backward).init(params))(
+        params, entries
+    )
     state = jax.tree.map(jnp.copy, state)  # its memory is given away, and params must stay
     at = Progress(params, state, (), params)
     setting = partial(
@@ -140,7 +142,7 @@ def _train_epoch(
     def member(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
         return one_epoch(
             params, state, key, epoch, X, Y, weights,
-            optimizer=_made(optimizer, entries), backward=backward, batch_size=batch_size,
+            optimizer=_made(optimizer, entries, backward), backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
     axes = 0, 0, 0 if _several(key) else None, 0
@@ -148,11 +150,13 @@ def _train_epoch(
     return params, state, seen, jnp.any(finite)
 
 
-def _made(optimizer: Optimizer, entries: Mapping[str, Array]) -> optax.GradientTransformation:
+def _made(
+    optimizer: Optimizer, entries: Mapping[str, Array], backward: Backward
+) -> optax.GradientTransformation:
     made: Any = optimizer
     if entries:
         made = made(**entries)
-    check_optimizer(made)
+    check_training(made, backward)
     return made
 
 

@@ -24,7 +24,7 @@ from deepprop.network import cost, forward
 from deepprop.precision import wide
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
-from deepprop.training import Backward, Trained, check_optimizer, train_epoch
+from deepprop.training import Backward, Trained, check_training, train_epoch
 from deepprop.validation import check_key, example_weights, real_array
 
 Metric = Callable[[Array, Array], Array]
@@ -107,7 +107,7 @@ def fit(
         TypeError: an argument is of another kind.
         ImportError: `checkpoint` without orbax-checkpoint, or `privacy` without dp-accounting.
     """
-    check_optimizer(optimizer)
+    check_training(optimizer, backward)
     check_key(key)
     X, Y, w = in_memory(params, X, Y, weights, batch_size)
     check_count("epochs", epochs)
@@ -188,7 +188,7 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
         TrainingError, ValueError, TypeError, ImportError: as for `fit`; a batch is named by its
             epoch and number.
     """
-    check_optimizer(optimizer)
+    check_training(optimizer, backward)
     check_params(params)
     check_count("epochs", epochs)
     check_batches(batches, epochs)

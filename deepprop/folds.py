@@ -46,40 +46,41 @@ def predict_stack(stack: Layer, A: Array) -> Array:
 
 
 def down_stack(
-    held: Any,
-    layers_of: Callable[[Any], Layer],
-    visit: Visit,
-    entry: tuple[Any, Array, Array],
-    dA: Array,
+    stack: Layer | None, held: Any, visit: Visit, entry: tuple[Any, Array, Array], dA: Array
 ) -> tuple[Any, Array]:
     """Down through a stack: `visit` each layer from the highest on, and dA above it to dA below it.
 
     Args:
+        stack: the layers; None where they are what is held first, and `visit` changes them.
         held: anything with a leading axis of K, of which `visit` replaces layer l's; or None.
-        layers_of: `held` to the stack.
         visit: of one layer.
         entry: Z and A of the cache for the stack, and A below it.
         dA: (n, m), of the highest layer.
     """
     Z, A, A_below = entry
-    K, k = depth(layers_of(held)), layers_of(held).keep
+    layers = _layers(stack, held)
+    K, k = depth(layers), layers.keep
     if held is None:
-        one = jax.eval_shape(visit, None, layer_at(layers_of(held), 0), dA, A_below)
-        held = room(one, K)
+        held = room(jax.eval_shape(visit, None, layer_at(layers, 0), dA, A_below), K)
     if Z is not None:
-        return _down(held, layers_of, visit, (Z, A, A_below), dA, 0, K)
+        return _down(stack, held, visit, (Z, A, A_below), dA, 0, K)
 
     def segment(carry: tuple[Any, Array], s: Array) -> tuple[tuple[Any, Array], None]:
         held, dA_rows = carry
         below = jnp.where(s > 0, layer_at(A, jnp.maximum(s - 1, 0)), A_below)
         start = s * k
         count = _count(K, k, start)
-        Z_s, A_s = _up(layers_of(held), below, start, count, k)
-        held, dA = _down(held, layers_of, visit, (Z_s, A_s, below), dA_rows.mT, start, count)
+        Z_s, A_s = _up(_layers(stack, held), below, start, count, k)
+        held, dA = _down(stack, held, visit, (Z_s, A_s, below), dA_rows.mT, start, count)
         return (held, dA.mT), None
 
     (held, dA_rows), _ = lax.scan(segment, (held, dA.mT), jnp.arange(A.shape[0]), reverse=True)
     return held, dA_rows.mT
+
+
+def _layers(stack: Layer | None, held: Any) -> Layer:
+    layers: Layer = held[0] if stack is None else stack
+    return layers
 
 
 def _count(K: int, k: int, start: Array) -> Array | int:
@@ -104,29 +105,37 @@ def _up(
 
 
 def _down(
+    stack: Layer | None,
     held: Any,
-    layers_of: Callable[[Any], Layer],
     visit: Visit,
     entry: tuple[Array, Array, Array],
     dA: Array,
     start: Array | int,
     count: Array | int,
 ) -> tuple[Any, Array]:
-    """Down through `count` layers from number start + count - 1 on; Z and A are of these alone."""
-    Z, A, below = (P.mT for P in entry)
+    """Down through `count` layers from number start + count - 1 on; Z and A are of these alone.
 
-    def one(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-        held, dA_rows = carry
+    Where the layers themselves are held, what is new of one is written in the next turn, before
+    anything is read: only then does XLA write in place, instead of a copy of all in each turn.
+    """
+    Z, A, below = (P.mT for P in entry)
+    top, late = start + count - 1, stack is None
+
+    def one(i: Array, carry: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
+        held, new, dA_rows = carry
         j = count - 1 - i
         l = start + j
-        layer, dA = layer_at(layers_of(held), l), dA_rows.mT
+        held = _put(held, jnp.minimum(l + 1, top), new) if late else held
+        layer, dA = layer_at(_layers(stack, held), l), dA_rows.mT
         dZ = error_signal(layer, dA, layer_at(Z, j).mT, layer_at(A, j).mT)
         A_below = jnp.where(j > 0, layer_at(A, jnp.maximum(j - 1, 0)), below).mT
-        held = _put(held, l, visit(layer_at(held, l), layer, dZ, A_below))
-        return held, signal_below(layer, dZ, dA).mT
+        new = visit(layer_at(held, l), layer, dZ, A_below)
+        held, new = (held, new) if late else (_put(held, l, new), ())
+        return held, new, signal_below(layer, dZ, dA).mT
 
-    held, dA_rows = lax.fori_loop(0, count, one, (held, dA.mT))
-    return held, dA_rows.mT
+    begin = held, layer_at(held, top) if late else (), dA.mT
+    held, new, dA_rows = lax.fori_loop(0, count, one, begin)
+    return _put(held, start, new) if late else held, dA_rows.mT
 
 
 def whole(cache: Cache) -> Cache:

@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 from deepprop.backprop import manual_backward
+from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
 from deepprop.precision import wide
@@ -40,8 +41,10 @@ def update(
 ) -> tuple[Params, optax.OptState, Array]:
     """One step: the new params and state, and J before the step."""
     _, cache = forward(params, X)
-    grads = backward(cache, Y, weights)
     J = cost(cache, Y, weights)
+    if isinstance(optimizer, InBackward):
+        return *update_in_backward(optimizer, cache, Y, weights, state, J), J
+    grads = backward(cache, Y, weights)
     # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
     # cache (dp.kfac); the others ignore it.
     looks = optax.with_extra_args_support(optimizer)
@@ -77,7 +80,7 @@ def train_step(
     Raises:
         TypeError: `optimizer` is no optax transformation.
     """
-    check_optimizer(optimizer)
+    check_training(optimizer, backward)
     return jax.jit(partial(update, optimizer=optimizer, backward=backward), donate_argnums=(0, 1))
 
 
@@ -198,11 +201,16 @@ train_epoch = jax.jit(
 )
 
 
-def check_optimizer(optimizer: optax.GradientTransformation) -> None:
-    """Raise unless it is an optax transformation.
+def check_training(optimizer: optax.GradientTransformation, backward: Backward) -> None:
+    """Raise unless it is an optax transformation, which goes with that backward pass.
 
     Raises:
-        TypeError: it is anything else, such as its name.
+        TypeError: `optimizer` is anything else, such as its name.
+        ValueError: `in_backward` with another backward pass than its own.
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+    check_optimizer(optimizer)
+    if isinstance(optimizer, InBackward) and backward is not manual_backward:
+        raise ValueError(
+            "backward must be left out with in_backward, whose backward pass is its own, got"
+            f" {backward!r}"
+        )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import deepprop as dp
+from deepprop.cli import main
 from deepprop.export import PLATFORMS
 from tests.problems import HIDDEN, OUTPUTS, problem
 
@@ -257,3 +258,79 @@ def test_without_flatbuffers(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'deepprop\[export\]'"):
         dp.export(tmp_path / "network.jax", network_of())
     assert not list(tmp_path.iterdir())
+
+
+def command(capsys, *argv):
+    status = main(list(map(str, argv)))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.usefixtures("optax_types")
+@pytest.mark.parametrize("data", ["digits", "digits, standardized", "numbers"])
+def test_on_the_command_line_the_program_predicts_what_predict_does(tmp_path, capsys, data):
+    """From the same numbers, before any scaling; the file of the model has the scaling."""
+    if data == "numbers":
+        rng = np.random.default_rng(0)
+        x = (rng.standard_normal((60, 5)) * 40 + 500).astype(np.float32)
+        np.savez(tmp_path / "data.npz", X=x, y=x @ rng.standard_normal(5) / 100)
+        file = tmp_path / "data.npz"
+    else:
+        file = Path(dp.__file__).parent / "digits" / "digits.npz"
+    model, program, csv = (tmp_path / name for name in ("model.npz", "it.jax", "answers.csv"))
+    options = ["--hidden", "16", "--epochs", 2, "--no-check", "--save", model, "--data", file]
+    options += [] if data == "digits" else ["--standardize"]
+    assert command(capsys, "train", *options)[0] == 0
+    status, out, _ = command(capsys, "export", model, "--out", program)
+    assert status == 0
+    assert f"saved {program}" in out
+    assert command(capsys, "predict", model, "--data", file, "--out", csv)[0] == 0
+    with np.load(file) as arrays:
+        x = {name.lower(): arrays[name] for name in arrays.files}["x"]
+    np.savez(tmp_path / "it.npz", A=x.reshape(len(x), -1).T.astype(np.float32))
+    alone(tmp_path)
+    A = np.load(tmp_path / "it.answers.npz")["A"]
+    answers = np.loadtxt(csv)
+    if data == "numbers":
+        assert "takes float32 (5, m), one example a column, before any scaling" in out
+        assert "gives float32 (1, m)\n" in out
+        np.testing.assert_allclose(A[0], answers, rtol=1e-5, atol=1e-5)
+    else:
+        assert "gives float32 (10, m), a row for each class: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in out
+        assert len(answers) == 1797
+        np.testing.assert_array_equal(np.argmax(A, axis=0), answers)
+
+
+def test_bad_options_of_export_get_one_clear_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dp.save("model.npz", network_of())
+    for argv, message in {
+        ("none.npz", "--out", "x"): "No such file or directory: 'none.npz'",
+        ("model.npz", "--out", "no/x"): "No such file or directory: 'no/x'",
+        ("model.npz", "--out", "x", "--platforms", "cpu,gpu"): "platforms must be one or more of",
+        ("model.npz", "--out", "./model.npz"): "MODEL.npz and --out must be two files",
+    }.items():
+        status, out, err = command(capsys, "export", *argv)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    assert dp.load("model.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.npz"]
+
+
+def test_an_activation_of_your_own_and_one_platform_on_the_command_line(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours.py").write_text(
+        "import jax.numpy as jnp, deepprop as dp\n"
+        "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"
+    )
+    try:
+        sine = dp.Activation("sine", jnp.sin, lambda Z, A: jnp.cos(Z))
+        dp.save("model.npz", dp.init_params(jax.random.key(0), [4, 5, 3], hidden=sine))
+        argv = ["--out", "x.jax", "--own", "ours:sine", "--platforms", "cuda,tpu"]
+        assert command(capsys, "export", "model.npz", *argv)[0] == 0
+    finally:
+        sys.modules.pop("ours", None)
+    assert read("x.jax").platforms == ("cuda", "tpu")
+    assert "stablehlo.sine" in read("x.jax").mlir_module()

@@ -9,6 +9,7 @@ from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.diagnose import diagnose
 from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
+from deepprop.export import export
 from deepprop.fit import balanced_weights, fit, fit_batches
 from deepprop.gauss_newton import gauss_newton_diagonal, gauss_newton_product
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
@@ -61,6 +62,7 @@ __all__ = [
     "diagnosis_of",
     "epsilon_spent",
     "error_signals",
+    "export",
     "findings",
     "fit",
     "fit_batches",

@@ -1,4 +1,4 @@
-"""The command line: deepprop train, deepprop predict, deepprop check."""
+"""The command line: deepprop train, deepprop predict, deepprop export, deepprop check."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ import deepprop as dp
 from deepprop import command_train, commands
 from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
+from deepprop.export import PLATFORMS
 from deepprop.network import INITIALISERS
 
 
@@ -57,6 +58,17 @@ def _parser() -> argparse.ArgumentParser:
                          " are any (default: the handwritten digits that ship)")  # fmt: skip
     _own_option(predict)
     predict.add_argument("--out", type=Path, metavar="FILE.csv", help="write every prediction")
+
+    export = parts.add_parser(
+        "export", help="write a saved network as a program that runs without deepprop",
+        description="StableHLO, by jax.export. It takes numbers as they stand in the data.",
+    )  # fmt: skip
+    export.set_defaults(command=commands.export)
+    export.add_argument("model", metavar="MODEL.npz")
+    export.add_argument("--out", type=Path, metavar="FILE", required=True, help="to write it to")
+    export.add_argument("--platforms", default=",".join(PLATFORMS), metavar="NAME,NAME,...",
+                        help="to run on (default %(default)s)")  # fmt: skip
+    _own_option(export)
 
     check = parts.add_parser(
         "check", help="hold gradients against central differences, parameter by parameter",

@@ -1,4 +1,4 @@
-"""What the command line does with a network: predict, check; and what its options stand for."""
+"""What the command line does with a network: predict, export, check; and what options stand for."""
 
 import argparse
 import csv
@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from deepprop.costs import COSTS, OUTPUTS
 from deepprop.data import Scaling, encoded, load_examples, scaled
 from deepprop.files import atomic_write, check_writable
 from deepprop.layers import Params, output_of
+from deepprop.precision import wide
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -31,14 +33,28 @@ def predict(args: argparse.Namespace) -> int:
     A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))
     score = "" if y is None else _score(params, A, y, classes)
     answers = A.T if classes is None else classes[A.argmax(axis=0)]
-    first = ", ".join(str(a) for a in answers[:10]) + (", ..." if len(answers) > 10 else "")
-    print(f"{len(answers):,} predictions: {first}{score}")
+    print(f"{len(answers):,} predictions: {_first(answers)}{score}")
     if args.out is not None:
         with atomic_write(args.out) as file:
             text = io.TextIOWrapper(file, "utf-8", newline="")
             csv.writer(text, lineterminator="\n").writerows(answers.reshape(len(answers), -1))
             text.detach()
         print(f"saved {args.out}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a saved network as a program that runs without deepprop, on what `predict` takes."""
+    if args.out.resolve() == Path(args.model).resolve():
+        raise ValueError(f"MODEL.npz and --out must be two files, got {args.out} for both")
+    params = dp.load(args.model, own=[named(name) for name in args.own])
+    scaling, classes = _preparation(args.model, params)
+    dp.export(args.out, params, platforms=args.platforms.split(","), scaling=scaling)
+    n_0, n_L, dtype = params[0].W.shape[1], params[-1].W.shape[0], wide(params[0].W.dtype)
+    rows = "" if classes is None else f", a row for each class: {_first(classes)}"
+    print(f"takes {dtype} ({n_0}, m), one example a column, before any scaling")
+    print(f"gives {dtype} ({n_L}, m){rows}")
+    print(f"saved {args.out}")
     return 0
 
 
@@ -133,6 +149,10 @@ def _preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None]
     if classes is not None and (classes.shape != (n_L,) or classes.dtype.kind not in "buifUS"):
         raise ValueError(f"{path}: classes must be {n_L} labels")
     return Scaling(shift, scale), classes
+
+
+def _first(items: np.ndarray) -> str:
+    return ", ".join(str(item) for item in items[:10]) + (", ..." if len(items) > 10 else "")
 
 
 def _score(params: Params, A: np.ndarray, y: np.ndarray, classes: np.ndarray | None) -> str:

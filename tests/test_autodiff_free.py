@@ -157,6 +157,7 @@ with tempfile.TemporaryDirectory() as folder:
     sys.exit(
         main(["train", "--epochs", "1", "--hidden", "8", "--save", file])
         or main(["predict", file])
+        or main(["export", file, "--out", f"{folder}/model.jax"])
         or main(["check", file, "--examples", "2"])
     )
 """

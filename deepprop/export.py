@@ -81,7 +81,7 @@ def export(
     if size > ROOM:
         raise ValueError(f"params must take at most {ROOM:,} bytes in one file, got {size:,}")
     check_writable(path)
-    n_0, dtype = params[0].W.shape[1], wide(params[0].W.dtype)
+    n_0, dtype = params[0].W.shape[-1], wide(params[0].W.dtype)
     with jax.enable_x64(True) if dtype == np.float64 else nullcontext(), _no_source_paths():
         program = _program(params, _checked_scaling(scaling, n_0, dtype))
         (m,) = jax_export.symbolic_shape("m")

@@ -6,6 +6,7 @@ from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
 from deepprop.curvature import Factors, kfac_factors, sampled_targets
+from deepprop.devices import mesh, place, place_examples
 from deepprop.diagnose import diagnose
 from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
@@ -80,11 +81,14 @@ __all__ = [
     "load",
     "load_extra",
     "manual_backward",
+    "mesh",
     "noise_for",
     "output",
     "per_example_gradients",
     "per_example_norms",
     "per_example_products",
+    "place",
+    "place_examples",
     "plot_layers",
     "predict",
     "progress_bar",

@@ -50,7 +50,7 @@ def export(args: argparse.Namespace) -> int:
     params = dp.load(args.model, own=[named(name) for name in args.own])
     scaling, classes = _preparation(args.model, params)
     dp.export(args.out, params, platforms=args.platforms.split(","), scaling=scaling)
-    n_0, n_L, dtype = params[0].W.shape[1], params[-1].W.shape[0], wide(params[0].W.dtype)
+    n_0, n_L, dtype = params[0].W.shape[-1], params[-1].W.shape[0], wide(params[0].W.dtype)
     rows = "" if classes is None else f", a row for each class: {_first(classes)}"
     print(f"takes {dtype} ({n_0}, m), one example a column, before any scaling")
     print(f"gives {dtype} ({n_L}, m){rows}")

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from deepprop.backprop import manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
 from deepprop.checkpoint import checkpoints, setting_of
+from deepprop.devices import shards_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
 from deepprop.network import cost, forward
@@ -51,6 +52,7 @@ def fit(
     state: optax.OptState | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
+    shards: int | None = None,
 ) -> Fit:
     """Train on data in memory: each epoch is one compiled program.
 
@@ -95,6 +97,10 @@ def fit(
             used. What is inside `optimizer`, such as its learning rate, may be another than before.
         checkpoint_every: epochs from one checkpoint to the next, each of which takes about 0.1 s;
             the last epoch always is one.
+        shards: parts of m / shards examples that are shuffled apart, each of which gives as many
+            examples to every minibatch; None takes as many as there are devices that X is divided
+            over (`place_examples`), so that no example is exchanged. With the same number a run
+            goes the same way on one device as on many.
 
     Returns:
         A `Fit`: params, state, history, and why it stopped.
@@ -115,12 +121,16 @@ def fit(
     if record is not None and not callable(record):
         raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
     measure = measured(params, validation, metrics)
+    shards = shards_of(X) if shards is None else shards
+    check_shards(shards, X.shape[0], batch_size)
     parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
+    if shards > 1:
+        parts["shards"] = shards
 
     def train_plainly(params: Params, state: optax.OptState, epoch: int) -> Trained:
         trained: Trained = train_epoch(
             params, state, key, epoch, X, Y, w, optimizer=optimizer, backward=backward,
-            batch_size=batch_size, record=record, record_every=record_every,
+            batch_size=batch_size, record=record, record_every=record_every, shards=shards,
         )  # fmt: skip
         return trained
 
@@ -267,6 +277,19 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
     if value < 1 or (most is not None and value > most):
         limit = "" if most is None else f" and at most the {most} examples"
         raise ValueError(f"{name} must be above 0{limit}, got {value}")
+
+
+def check_shards(shards: int, m: int, batch_size: int) -> None:
+    """Raise unless examples and minibatches divide into so many parts.
+
+    Raises:
+        ValueError: they do not.
+        TypeError: `shards` is no whole number.
+    """
+    check_count("shards", shards)
+    for name, value in (("the examples", m), ("batch_size", batch_size)):
+        if value % shards:
+            raise ValueError(f"{name} must be a multiple of the {shards} shards, got {value}")
 
 
 def _beginning(

@@ -245,7 +245,7 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
         )
     if weights is None:
         return jnp.mean(losses)  # J = 1/m sum_i L(i)
-    w = example_weights(weights, m, losses.dtype)
+    w = example_weights(weights, m, losses.dtype, over_largest=False)
     return jnp.sum(w * losses) / sum_of_weights(w)
 
 

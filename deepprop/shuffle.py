@@ -49,3 +49,47 @@ def random_order(key: Array, m: int) -> Array:
     begin = jnp.arange(m, dtype=jnp.uint32), jnp.zeros(m, bool)
     number, _ = jax.lax.while_loop(lambda walk: ~jnp.all(walk[1]), on, begin)
     return number
+
+
+def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[Array, Array]:
+    """Which examples are in each minibatch of an epoch: all of them once, in a random order.
+
+    What the last minibatch lacks is filled up with examples that do not count.
+
+    >>> import jax
+    >>> index, counted = minibatches(jax.random.key(0), 7, 3)
+    >>> index.shape, sorted(index[counted].tolist())
+    ((3, 3), [0, 1, 2, 3, 4, 5, 6])
+
+    Args:
+        key: a JAX random key.
+        m: how many examples.
+        batch_size: of them in a minibatch.
+        shards: parts of m / shards examples, each shuffled by itself; a minibatch takes
+            batch_size / shards of each.
+
+    Returns:
+        The numbers of the examples, (steps, batch_size), or with several shards
+        (steps, shards, batch_size / shards), where each counts from its own first; and whether each
+        counts, (steps, batch_size).
+    """
+    m, size = m // shards, batch_size // shards
+    steps = -(-m // size)
+    order = random_order(key, m)[None]
+    if shards > 1:
+        order = jax.vmap(random_order, in_axes=(0, None))(jax.random.split(key, shards), m)
+    if lacking := steps * size - m:
+        order = jnp.concatenate([order, order[:, :lacking]], axis=1)
+    index = order.reshape(shards, steps, size).swapaxes(0, 1)
+    counted = jnp.broadcast_to((jnp.arange(steps * size) < m).reshape(steps, 1, size), index.shape)
+    index = index[:, 0] if shards == 1 else index
+    return index, counted.reshape(steps, shards * size)
+
+
+def gathered(P: Array, index: Array) -> Array:
+    """The rows of P (m, ...) of a minibatch, from an entry of what `minibatches` gives."""
+    if index.ndim == 1:
+        return P[index]
+    parts = P.reshape(len(index), -1, *P.shape[1:])
+    rows: Array = jax.vmap(lambda part, numbers: part[numbers])(parts, index)
+    return rows.reshape(-1, *P.shape[1:])

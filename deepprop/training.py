@@ -20,7 +20,7 @@ from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
 from deepprop.precision import wide
 from deepprop.record import Record, named, watching
-from deepprop.shuffle import random_order
+from deepprop.shuffle import gathered, minibatches
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
@@ -143,6 +143,7 @@ def one_epoch(
     batch_size: int,
     record: Record | None = None,
     record_every: int = 1,
+    shards: int = 1,
 ) -> Trained:
     """One epoch: every example once, in minibatches of a random order.
 
@@ -163,20 +164,18 @@ def one_epoch(
         batch_size: examples a step.
         record: what to see of the layers, of (cache, dZ, updates), or None.
         record_every: steps from one record to the next.
+        shards: parts of the data that are shuffled apart, each of which gives the same number of
+            examples to every minibatch: where each lies on a device of its own, none is exchanged.
 
     Returns:
         What `end_of_epoch` gives; each minibatch's J is taken before its step. Records have a
         leading axis.
     """
     m = X.shape[0]
-    steps = -(-m // batch_size)
-    order = random_order(jax.random.fold_in(key, epoch), m)
-    w = weights
-    if lacking := steps * batch_size - m:
-        order = jnp.concatenate([order, jnp.resize(order, (lacking,))])
-        w = jnp.ones(m, wide(params[0].W.dtype)) if w is None else w
-    counted = (jnp.arange(steps * batch_size) < m).reshape(steps, batch_size)
-    batches = order.reshape(steps, batch_size), counted
+    index, counted = minibatches(jax.random.fold_in(key, epoch), m, batch_size, shards)
+    steps, w = len(index), weights
+    if steps * batch_size > m and w is None:
+        w = jnp.ones(m, wide(params[0].W.dtype))
     train = partial(minibatch, optimizer=optimizer, backward=backward)
     watch = watching(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
 
@@ -185,18 +184,19 @@ def one_epoch(
     ) -> tuple[tuple[Carry, Any], None]:
         before, seen = carry
         index, count = batch
-        w_batch = None if w is None else jnp.where(count, w[index], 0)
-        after = train(before, X[index], Y[index], w_batch)
-        return (after, watch.see(seen, before[0], after[0], X[index], Y[index])), None
+        X_batch, Y_batch = gathered(X, index), gathered(Y, index)
+        w_batch = None if w is None else jnp.where(count, gathered(w, index), 0)
+        after = train(before, X_batch, Y_batch, w_batch)
+        return (after, watch.see(seen, before[0], after[0], X_batch, Y_batch)), None
 
     start = (params, state, no_sums(params)), watch.nothing
-    (trained, seen), _ = jax.lax.scan(step, start, batches)
+    (trained, seen), _ = jax.lax.scan(step, start, (index, counted))
     return end_of_epoch(*trained, named(seen))
 
 
 train_epoch = jax.jit(
     one_epoch,
-    static_argnames=("optimizer", "backward", "batch_size", "record", "record_every"),
+    static_argnames=("optimizer", "backward", "batch_size", "record", "record_every", "shards"),
     donate_argnames=("state",),
 )
 

@@ -60,19 +60,21 @@ def check_shape(
         )
 
 
-def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
-    """The weights (m,) of m examples over the largest, checked as far as their values are known.
+def example_weights(weights: Any, m: int, dtype: DTypeLike, *, over_largest: bool = True) -> Array:
+    """The weights (m,) of m examples, checked as far as their values are known.
 
-    J and its gradients are means, so only ratios of weights matter; of at most 1 they neither
-    overflow nor all vanish in a narrow type.
+    J and its gradients are means, so only ratios of weights matter: over the largest they are at
+    most 1, and neither overflow nor all vanish when they meet a narrow type.
 
     Raises:
         ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
         TypeError: the weights are not real numbers.
     """
     w = plain_weights("weights", weights, m, dtype)
-    if not isinstance(w, jax.core.Tracer) and not np.asarray(w).any():
+    if _is_known(w) and not np.asarray(w).any():
         raise ValueError("weights must not all be zero: J is the mean over their sum")
+    if not over_largest:
+        return w
     largest = jnp.max(w)
     return w / jnp.where(largest > 0, largest, 1)
 
@@ -87,7 +89,7 @@ def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
     w = real_array(name, weights, dtype)
     if w.shape != (m,):
         raise ValueError(f"{name} must have shape ({m},), one an example, got shape {w.shape}")
-    if not isinstance(w, jax.core.Tracer):
+    if _is_known(w):
         values = np.asarray(w)
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if wrong.size:
@@ -96,6 +98,11 @@ def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
                 f" {values[wrong[0]]}"
             )
     return w
+
+
+def _is_known(w: Array) -> bool:
+    """Whether its numbers are there, and in this process."""
+    return not isinstance(w, jax.core.Tracer) and w.is_fully_addressable
 
 
 def sum_of_weights(w: Array) -> Array:

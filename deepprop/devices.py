@@ -1,0 +1,175 @@
+"""Many devices, by placing arrays: XLA then divides the work and puts in what must be exchanged.
+
+Nothing else in deepprop knows of devices. Data parallel: the examples lie over the axis "data", and
+each device makes the gradient of its own. Model parallel: the units lie over the axis "model", in
+W[1] by rows, in W[2] by columns, and so on: Z[1] and A[1] need no exchange, as each device has the
+rows of its units; Z[2] is a sum over devices; so two layers take one exchange on the way up and one
+on the way down (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from deepprop.layers import Layer, Params, check_params, is_stack
+
+AXES = ("data", "model")
+WHOLE: tuple[str | None, ...] = (None, None)
+ROWS, COLUMNS = ("model", None), (None, "model")
+
+
+def mesh(*, data: int | None = None, model: int = 1) -> Mesh:
+    """A mesh of all devices, of all processes, with the axes "data" and "model".
+
+    >>> import deepprop as dp
+    >>> dict(dp.mesh(data=1).shape)
+    {'data': 1, 'model': 1}
+
+    Args:
+        data: over how many devices the examples are divided; None takes as many as there are.
+        model: over how many the units are.
+
+    Raises:
+        ValueError: there are other than data times model devices.
+    """
+    count = len(jax.devices())
+    data = count // model if data is None and model > 0 else data
+    if data is None or data < 1 or model < 1 or data * model > count:
+        raise ValueError(
+            f"mesh must have data times model devices, got {data} times {model} of {count}"
+        )
+    devices = jax.devices()[: data * model]
+    return jax.make_mesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def place(params: Params, mesh: Mesh) -> Params:
+    """The parameters on a mesh: whole on each device, or divided where its axis "model" is above 1.
+
+    Then W[1] is divided by rows and W[2] by columns, and so on in pairs; a last layer without a
+    pair is whole. The layers of a stack are all divided by rows.
+
+    >>> import jax, deepprop as dp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
+    >>> place(params, dp.mesh(data=1))[0].W.sharding.spec
+    P('model', None)
+
+    Args:
+        params: the layers; the same in every process.
+        mesh: with an axis "model", and axes of the type Auto, as `deepprop.mesh` makes it.
+
+    Returns:
+        The layers; what is computed from them lies as they do.
+
+    Raises:
+        ValueError: the mesh has no such axes, or a layer's units are no multiple of "model".
+        TypeError: `mesh` is no jax.sharding.Mesh, or params is no tuple of layers.
+    """
+    check_params(params)
+    check_mesh(mesh, "model")
+    placed: list[Layer] = []
+    axes: tuple[str | None, ...]
+    by_rows = True
+    for l, layer in enumerate(params, start=1):
+        if is_stack(layer):
+            axes, by_rows = ROWS, True
+        elif by_rows and l == len(params):
+            axes = WHOLE
+        else:
+            axes, by_rows = (ROWS if by_rows else COLUMNS), not by_rows
+        placed.append(_placed(l, layer, axes, mesh))
+    return tuple(placed)
+
+
+def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
+    """X (n_0, m), Y (n_L, m) or weights (m,) over the axis "data": m / data examples a device.
+
+    Of several processes each gives its own examples, as many as the others, and need not have read
+    any other.
+
+    >>> import jax.numpy as jnp, deepprop as dp
+    >>> X, w = place_examples(dp.mesh(data=1), jnp.ones((3, 8)), jnp.ones(8))
+    >>> X.sharding.spec, w.sharding.spec
+    (P(None, 'data'), P('data',))
+
+    Args:
+        mesh: with an axis "data", and axes of the type Auto, as `deepprop.mesh` makes it.
+        arrays: with the examples on the last axis; in each process its own.
+
+    Returns:
+        The arrays with the examples of all processes.
+
+    Raises:
+        ValueError: the mesh has no such axis, or the examples are no multiple of its devices.
+        TypeError: `mesh` is no jax.sharding.Mesh.
+    """
+    check_mesh(mesh, "data")
+    here = mesh.local_mesh.shape["data"]
+    placed = []
+    for array in arrays:
+        ndim, m = getattr(array, "ndim", 0), getattr(array, "shape", (0,))[-1:]
+        if not ndim or m[0] % here or not m[0]:
+            raise ValueError(
+                f"examples must be a multiple of the {here} devices of this process on the axis"
+                f' "data", got shape {getattr(array, "shape", ())}'
+            )
+        spec: PartitionSpec = PartitionSpec(*[None] * (ndim - 1), "data")  # type: ignore[no-untyped-call]
+        own = np.asarray(array) if jax.process_count() > 1 else array
+        placed.append(_of_processes(NamedSharding(mesh, spec), own))
+    return tuple(placed)
+
+
+def _of_processes(sharding: NamedSharding, own: Any) -> Array:
+    placed: Array
+    if jax.process_count() == 1:
+        placed = jax.device_put(own, sharding)
+    else:
+        placed = jax.make_array_from_process_local_data(sharding, own)  # type: ignore[no-untyped-call]
+    return placed
+
+
+def shards_of(X: Any) -> int:
+    """Over how many devices the examples of X (m, n_0) are divided."""
+    sharding = getattr(X, "sharding", None)
+    return 1 if sharding is None else int(X.shape[0] // sharding.shard_shape(X.shape)[0])
+
+
+def check_mesh(mesh: Any, axis: str) -> None:
+    """Raise unless it is a mesh with that axis, whose arrays XLA divides by itself.
+
+    Raises:
+        ValueError: it has no such axis, or one of another type than Auto.
+        TypeError: it is no mesh.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    if axis not in mesh.axis_names:
+        raise ValueError(f'mesh must have an axis "{axis}", got {mesh.axis_names}')
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"mesh must have axes of the type AxisType.Auto, as deepprop.mesh makes them, got"
+            f" {mesh.axis_types}"
+        )
+
+
+def _placed(l: int, layer: Layer, axes_of: Sequence[str | None], mesh: Mesh) -> Layer:
+    split = axes_of.index("model") - 2 if "model" in axes_of else None
+    count = mesh.shape["model"]
+    if split is not None and layer.W.shape[split] % count:
+        raise ValueError(
+            f'W[{l}] must have a multiple of {count} units for the axis "model", got shape'
+            f" {layer.W.shape}"
+        )
+    before = [None] * is_stack(layer)
+
+    def put(leaf: Array, axes: Sequence[str | None]) -> Array:
+        spec: PartitionSpec = PartitionSpec(*before, *axes)  # type: ignore[no-untyped-call]
+        there: Array = jax.device_put(leaf, NamedSharding(mesh, spec))
+        return there
+
+    return replace(layer, W=put(layer.W, axes_of), b=put(layer.b, (axes_of[0], None)))

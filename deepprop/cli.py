@@ -94,6 +94,13 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
         " is no test set (default %(default)s)")  # fmt: skip
     _network_options(parser, hidden="256,128")
     add("--init", choices=sorted(INITIALISERS), help="default: what fits each activation")
+    add("--residual", action="store_true", help="hidden layers with as many units as inputs add"
+        " their input; equal ones are held as a stack. Deep networks need it, and a smaller"
+        " --learning-rate")  # fmt: skip
+    add("--keep", type=_keep, metavar="K", help="hold equal hidden layers as a stack, and keep A of"
+        " every K-th for the backward pass, or sqrt; the others are computed again")  # fmt: skip
+    add("--products", choices=["bfloat16", "float16"], help="type of the factors of matrix"
+        " products (default: float32)")  # fmt: skip
     add("--optimizer", choices=command_train.OPTIMIZERS, default="adam", help="default %(default)s")
     add("--learning-rate", type=_positive, help=f"default {command_train.LEARNING_RATE}; kfac needs"
         " none")  # fmt: skip
@@ -126,7 +133,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 def _network_options(parser: argparse.ArgumentParser, hidden: str | None) -> None:
     parser.add_argument(
         "--hidden", type=_sizes, default=hidden, metavar="N,N,...",
-        help="units of each hidden layer; none for no hidden layer"
+        help="units of each hidden layer, 64x20 for 20 of 64; none for no hidden layer"
         + (f" (default {hidden})" if hidden else ""),
     )  # fmt: skip
     parser.add_argument(
@@ -172,7 +179,12 @@ def _positive(text: str) -> float:
     return value
 
 
+def _keep(text: str) -> int | str:
+    return text if text == "sqrt" else _count(text)
+
+
 def _sizes(text: str) -> list[int]:
-    return (
-        [] if text.strip() in ("", "none") else [_count(part.strip()) for part in text.split(",")]
-    )
+    if text.strip() in ("", "none"):
+        return []
+    parts = [part.partition("x") for part in text.split(",")]
+    return [_count(n.strip()) for n, _, times in parts for _ in range(_count(times.strip() or "1"))]

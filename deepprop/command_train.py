@@ -80,7 +80,11 @@ def train(args: argparse.Namespace) -> int:
         hidden=hidden_of(args.activation, len(args.hidden)),
         output=output or data.output,
         init=args.init,
+        residual=args.residual,
+        stack=args.residual or args.keep is not None,
+        products=args.products,
     )
+    params = params if args.keep is None else dp.stack(params, args.keep)
     if args.optimizer != "kfac":
         args.learning_rate = args.learning_rate or LEARNING_RATE
     elif not args.learning_rate and args.schedule != "constant":

@@ -19,7 +19,7 @@ from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.data import Scaling, encoded, load_examples, scaled
 from deepprop.files import atomic_write, check_writable
-from deepprop.layers import Params, output_of
+from deepprop.layers import Layer, Params, depth, is_stack, output_of
 from deepprop.precision import wide
 
 
@@ -110,8 +110,13 @@ def hidden_of(text: str | None, layers: int) -> Any:
 
 def describe(params: Params) -> str:
     """Units and activations, layer by layer."""
-    layers = [f"{layer.W.shape[-2]} {layer.activation.name}" for layer in params]
-    return " - ".join([str(params[0].W.shape[-1]), *layers])
+    return " - ".join([str(params[0].W.shape[-1]), *map(_described, params)])
+
+
+def _described(layer: Layer) -> str:
+    times = f"{depth(layer)} x " if is_stack(layer) else ""
+    residual = " residual" if layer.residual else ""
+    return f"{times}{layer.W.shape[-2]} {layer.activation.name}{residual}"
 
 
 def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:

@@ -25,6 +25,8 @@ CUT_OFF = 0.99  # share of dead units at which a layer lets nothing through
 FLAT_SHARE = 0.5  # of a two-sided activation, such as tanh
 UPDATES = (1e-6, 0.1)  # of an update to its W; about 1e-3 is usual (Karpathy, CS231n notes)
 TARGETS = 100  # of the norm of dZ[L], which is A[L] - Y
+MOST_ROWS = 24  # of a table: of more layers the lowest and the highest
+MOST_NAMED = 8  # layers by their numbers in a finding
 STILL = 0.1  # of the norm of dZ[L], above which there is something left to learn
 
 
@@ -80,11 +82,14 @@ def steepest(g: Activation) -> float:
 
 
 def table(diagnosis: Diagnosis) -> str:
-    """A line a layer, the numbers rounded to two digits."""
+    """A line a layer, the numbers rounded to two digits; of very many, the lowest and highest."""
     d = _numbers(diagnosis)
     head = ["layer", "units", "activation", "A", "dZ", "W", "dW", "update/W", "dead", "flat"]
-    rows = [head]
+    rows, L = [head], len(diagnosis.activations)
     for l, g in enumerate(diagnosis.activations):
+        if L > MOST_ROWS and MOST_ROWS // 2 <= l < L - MOST_ROWS // 2:
+            rows += [["..."] + [""] * (len(head) - 1)] * (l == MOST_ROWS // 2)
+            continue
         update = "" if "update" not in d else f"{d['update'][l]:.2g}"
         plain = isinstance(g, Activation)
         shares = [f"{d[name][l]:.0%}" if plain else "" for name in ("dead", "flat")]
@@ -275,4 +280,6 @@ def _layers(which: Sequence[int] | np.ndarray) -> str:
         return f"layer {l[0]}"
     if l == list(range(l[0], l[-1] + 1)) and len(l) > 2:
         return f"layers {l[0]} to {l[-1]}"
+    if len(l) > MOST_NAMED:
+        return f"{len(l)} of layers {l[0]} to {l[-1]}"
     return f"layers {', '.join(map(str, l[:-1]))} and {l[-1]}"

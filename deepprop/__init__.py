@@ -17,6 +17,7 @@ from deepprop.in_backward import in_backward
 from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer
 from deepprop.loop import Fit, TrainingError
+from deepprop.memory import MemoryPlan, memory_plan
 from deepprop.model_file import load, load_extra, save
 from deepprop.moments import (
     NoiseScale,
@@ -48,6 +49,7 @@ __all__ = [
     "GradientError",
     "GradientReport",
     "Layer",
+    "MemoryPlan",
     "NoiseScale",
     "Output",
     "Privacy",
@@ -80,6 +82,7 @@ __all__ = [
     "load",
     "load_extra",
     "manual_backward",
+    "memory_plan",
     "noise_for",
     "output",
     "per_example_gradients",

@@ -18,6 +18,7 @@ from deepprop.in_backward import in_backward
 from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer
 from deepprop.loop import Fit, TrainingError
+from deepprop.memory import MemoryPlan, memory_plan
 from deepprop.model_file import load, load_extra, save
 from deepprop.moments import (
     NoiseScale,
@@ -49,6 +50,7 @@ __all__ = [
     "GradientError",
     "GradientReport",
     "Layer",
+    "MemoryPlan",
     "NoiseScale",
     "Output",
     "Privacy",
@@ -81,6 +83,7 @@ __all__ = [
     "load",
     "load_extra",
     "manual_backward",
+    "memory_plan",
     "mesh",
     "noise_for",
     "output",

@@ -65,9 +65,11 @@ def down_stack(
     if Z is not None:
         return _down(stack, held, visit, (Z, A, A_below), dA, 0, K)
 
+    kept, lowest = A.mT, A_below.mT  # turned here, or XLA copies all that is kept into columns
+
     def segment(carry: tuple[Any, Array], s: Array) -> tuple[tuple[Any, Array], None]:
         held, dA_rows = carry
-        below = jnp.where(s > 0, layer_at(A, jnp.maximum(s - 1, 0)), A_below)
+        below = jnp.where(s > 0, layer_at(kept, jnp.maximum(s - 1, 0)), lowest).mT
         start = s * k
         count = _count(K, k, start)
         Z_s, A_s = _up(_layers(stack, held), below, start, count, k)

@@ -136,7 +136,7 @@ def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
     # The state before the first update depends on no layer.
     of: list[set[int]] = [set() for _ in kept]
     for _ in range(len(kept) + 1):  # a dependence goes from one number of the state to another
-        of = _depend(jaxpr, [*of, *({l} for l in (0, 0, 1, 1) * 2)])
+        of = depend(jaxpr, [*of, *({l} for l in (0, 0, 1, 1) * 2)])
         of, of_updates = of[: len(kept)], of[len(kept) :]
     if any(own - {l} for own, l in zip(of_updates, (0, 0, 1, 1), strict=True)):
         raise ValueError(
@@ -146,7 +146,7 @@ def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
         )
 
 
-def _depend(jaxpr: Any, of_inputs: list[set[int]]) -> list[set[int]]:
+def depend(jaxpr: Any, of_inputs: list[set[int]]) -> list[set[int]]:
     """The layers that each output of a jaxpr depends on, from those of its inputs."""
     n = len(jaxpr.outvars)
     masks = (partial_eval.dce_jaxpr(jaxpr, [i == out for i in range(n)])[1] for out in range(n))

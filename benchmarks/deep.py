@@ -1,0 +1,227 @@
+"""Very deep networks: compile time, what is kept, the update on the way down, and 1,000 layers.
+
+    pip install -e '.[peers]' && python benchmarks/deep.py
+
+Programs are timed in turns and in a new order each round, after a check that they give the same
+gradient or the same parameters. Temporary bytes are XLA's own.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from report import markdown, setting, spread, today, write
+
+import deepprop as dp
+from deepprop.data import load_data
+
+L, N, M = 256, 256, 256  # layers, units, examples
+KEEP = 16
+
+
+def compile_seconds(depths, rounds):
+    """A row a depth: seconds to trace and compile a step of Adam, by those of the first depth."""
+    X, Y = jnp.ones((64, 128)), jnp.full((10, 128), 0.1)
+    optimizer = optax.adam(1e-3)
+
+    def seconds(depth, stacked):
+        params = dp.init_params(
+            jax.random.key(0), [64, *[64] * depth, 10], residual=True, stack=stacked
+        )
+        state = optimizer.init(params)
+        jax.clear_caches()
+        begin = time.perf_counter()
+        dp.train_step(optimizer).lower(params, state, X, Y).compile()
+        return time.perf_counter() - begin
+
+    seconds(3, True)
+    stacked = np.array([[seconds(depth, True) for depth in depths] for _ in range(rounds)])
+    rows = []
+    for i, depth in enumerate(depths):
+        alone = f"{seconds(depth, False):.1f}" if depth <= 100 else "—"
+        ratio = spread(stacked[:, i] / stacked[:, 0], ".2f")
+        rows.append([f"{depth:,}", f"{np.median(stacked[:, i]):.2f}", ratio, alone])
+    return rows
+
+
+def by_hand(params, X, Y):
+    return dp.manual_backward(dp.forward(params, X.T)[1], Y.T)
+
+
+def by_autodiff(keep):
+    """jax.grad of a scan over the layers, in segments under jax.checkpoint where some are kept."""
+
+    def layer(A, weights):
+        W, b = weights
+        return jnp.maximum(A @ W.T + b[:, 0], 0), None
+
+    def cost(weights, X, Y):
+        stack, (W, b) = weights
+        if keep == 1:
+            A, _ = jax.lax.scan(layer, X, stack)
+        else:
+            segments = jax.tree.map(lambda leaf: leaf.reshape(-1, keep, *leaf.shape[1:]), stack)
+            segment = jax.checkpoint(lambda A, part: jax.lax.scan(layer, A, part))
+            A, _ = jax.lax.scan(segment, X, segments)
+        Z = A @ W.T + b[:, 0]
+        return jnp.mean(jax.nn.logsumexp(Z, axis=1) - jnp.sum(Z * Y, axis=1))
+
+    return jax.grad(cost)
+
+
+def in_turns(programs, rounds):
+    """Seconds of each of {name: a function without arguments}, round by round."""
+    seconds, rng = {name: [] for name in programs}, np.random.default_rng(0)
+    names = list(programs)
+    for _ in range(rounds):
+        for i in rng.permutation(len(names)):
+            begin = time.perf_counter()
+            jax.block_until_ready(programs[names[i]]())
+            seconds[names[i]].append(time.perf_counter() - begin)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def check_equal(one, other, tolerance):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        error = float(jnp.abs(a - b).max() / jnp.abs(b).max())
+        assert error < tolerance, error
+
+
+def keeping(rounds):
+    """A row a way to make the gradient: its temporary bytes and its time by keeping everything."""
+    params = dp.init_params(jax.random.key(0), [N, *[N] * L, 10], stack=True)
+    X = jax.random.normal(jax.random.key(1), (M, N))
+    Y = jax.nn.one_hot(jnp.arange(M) % 10, 10)
+    weights = tuple((layer.W, layer.b) for layer in params)
+    names = ["deepprop, all kept", f"deepprop, every {KEEP}th", "jax.grad, all kept"]
+    names += [f"jax.grad and jax.checkpoint, every {KEEP}th"]
+    kept = dp.stack(params, KEEP)
+    of = zip(
+        names,
+        (by_hand, by_hand, by_autodiff(1), by_autodiff(KEEP)),
+        (params, kept, weights, weights),
+        strict=True,
+    )
+    programs, memory = {}, {}
+    for name, f, given in of:
+        compiled = jax.jit(f).lower(given, X, Y).compile()
+        programs[name] = partial(compiled, given, X, Y)
+        memory[name] = compiled.memory_analysis().temp_size_in_bytes
+        check_equal(programs[name](), programs[names[0]](), 1e-4)
+    seconds = in_turns(programs, rounds)
+    first = names[0]
+    return [
+        [
+            name,
+            f"{memory[name] / 1e6:.1f}",
+            f"{memory[name] / memory[first]:.2f}",
+            spread(seconds[name] / seconds[first], ".2f"),
+        ]
+        for name in names
+    ]
+
+
+def updating(rounds):
+    """A row an optimizer: temporary bytes with and without in_backward, and the time by that."""
+    X = jax.random.normal(jax.random.key(1), (64, 64))
+    Y = jax.nn.one_hot(jnp.arange(64) % 10, 10, axis=0)
+    rows = []
+    for name, optimizer in (("SGD", optax.sgd(1e-3)), ("Adam", optax.adam(1e-4))):
+        params = dp.init_params(jax.random.key(0), [64, *[N] * 128, 10], residual=True, stack=True)
+        runs, memory, programs = {}, {}, {}
+        for one in (optimizer, dp.in_backward(optimizer)):
+            step = dp.train_step(one)
+            program = step.lower(params, one.init(params), X, Y).compile()
+            memory[one] = program.memory_analysis().temp_size_in_bytes
+            runs[one] = [jax.tree.map(jnp.copy, params), one.init(params)]
+
+            def run(one=one, program=program, runs=runs):
+                runs[one][0], runs[one][1], _ = program(*runs[one], X, Y)
+                return runs[one]
+
+            programs[one] = run
+        ways = list(programs)
+        for way in ways:
+            programs[way]()
+        check_equal(runs[ways[1]][0], runs[ways[0]][0], 1e-3)
+        seconds = in_turns(programs, rounds)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        rows.append(
+            [
+                name,
+                f"{size / 1e6:.1f}",
+                *(f"{memory[way] / 1e6:.1f}" for way in ways),
+                spread(seconds[ways[1]] / seconds[ways[0]], ".2f"),
+            ]
+        )
+    return rows
+
+
+def a_thousand(seeds, epochs):
+    """A row a seed: the accuracy of 1,000 residual layers on held-out digits, and the seconds."""
+    rows = []
+    for seed in range(seeds):
+        data = load_data(None, seed=seed)
+        sizes = [data.X.shape[0], *[64] * 1000, data.Y.shape[0]]
+        params = dp.init_params(jax.random.key(seed), sizes, residual=True, stack=True)
+        steps = epochs * -(-data.X.shape[1] // 32)
+        begin = time.perf_counter()
+        fit = dp.fit(
+            dp.stack(params, "sqrt"), optax.adam(optax.cosine_decay_schedule(3e-5, steps)),
+            data.X, data.Y, epochs=epochs, batch_size=32, key=jax.random.key(seed),
+        )  # fmt: skip
+        seconds = time.perf_counter() - begin
+        right = jnp.argmax(dp.predict(fit.params, data.X_test), 0) == jnp.argmax(data.Y_test, 0)
+        rows.append([f"{seed}", f"{100 * float(right.mean()):.1f} %", f"{seconds:.0f}"])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    text = f"""# Very deep networks, {today()}
+
+{setting()}.
+
+Ratios are medians of {args.rounds} rounds (min to max).
+
+## Compile time
+
+Seconds to trace and compile one step of Adam for residual layers of 64 units, as a stack and one by
+one.
+
+{markdown(["layers", "stack: s", "by 10 layers", "one by one: s"], compile_seconds([10, 100, 1000], args.rounds))}
+
+## What is kept
+
+The gradient of {L} relu layers of {N}, batch {M}, float32.
+
+{markdown(["", "temporary MB", "by all kept", "time by all kept"], keeping(args.rounds))}
+
+## The update in the backward pass
+
+One step of 128 residual layers of {N}, batch 64; MB of the parameters, and of XLA's temporaries.
+
+{markdown(["optimizer", "parameters", "temporary", "with in_backward", "time by without"], updating(args.rounds))}
+
+## 1,000 layers
+
+{args.epochs} epochs of the digits on 1,000 residual relu layers of 64 (4.2 million parameters), Adam from 3e-5 down a
+cosine, minibatches of 32, `keep="sqrt"`: accuracy on the held-out digits, and seconds with compiling.
+
+{markdown(["seed", "accuracy", "s"], a_thousand(args.seeds, args.epochs))}
+"""
+    write(text, "deep", args.out)
+
+
+if __name__ == "__main__":
+    main()

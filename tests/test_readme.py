@@ -34,7 +34,7 @@ def test_each_equation_stands_in_its_line_and_has_its_test(equation, file, line,
 
 def test_all_rows_and_blocks_are_read():
     assert len(ROWS) == 9
-    assert len(BLOCKS) == README.count("```python") == 4
+    assert len(BLOCKS) == README.count("```python") == 5
 
 
 def test_links_lead_to_files():

@@ -72,9 +72,7 @@ def train(folder, processes, devices, epochs, model=1):
 
 
 @pytest.mark.usefixtures("x64", "optax_types")
-@pytest.mark.parametrize(
-    ("processes", "devices", "model"), [(4, 1, 1), (2, 4, 2)], ids=str
-)
+@pytest.mark.parametrize(("processes", "devices", "model"), [(4, 1, 1), (2, 4, 2)], ids=str)
 def test_processes_train_as_one(tmp_path, processes, devices, model):
     """And a run that several processes began is gone on with by one, on one device."""
     params, X, Y, w = problem(0, [16, 32, 8, 8], 96, weighted=True)

@@ -85,11 +85,12 @@ def tree(size, n, rate, hop):
     return 2 * (n - 1) / n * size / rate + 2 * ceil(log2(n)) * hop
 
 
-def all_reduce(hardware, size, n, stride, shares):
+def all_reduce(hardware, size, n, stride, shares, piped=False):
     """Seconds to add up `size` bytes over n devices that lie `stride` apart.
 
     First inside each node, so that each device has the sum of its part; then these parts between
-    nodes, each device over its own link; then inside again.
+    nodes, each device over its own link; then inside again. Piped: in pieces, so that links inside
+    and between are busy at the same time.
     """
     if n == 1:
         return 0.0
@@ -98,17 +99,18 @@ def all_reduce(hardware, size, n, stride, shares):
     rate = hardware.inside if filled else hardware.inside_apart
     around = ring if hardware.sides == 1 else torus
     hops = hardware.hop_inside * shares.latency, hardware.hop_between * shares.latency
-    seconds = around(size, near, rate * shares.links, hops[0])
-    seconds += tree(size / near, ceil(n / near), hardware.between * shares.links, hops[1])
-    return seconds + hardware.start * shares.latency
+    inside = around(size, near, rate * shares.links, hops[0])
+    between = tree(size / near, ceil(n / near), hardware.between * shares.links, hops[1])
+    together = max if piped else sum
+    return together([inside, between]) + hardware.start * shares.latency
 
 
-def wire(hardware, exchange, n, stride, shares):
+def wire(hardware, exchange, n, stride, shares, piped=False):
     """Seconds of an exchange, as often as it runs. A gather or a scatter is half an all-reduce."""
     if exchange.kind not in ("all-reduce", "all-gather", "reduce-scatter"):
         raise ValueError(f"no time is known for {exchange.kind}")
     half = 1 if exchange.kind == "all-reduce" else 0.5
-    return exchange.times * half * all_reduce(hardware, exchange.bytes, n, stride, shares)
+    return exchange.times * half * all_reduce(hardware, exchange.bytes, n, stride, shares, piped)
 
 
 class Step(NamedTuple):
@@ -119,6 +121,7 @@ class Step(NamedTuple):
     kernels: float
     model: float  # exchanges over the axis "model", for which the next layer waits
     data: float  # over the axis "data", of gradients
+    piped: float  # the same, inside and between nodes at the same time
     backward: float  # share of the products
 
     @property
@@ -133,24 +136,27 @@ class Step(NamedTuple):
 
     @property
     def together(self):
-        """Gradients are exchanged during the backward pass, as far as it lasts: the lower."""
-        return self.alone + self.model + max(0.0, self.data - self.backward * self.products)
+        """Gradients are exchanged in pieces during the backward pass, while it lasts: the lower."""
+        return self.alone + self.model + max(0.0, self.piped - self.backward * self.products)
 
 
 def step_time(hardware, counts, kind, data, model, backward, shares=Shares()):  # noqa: B008
     """The seconds of a step with counts of one device, on data times model devices."""
     hbm = hardware.hbm * shares.hbm / shares.moved
     products = counts.flops / (hardware.rates[kind] * shares.products)
-    over = {"data": 0.0, "model": 0.0}
+    over = {"data": 0.0, "model": 0.0, "piped": 0.0}
     groups = {"data": (data, model), "model": (model, 1)}
     for exchange in counts.exchanges:
         axis = exchange.axis(model)
         over[axis] += wire(hardware, exchange, *groups[axis], shares)
+        if axis == "data":
+            over["piped"] += wire(hardware, exchange, *groups[axis], shares, piped=True)
     return Step(
         max(products, counts.product_bytes / hbm),
         counts.other_bytes / hbm,
         counts.kernels * hardware.kernel * shares.latency,
         over["model"],
         over["data"],
+        over["piped"],
         backward,
     )

@@ -314,18 +314,18 @@ def read():
     at = step(H100, NETWORKS[0], "bfloat16", 1, 1024, 512)
     stack = step(H100, NETWORKS[2], "bfloat16", 1, 1024, 512)
     return f"""\
-- From 64 devices to 16,384 weak scaling hardly changes for large layers: {found(0, "bfloat16", 1, 64)} %, then
-  {found(0, "bfloat16", 1, 16384)} % (8 layers of 8192, H100, bfloat16, data parallel). What is lost is lost on leaving
-  the node: with 512 examples a device the gradients take {milli(at.data)} ms, all else {milli(at.alone)}, of which the
-  products are {milli(at.products)} and Adam's memory most of the rest. To exchange during the backward pass saves
-  little, as it is short.
+- The batch a device fixed, 8 layers of 8192, H100, bfloat16, data parallel: {found(0, "bfloat16", 1, 8)} % on 8 devices,
+  {found(0, "bfloat16", 1, 64)} % on 64, and from there to 16,384 hardly less: {found(0, "bfloat16", 1, 16384)} %. With 512 examples a device the
+  gradients take {milli(at.piped)} to {milli(at.data)} ms and all else {milli(at.alone)}, of which the products are {milli(at.products)} and Adam's memory
+  most of the rest. The backward pass is too short to hide much of the exchange.
 - The remedy is a larger batch a device: {half} for half the speed of as many single devices, {most} for
-  90 %, which is {int(most.replace(",", "")) * 1024:,} examples a step on 1024: whether such a batch still trains well is another
+  90 %, with nothing at the same time; which is {int(most.replace(",", "")) * 1024:,} examples a step on 1024: whether such a batch still trains well is another
   question, which `gradient_noise_scale` asks.
-- Units divided over the 8 devices of a node, with 8 times the batch each: {found(0, "bfloat16", MODEL, 1024)} % on 1024 for layers of
-  8192, as each device has 1/8 of the gradient to exchange and of Adam to do; little for 4096
-  ({found(1, "bfloat16", MODEL, 1024)} %), and a loss for a stack ({found(2, "bfloat16", MODEL, 1024)} %), which gathers A twice a layer.
-- A stack exchanges each layer's gradient by itself: of {milli(stack.data)} ms for {over(counted_at(NETWORKS[2], 1, 512), "data", 1)[0]} exchanges most is latency,
+- Units divided over the 8 devices of a node, with 8 times the batch each, on 1024 (in brackets: data
+  parallel alone): {found(0, "bfloat16", MODEL, 1024)} ({found(0, "bfloat16", 1, 1024)}) % for layers of 8192, as each device has 1/8 of the gradient to
+  exchange and of Adam to do; {found(1, "bfloat16", MODEL, 1024)} ({found(1, "bfloat16", 1, 1024)}) % for 4096; and {found(2, "bfloat16", MODEL, 1024)} ({found(2, "bfloat16", 1, 1024)}) % for the stack, which gathers
+  A twice a layer.
+- A stack exchanges each layer's gradient by itself: of {milli(stack.piped)} to {milli(stack.data)} ms for {over(counted_at(NETWORKS[2], 1, 512), "data", 1)[0]} exchanges most is latency,
   so that this line hangs on its assumption.
 - Where it does not pay: 784-256-128-10 takes {1e3 * float(milli(step(H100, NETWORKS[3], "float32", 1, 1, 128).alone)):.0f} us on one H100, nearly all of it to start kernels;
   on 8 devices a batch of 8,192 is done {8 * min(strong(H100, NETWORKS[3], "float32", 1, 8)):.1f} times as fast, on 64 {64 * min(strong(H100, NETWORKS[3], "float32", 1, 64)):.1f} times.
@@ -363,7 +363,8 @@ move and exchange; rates that vendors state, and the assumptions below, make sec
   gather takes half of it. Nodes hold neighbours; links are not shared with anyone, and none is slow.
 - "Data" is `dp.mesh(data=N)`; "data x model" is `dp.mesh(data=N // 8, model=8)`, with the 8 in one
   node. Nothing runs beside exchanges over "model". Two bounds are given: gradients exchanged after
-  the backward pass, and during it as far as its products last. The program for the host has one
+  the backward pass, one part after the other; and in pieces, so that links inside and between nodes
+  are busy at the same time, during the backward pass as far as its products last. The program for the host has one
   all-reduce after the backward pass, and for a stack one a layer in its loop.
 - Reading the data, saving, faults and waiting for the slowest device cost nothing here.
 
@@ -380,7 +381,7 @@ As compiled for 8 devices, or for 2 x 8. "GB held": arguments and temporary memo
 ## Weak scaling
 
 The batch a device is fixed: the time on one device by the time on N, in per cent; from nothing at
-the same time to gradients exchanged during the backward pass. It can exceed 100 where Adam's memory
+the same time to gradients exchanged in pieces during the backward pass. It can exceed 100 where Adam's memory
 is divided too. A TPU slice of 8 is slower than one of 64, as it has no way around.
 
 {weak_table()}

@@ -7,7 +7,6 @@ import pytest
 
 import deepprop as dp
 
-
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 if not BENCHMARKS.exists():
     pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
@@ -104,9 +103,14 @@ def test_groups_are_read_however_they_are_written(written, group):
 
 
 @pytest.mark.usefixtures("optax_types")
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
 @pytest.mark.parametrize(
-    "sizes", [(16, 32, 64, 32, 8), (16, 32, 64, 8), (16, 32, 32, 32, 32, 32, 8)]
+    ("sizes", "data", "model"),
+    [
+        ((16, 32, 64, 32, 8), 8, 1),
+        ((16, 32, 64, 32, 8), 2, 4),
+        ((16, 32, 64, 8), 2, 4),  # the last layer is whole
+        ((16, 32, 32, 32, 32, 32, 8), 2, 4),
+    ],
 )
 def test_a_step_does_what_the_closed_form_says(sizes, data, model):
     stack, local = len(sizes) == 7, 8
@@ -158,6 +162,8 @@ def test_an_all_reduce_goes_through_nodes():
     assert clusters.all_reduce(SIMPLE, 40, 1, 1, ALL) == 0
     assert clusters.all_reduce(SIMPLE, 40, 4, 1, ALL) == pytest.approx(0.5 + inside)
     assert clusters.all_reduce(SIMPLE, 40, 8, 1, ALL) == pytest.approx(0.5 + inside + between)
+    piped = clusters.all_reduce(SIMPLE, 40, 8, 1, ALL, piped=True)
+    assert piped == pytest.approx(0.5 + max(inside, between))
     apart = 0.5 + 1.0 * 40 / 5 + 2 * 0.2  # each in a node of its own
     assert clusters.all_reduce(SIMPLE, 40, 2, 4, ALL) == pytest.approx(apart)
 

@@ -6,7 +6,7 @@ from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
 from deepprop.curvature import Factors, kfac_factors, sampled_targets
-from deepprop.devices import mesh, place, place_examples
+from deepprop.devices import data_parallel, mesh, place, place_examples
 from deepprop.diagnose import diagnose
 from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
@@ -61,6 +61,7 @@ __all__ = [
     "check_gradients",
     "clipped_backward",
     "cost",
+    "data_parallel",
     "diagnose",
     "diagnosis_of",
     "epsilon_spent",

@@ -28,14 +28,17 @@ def placed(data, model, params, *arrays):
 def collectives(f, *args):
     """The kinds and operands of what the compiled program exchanges, each outside or in a loop."""
     text = jax.jit(f).lower(*args).compile().as_text()
-    found = []
+    bodies = set(re.findall(r"body=(%[\w.-]+)", text))
+    found, function = [], ""
     for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")):
+            function = line.split()[0]
         match = re.search(
             r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(",
             line,
         )
         if match:
-            found.append((match[2], "while/body" in line, match[1]))
+            found.append((match[2], function in bodies, match[1]))
     return found
 
 
@@ -137,12 +140,38 @@ def test_data_parallel_stacks_reduce_each_layer_as_soon_as_it_is_there():
     assert found == [("all-reduce", False)] * 2 + [("all-reduce", True)]  # sum_i w_i before
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_data_parallel_adds_a_stack_up_once(keep, weighted):
+    params, X, Y, w = some([16, *[32] * 7, 8])
+    w[8:16] = 0  # all examples of one device
+    w = w if weighted else None
+    stacked = dp.stack(params, keep)
+
+    def once(mesh):
+        backward = dp.data_parallel(mesh)
+
+        def run(params, X, Y, w=None):
+            _, cache = dp.forward(params, X)
+            return dp.cost(cache, Y, w), backward(cache, Y, w)
+
+        return run
+
+    arrays = (X, Y) if w is None else (X, Y, w)
+    args = placed(8, 1, stacked, *arrays)
+    assert kinds(once(dp.mesh(data=8)), *args) == [("all-reduce", False)]
+    _, found = jax.jit(once(dp.mesh(data=8)))(*args)
+    assert worst_error(dp.unstack(found), autodiff(params, X, Y, w)) < 1e-13
+    _, found = jax.jit(once(dp.mesh(data=4, model=2)))(*placed(4, 2, stacked, *arrays))
+    assert worst_error(dp.unstack(found), autodiff(params, X, Y, w)) < 1e-13
+
+
 def test_model_parallel_stacks_gather_A_twice_and_reduce_dA_once_a_layer():
     """A above the layer, and for dW below it, as each device keeps its rows of A alone; and dA."""
     params, X, Y, _ = some([16, *[32] * 7, 8], dtype=np.float32)
     found = kinds(cost_and_gradient, *placed(1, 8, dp.stack(params), X, Y))
-    in_loop = [kind for kind, looped in found if looped]
-    assert in_loop == ["all-gather", "all-gather", "all-reduce"]
+    assert [kind for kind, looped in found if looped] == ["all-gather", "all-gather", "all-reduce"]
 
 
 @pytest.mark.parametrize("weighted", [False, True])

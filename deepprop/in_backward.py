@@ -161,10 +161,10 @@ def _check_alike(optimizer: optax.GradientTransformationExtraArgs) -> None:
     def one_step() -> Any:
         return optimizer.update(layers, optimizer.init(layers), layers, value=jnp.ones(()))[0]
 
-    W, b, W_2, b_2 = jax.tree.leaves(one_step())
-    if isinstance(W, jax.core.Tracer):  # the numbers of a sweep are not known here
+    leaves = jax.tree.leaves(one_step())
+    if isinstance(leaves[0], jax.core.Tracer):  # the numbers of a sweep are not known here
         return
-    pairs = (W, W_2), (b, b_2)  # XLA rounds one otherwise than the other
+    pairs = zip(leaves[:2], leaves[2:], strict=True)  # XLA rounds one otherwise than the other
     if not all(np.allclose(one, other, rtol=1e-3, atol=0, equal_nan=True) for one, other in pairs):
         raise ValueError(
             "optimizer must treat all layers alike to be applied in the backward pass, got one that"

@@ -7,7 +7,7 @@ rows of its units; Z[2] is a sum over devices; so two layers take one exchange o
 on the way down (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
 from deepprop.layers import Cache, Layer, Params, check_params, is_stack
+from deepprop.validation import check_count
 
 Backward = Callable[[Cache, Array, Array | None], Params]
 AXES = ("data", "model")
@@ -28,24 +29,32 @@ ROWS, COLUMNS = ("model", None), (None, "model")
 
 
 def mesh(*, data: int | None = None, model: int = 1) -> Mesh:
-    """A mesh of all devices, of all processes, with the axes "data" and "model".
+    """A mesh with the axes "data" and "model", of all devices, or of the first of them.
 
     >>> import deepprop as dp
     >>> dict(dp.mesh(data=1).shape)
     {'data': 1, 'model': 1}
 
     Args:
-        data: over how many devices the examples are divided; None takes as many as there are.
+        data: over how many devices the examples are divided; None takes all that there are, of all
+            processes.
         model: over how many the units are.
 
     Raises:
-        ValueError: there are other than data times model devices.
+        ValueError: there are fewer than data times model devices; or `data` is None and the number
+            of devices is no multiple of `model`.
+        TypeError: a number is no whole number.
     """
     count = len(jax.devices())
-    data = count // model if data is None and model > 0 else data
-    if data is None or data < 1 or model < 1 or data * model > count:
+    check_count("model", model)
+    if data is None and count % model:
+        raise ValueError(f"model must divide the {count} devices where data is None, got {model}")
+    data = count // model if data is None else data
+    check_count("data", data)
+    if data * model > count:
         raise ValueError(
-            f"mesh must have data times model devices, got {data} times {model} of {count}"
+            f"mesh must have at most the {count} devices that there are, got data {data} times"
+            f" model {model}"
         )
     devices = jax.devices()[: data * model]
     return jax.make_mesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
@@ -114,12 +123,13 @@ def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
     check_mesh(mesh, "data")
     here = mesh.local_mesh.shape["data"]
     placed = []
-    for array in arrays:
-        ndim, m = getattr(array, "ndim", 0), getattr(array, "shape", (0,))[-1:]
+    for i, array in enumerate(arrays):
+        array = array if isinstance(array, jax.Array) else np.asarray(array)
+        ndim, m = array.ndim, array.shape[-1:]
         if not ndim or m[0] % here or not m[0]:
             raise ValueError(
-                f"examples must be a multiple of the {here} devices of this process on the axis"
-                f' "data", got shape {getattr(array, "shape", ())}'
+                f"arrays[{i}] must have a multiple of {here} examples, the devices of this process"
+                f' on the axis "data", got shape {array.shape}; fill up with examples of weight 0'
             )
         spec = _over_data(ndim)
         own = np.asarray(array) if jax.process_count() > 1 else array
@@ -199,6 +209,22 @@ def shards_of(X: Any) -> int:
     """Over how many devices the examples of X (m, n_0) are divided."""
     sharding = getattr(X, "sharding", None)
     return 1 if sharding is None else int(X.shape[0] // sharding.shard_shape(X.shape)[0])
+
+
+def check_together(params: Params, arrays: Mapping[str, Any]) -> None:
+    """Raise where an array is bound to other devices than params are.
+
+    Raises:
+        ValueError: one is; the message names it.
+    """
+    W = params[0].W
+    for name, array in arrays.items():
+        bound = [isinstance(P, jax.Array) and getattr(P, "committed", False) for P in (W, array)]
+        if all(bound) and array.devices() != W.devices():
+            raise ValueError(
+                f"{name} must be on the {len(W.devices())} devices that params are on, see"
+                f" deepprop.place_examples, got one on {len(array.devices())}"
+            )
 
 
 def check_mesh(mesh: Any, axis: str) -> None:

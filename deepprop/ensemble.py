@@ -13,11 +13,11 @@ from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
 from deepprop.checkpoint import checkpoints, setting_of
-from deepprop.fit import Metric, check_count, in_memory, measured, names_of
+from deepprop.fit import Metric, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
 from deepprop.training import Backward, Trained, check_training, one_epoch
-from deepprop.validation import check_key, real_array
+from deepprop.validation import check_count, check_key, real_array
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
 

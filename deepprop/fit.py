@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from deepprop.backprop import manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
 from deepprop.checkpoint import checkpoints, setting_of
-from deepprop.devices import shards_of
+from deepprop.devices import check_together, shards_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
 from deepprop.network import cost, forward
@@ -26,7 +26,7 @@ from deepprop.precision import wide
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
 from deepprop.training import Backward, Trained, check_training, train_epoch
-from deepprop.validation import check_key, example_weights, real_array
+from deepprop.validation import check_count, check_key, example_weights, real_array
 
 Metric = Callable[[Array, Array], Array]
 
@@ -100,7 +100,7 @@ def fit(
         shards: parts of m / shards examples that are shuffled apart, each of which gives as many
             examples to every minibatch; None takes as many as there are devices that X is divided
             over (`place_examples`), so that no example is exchanged. With the same number a run
-            goes the same way on one device as on many.
+            goes the same way on one device as on many. With `privacy` it counts for nothing.
 
     Returns:
         A `Fit`: params, state, history, and why it stopped.
@@ -121,7 +121,7 @@ def fit(
     if record is not None and not callable(record):
         raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
     measure = measured(params, validation, metrics)
-    shards = shards_of(X) if shards is None else shards
+    shards = 1 if privacy is not None else shards_of(X) if shards is None else shards
     check_shards(shards, X.shape[0], batch_size)
     parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
     if shards > 1:
@@ -240,6 +240,7 @@ def in_memory(
     params: Params, X: ArrayLike, Y: ArrayLike, weights: ArrayLike | None, batch_size: int
 ) -> tuple[Array, Array, Array | None]:
     """X and Y with an example a row, and the weights, all checked."""
+    check_together(params, {"X": X, "Y": Y, "weights": weights})
     X, Y = examples(params, X, Y)
     m = X.shape[1]
     check_count("batch_size", batch_size, m)
@@ -263,20 +264,6 @@ def measured(
         raise ValueError('metrics must not be called "cost", which is measured anyway')
     X, Y = examples(params, *validation, "validation ")
     return partial(_measure, tuple((metrics or {}).items()), X, Y)
-
-
-def check_count(name: str, value: int, most: int | None = None) -> None:
-    """Raise unless `value` is a whole number from 1 to `most`.
-
-    Raises:
-        ValueError: it is out of that range.
-        TypeError: it is no whole number.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1 or (most is not None and value > most):
-        limit = "" if most is None else f" and at most the {most} examples"
-        raise ValueError(f"{name} must be above 0{limit}, got {value}")
 
 
 def check_shards(shards: int, m: int, batch_size: int) -> None:

@@ -25,11 +25,11 @@ def forward_stack(stack: Layer, A: Array) -> tuple[Any, Array]:
     if k == 1:
         return _up(stack, A, 0, K, K)
 
-    def one(i: Array, P: Array) -> Array:
-        return forward_layer(layer_at(stack, i), P.mT)[1].mT
-
     def segment(P: Array, start: Array) -> tuple[Array, Array]:
-        P = lax.fori_loop(start, start + _count(K, k, start), one, P)
+        def one(i: Array, P: Array) -> Array:
+            return forward_layer(layer_at(stack, start + i), P.mT)[1].mT
+
+        P = lax.fori_loop(0, _count(K, k, start), one, P)
         return P, P
 
     _, kept = lax.scan(segment, A.mT, jnp.arange(0, K, k))

@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import error_signals, gradients
 from deepprop.curvature import of_output
 from deepprop.folds import whole
-from deepprop.layers import Cache, Params, check_cache, check_like
+from deepprop.layers import Cache, Params, check_cache, check_like, type_of_dZ
 from deepprop.moments import squared_gradients
 from deepprop.precision import product, wide
 from deepprop.propagation import slope
@@ -89,24 +90,25 @@ def tangent(cache: Cache, V: Params) -> Array:
     check_cache(cache)
     check_like("V", V, cache.params)
     cache = whole(cache)
-    RA = jnp.zeros_like(cache.A[0])
+    RA = jnp.zeros(cache.A[0].shape, type_of_dZ(cache.params[0]))
     arrays = cache.params, V, cache.Z, inputs_of_layers(cache), cache.A[1:]
     *hidden, last = zip(*arrays, strict=True)
     for of_layer in hidden:
         RA = over(of_layer[0], _tangent_above, RA, of_layer)
-    return _tangent_at(RA, last)
+    return _tangent_at(RA, last, cache.Z[-1].dtype)
 
 
-def _tangent_at(RA: Array, of_layer: tuple[Any, ...]) -> Array:
-    layer, v, Z, A_below, _ = of_layer
-    times = partial(product, dtype=Z.dtype, factors=layer.products)
-    at: Array = times(v.W, A_below) + v.b.astype(Z.dtype) + times(layer.W, RA)
+def _tangent_at(RA: Array, of_layer: tuple[Any, ...], dtype: np.dtype) -> Array:
+    layer, v, _, A_below, _ = of_layer
+    times = partial(product, dtype=dtype, factors=layer.products)
+    at: Array = times(v.W, A_below) + v.b.astype(dtype) + times(layer.W, RA)
     return at
 
 
 def _tangent_above(RA: Array, of_layer: tuple[Any, ...]) -> Array:
+    """RA[l] in the type of dZ[l]: V may be as far from A in size as a gradient is."""
     layer, _, Z, _, A = of_layer
-    through = (slope(layer, Z, A) * _tangent_at(RA, of_layer)).astype(RA.dtype)
+    through = slope(layer, Z, A).astype(RA.dtype) * _tangent_at(RA, of_layer, RA.dtype)
     above: Array = RA + through if layer.residual else through
     return above
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.interpreters import partial_eval
@@ -49,7 +50,8 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
 
     Raises:
         ValueError: the optimizer looks at several layers at once, such as a clip by the global
-            norm, which is not known before the last layer's gradient; or it draws random numbers.
+            norm, which is not known before the last layer's gradient; or it draws random numbers,
+            or tells layers apart, such as by labels.
         TypeError: `optimizer` is no optax transformation.
 
     Source:
@@ -59,6 +61,7 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
     check_optimizer(optimizer)
     of_layer = optax.with_extra_args_support(optimizer)
     _check_alone(of_layer)
+    _check_alike(of_layer)
 
     def init_one(layer: Layer) -> Any:
         return of_layer.init((layer,))
@@ -143,6 +146,30 @@ def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
             "optimizer must treat each layer on its own to be applied in the backward pass, got one"
             " whose update of a layer depends on other layers' gradients, as a clip by the global"
             " norm does"
+        )
+
+
+def _check_alike(optimizer: optax.GradientTransformationExtraArgs) -> None:
+    """Raise if the first of two equal layers is updated otherwise than the second, as by labels.
+
+    Each layer is the only one that the optimizer is shown, so that it could not tell which it is.
+    """
+    layer = Layer(jnp.eye(2) + 1, jnp.ones((2, 1)), activation("identity"))
+    layers = layer, layer
+
+    @jax.jit
+    def one_step() -> Any:
+        return optimizer.update(layers, optimizer.init(layers), layers, value=jnp.ones(()))[0]
+
+    leaves = jax.tree.leaves(one_step())
+    if isinstance(leaves[0], jax.core.Tracer):  # the numbers of a sweep are not known here
+        return
+    pairs = zip(leaves[:2], leaves[2:], strict=True)  # XLA rounds one otherwise than the other
+    if not all(np.allclose(one, other, rtol=1e-3, atol=0, equal_nan=True) for one, other in pairs):
+        raise ValueError(
+            "optimizer must treat all layers alike to be applied in the backward pass, got one that"
+            " updates the first of two equal layers otherwise than the second, as labels or a mask"
+            " by layer do"
         )
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from deepprop.costs import Output
-from deepprop.fit import check_count
 from deepprop.in_backward import InBackward, check_optimizer, depend
 from deepprop.layers import Layer, Params, check_params, depth, is_stack, type_of_A, type_of_dZ
 from deepprop.precision import wide
 from deepprop.propagation import slope
+from deepprop.validation import check_count
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from itertools import groupby
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -84,8 +85,8 @@ def init_params(
         L layers: W (n_l, n_{l-1}) and b (n_l, 1) each; with `stack` fewer entries.
 
     Raises:
-        ValueError: a size is below 1, there are fewer than two, a name is unknown, or `hidden` is a
-            sequence of another length than L - 1.
+        ValueError: a size is below 1, there are fewer than two, a name is unknown, `hidden` is a
+            sequence of another length than L - 1, or no layer can be residual.
         TypeError: `key` is no random key, a size is no integer, or `dtype` is no floating type.
     """
     check_key(key)
@@ -103,6 +104,10 @@ def init_params(
         )
     g: list[Activation | Output] = [*map(activation, hidden), costs.output(output)]
     adds = [residual and l < L and sizes[l] == sizes[l - 1] for l in range(1, L + 1)]
+    if residual and not any(adds):
+        raise ValueError(
+            f"residual needs a hidden layer with as many units as the one below, got sizes {sizes}"
+        )
     share = 1 / max(1, sum(adds))
     keys = jax.random.split(key, L)
     kinds = list(zip(sizes, sizes[1:], g, adds, strict=False))  # n_{l-1}, n_l, g[l], residual
@@ -122,10 +127,10 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
 
     The parameters stay as they are, and so does the type of their gradients. What is in which type:
 
-    - bfloat16, float16: W, A[l-1] and dZ[l] as they enter a product; Z[l] and A[l] of the hidden
-      layers as they are kept; dA[l] and dZ[l] with bfloat16.
-    - float32: every sum, over units and over examples; Z[L], A[L] and J; dW and db, which are then
-      of the type of the parameters; with float16 dA[l] and dZ[l].
+    - bfloat16, float16: W, A[l-1] and dZ[l] as they enter a product; of the hidden layers b as it
+      is added, and Z[l] and A[l] as they are kept; dA[l] and dZ[l] with bfloat16.
+    - float32: every sum, over units and over examples; Z[L], A[L] and J; dW and db, as the
+      parameters; with float16 dA[l] and dZ[l].
 
     With float16, whose range is small, W and dZ are multiplied by a power of 2 before they enter a
     product, and the product is divided by it: the loss scale of mixed precision, but found anew for
@@ -139,7 +144,7 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
     ('bfloat16', 'float32', 'float32')
 
     Args:
-        params: the layers.
+        params: the layers, in float32 or wider.
         dtype: of the factors, "bfloat16" or "float16"; None for the type of the parameters.
 
     Returns:
@@ -152,12 +157,20 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740.
     """
     check_params(params)
-    kind = None if dtype is None else jnp.dtype(dtype)
-    if kind is not None and (kind not in (jnp.bfloat16, jnp.float16)):
-        raise TypeError(f'products must be "bfloat16", "float16" or None, got {kind}')
+    kind = None if dtype is None else _narrow_type(dtype)
     if kind is not None and params[0].W.dtype.itemsize < 4:
         raise TypeError(f"params must be wider than products {kind}, got {params[0].W.dtype}")
     return tuple(replace(layer, products=kind) for layer in params)
+
+
+def _narrow_type(dtype: DTypeLike) -> np.dtype:
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind not in (jnp.bfloat16, jnp.float16):
+        raise TypeError(f'products must be "bfloat16", "float16" or None, got {dtype!r}')
+    return kind
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:

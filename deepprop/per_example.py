@@ -91,9 +91,10 @@ def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
     """
 
     def of_layer(layer: Layer, dZ: Array, A: Array) -> Layer:
+        dZ, A = dZ.astype(layer.W.dtype), A.astype(layer.W.dtype)
         dW = dZ.mT[:, :, None] * A.mT[:, None, :]  # dL(i)/dW[l] = dz_i[l] a_i[l-1]^T
         db = dZ.mT[:, :, None]  # dL(i)/db[l] = dz_i[l]
-        return replace(layer, W=dW.astype(layer.W.dtype), b=db.astype(layer.b.dtype))
+        return replace(layer, W=dW, b=db)
 
     pair = _narrow_columns(cache, dZ)
     of_layers = zip(cache.params, *pair, strict=True)

@@ -29,8 +29,10 @@ def product(
         return _product(P, Q).astype(dtype)
     (P, p), (Q, q) = _rounded(P, factors), _rounded(Q, factors)
     PQ = _product(P, Q)
-    for exponent in (p, q):
-        PQ = PQ if exponent is None else jnp.ldexp(PQ, exponent)
+    missing = sum(exponent for exponent in (p, q) if exponent is not None)
+    if isinstance(missing, Array):  # in two halves: 2^missing itself may be no float32
+        half = missing // 2
+        PQ = PQ * _power_of_2(half) * _power_of_2(missing - half)
     return PQ.astype(dtype)
 
 
@@ -51,16 +53,29 @@ def _widened(multiply: Callable[[Array, Array], Array]) -> Callable[[Array, Arra
 def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:
     """P in `dtype`, and the power of 2 that is missing in it, None for none.
 
-    float16 reaches from 6e-8 to 65504, which dZ of a deep network leaves: so the largest number of
-    P is brought to about 2^14 first, the others keep their ratio to it. It is the loss scale that
-    is usual with float16, but found for each product, where it can neither overflow nor be too
-    small.
+    float16 reaches from 6e-8 to 65504, which dZ of a deep network leaves: so the largest finite
+    number of P is brought to about 2^14 first, the others keep their ratio to it. It is the loss
+    scale that is usual with float16, but found for each product, where it can neither overflow nor
+    be too small.
     """
     if P.dtype == dtype or has_range_of_float32(dtype):
         return P.astype(dtype), None
-    largest = jnp.max(jnp.abs(P))
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
-    return jnp.ldexp(P, 14 - exponent).astype(dtype), exponent - 14
+    P = P.astype(jnp.float32)
+    largest = jnp.max(jnp.where(jnp.isfinite(P), jnp.abs(P), 0))
+    exponent = jnp.minimum(13 - _exponent(largest), 126)  # so that its negative is one too
+    return (P * _power_of_2(exponent)).astype(dtype), -exponent
+
+
+def _exponent(x: Array) -> Array:
+    """k of 2^k <= x < 2^(k+1), for a float32 x above 0; -127 where it is less than 2^-126."""
+    bits: Array = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return (bits >> 23) - 127
+
+
+def _power_of_2(k: Array) -> Array:
+    """2^k as a float32, exactly, on every device: k from -126 to 127 stands in its bits."""
+    power: Array = jax.lax.bitcast_convert_type((k + 127) << 23, jnp.float32)
+    return power
 
 
 def has_range_of_float32(dtype: DTypeLike) -> bool:

@@ -226,7 +226,7 @@ def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) ->
 
     What is not finite would reach the sum past any factor, as 0 times it is not 0.
     """
-    dZ = error_signals(cache, Y)
+    cache, dZ = whole(cache), error_signals(cache, Y)
     counted = counted & jnp.isfinite(per_example_norms(cache, dZ))
     factors = clip_factors(cache, dZ, privacy.max_norm, privacy.gamma)
 
@@ -238,7 +238,7 @@ def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) ->
 
     of_layers = zip(cache.params, by_entry(cache.params, factors), dZ, strict=True)
     clipped = [kept(each(layer, scaled)(factor, dZ_l)) for layer, factor, dZ_l in of_layers]
-    cache = replace(cache, A=tuple(map(kept, whole(cache).A)))
+    cache = replace(cache, A=tuple(map(kept, cache.A)))
     m = counted.shape[0]
     total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, clipped))
     return total

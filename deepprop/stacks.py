@@ -14,11 +14,14 @@ from deepprop.costs import Output
 from deepprop.layers import Cache, Layer, Params, check_params, depth, highest, is_stack
 
 
-def stack(params: Params, keep: int | str = 1) -> Params:
+def stack(params: Params, keep: int | str | None = None) -> Params:
     """Hold each run of equal hidden layers as one `Layer`, with W (K, n, n) and b (K, n, 1).
 
     Equal means as many units as inputs, the same activation, and both residual or neither. All
-    functions take such params, and mean the same by them.
+    functions of deepprop take such params, and mean the same by them; use them under `jit`, as
+    outside of it a loop is compiled at each call. An optimizer that looks at an array as a whole,
+    at its norm or shape (LAMB, Adafactor, Muon), sees a stack as one: `in_backward` shows it one
+    layer at a time.
 
     >>> import jax, deepprop as dp
     >>> params = dp.stack(dp.init_params(jax.random.key(0), [3, *[8] * 5, 2]))
@@ -29,7 +32,8 @@ def stack(params: Params, keep: int | str = 1) -> Params:
         params: the layers; stacks among them are taken as the layers they are. Gradients too.
         keep: 1 keeps Z and A of all layers from the forward pass for the backward pass. k keeps A
             of every k-th, and computes the others again on the way back: about 1/k of the memory,
-            for one more forward pass. "sqrt" takes about sqrt(K), where memory is least.
+            for one more forward pass. "sqrt" takes about sqrt(K), where memory is least. None
+            leaves a stack as it is, and takes 1 for a new one.
 
     Returns:
         The layers, with stacks.
@@ -39,7 +43,8 @@ def stack(params: Params, keep: int | str = 1) -> Params:
         TypeError: `params` is no tuple of layers.
     """
     check_params(params)
-    if keep != "sqrt" and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+    whole = isinstance(keep, int) and not isinstance(keep, bool) and keep > 0
+    if keep not in (None, "sqrt") and not whole:
         raise ValueError(f'keep must be a whole number above 0, or "sqrt", got {keep!r}')
     stacked: list[Layer] = []
     for _, equal in groupby(enumerate(params), _kind):
@@ -81,13 +86,14 @@ def _kind(numbered: tuple[int, Layer]) -> Any:
     return i if alone else (n, layer.activation, layer.residual)
 
 
-def _joined(run: list[Layer], keep: int | str) -> Layer:
+def _joined(run: list[Layer], keep: int | str | None) -> Layer:
     W, b = (
         jnp.concatenate([leaf if leaf.ndim == 3 else leaf[None] for leaf in leaves])
         for leaves in zip(*((layer.W, layer.b) for layer in run), strict=True)
     )
     K = W.shape[0]
-    k = max(1, isqrt(K)) if isinstance(keep, str) else min(keep, K)
+    keep = max(layer.keep for layer in run) if keep is None else keep
+    k = isqrt(K) if isinstance(keep, str) else min(keep, K)
     return replace(run[0], W=W, b=b, keep=k)
 
 

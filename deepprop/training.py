@@ -98,8 +98,8 @@ def minibatch(
     params, state, J = update(
         params, state, X.T, Y.T, weights, optimizer=optimizer, backward=backward
     )
-    share = jnp.asarray(X.shape[0], J.dtype) if weights is None else jnp.sum(weights)
-    return params, state, (total + share * J, weight + share)
+    share = jnp.asarray(X.shape[0], total.dtype) if weights is None else jnp.sum(weights)
+    return params, state, (total + share * J.astype(total.dtype), weight + share)
 
 
 def no_sums(params: Params) -> Sums:

@@ -147,3 +147,17 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, fl
     if not 0 < number < float("inf"):
         raise ValueError(f"{what} takes a finite number above 0 in its brackets, got {name!r}")
     return table[match[1]], number
+
+
+def check_count(name: str, value: int, most: int | None = None) -> None:
+    """Raise unless `value` is a whole number from 1 to `most`.
+
+    Raises:
+        ValueError: it is out of that range.
+        TypeError: it is no whole number.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1 or (most is not None and value > most):
+        limit = "" if most is None else f" and at most the {most} examples"
+        raise ValueError(f"{name} must be above 0{limit}, got {value}")

@@ -125,6 +125,15 @@ def test_model_parallel_is_one_all_reduce_for_two_layers_each_way(L, exchanges):
     assert found == [("all-reduce", False)] * exchanges
 
 
+def test_residual_layers_gather_A_too_where_units_are_divided():
+    """What is added lies otherwise than what it is added to, in every second layer."""
+    params = dp.init_params(jax.random.key(0), [16, 16, 16, 16, 8], residual=True)
+    X, Y = np.ones((16, 64), np.float32), np.ones((8, 64), np.float32)
+    found = [kind for kind, _ in kinds(cost_and_gradient, *placed(1, 8, params, X, Y))]
+    assert found.count("all-reduce") == 3
+    assert found.count("all-gather") <= 3
+
+
 @pytest.mark.parametrize(("data", "model"), [(4, 2), (2, 4)])
 def test_both_are_the_sum_of_the_two(data, model):
     params, X, Y, _ = some(dtype=np.float32)
@@ -279,12 +288,14 @@ def test_bad_input_is_named():
     mesh, explicit = dp.mesh(data=4, model=2), jax.make_mesh((8,), ("data",))
     key = jax.random.key(0)
     for f, message in (
-        (lambda: dp.mesh(data=3, model=3), "data times model devices, got 3 times 3 of 8"),
-        (lambda: dp.mesh(model=0), "data times model devices"),
+        (lambda: dp.mesh(data=3, model=3), "at most the 8 devices that there are, got data 3 times model 3"),
+        (lambda: dp.mesh(model=3), "model must divide the 8 devices where data is None, got 3"),
+        (lambda: dp.mesh(model=0), "model must be above 0, got 0"),
+        (lambda: dp.fit(dp.place(params, mesh), optax.sgd(0.1), jax.device_put(X, jax.devices()[0]), Y, epochs=1, batch_size=8, key=key), "X must be on the 8 devices that params are on"),
         (lambda: dp.place(params, jax.make_mesh((8,), ("x",))), r"axis \"model\", got \('x',\)"),
         (lambda: dp.place_examples(explicit, X), "AxisType.Auto, as deepprop.mesh makes them"),
-        (lambda: dp.place_examples(mesh, X[:, :6]), r"multiple of the 4 devices .* got shape \(16, 6\)"),
-        (lambda: dp.place_examples(mesh, 3.0), "multiple of the 4 devices"),
+        (lambda: dp.place_examples(mesh, X[:, :6]), r"arrays\[0\] must have a multiple of 4 examples.* got shape \(16, 6\)"),
+        (lambda: dp.place_examples(mesh, X, 3.0), r"arrays\[1\] must have a multiple of 4"),
         (lambda: dp.place(dp.init_params(key, [16, 31, 8]), mesh), r"W\[1\] must have a multiple of 2 units"),
         (lambda: dp.fit(params, optax.sgd(0.1), X, Y, epochs=1, batch_size=6, key=key, shards=4), "batch_size must be a multiple of the 4 shards, got 6"),
         (lambda: dp.fit(params, optax.sgd(0.1), X, Y, epochs=1, batch_size=6, key=key, shards=3), "the examples must be a multiple of the 3 shards, got 64"),

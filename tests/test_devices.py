@@ -131,7 +131,7 @@ def test_residual_layers_gather_A_too_where_units_are_divided():
     X, Y = np.ones((16, 64), np.float32), np.ones((8, 64), np.float32)
     found = [kind for kind, _ in kinds(cost_and_gradient, *placed(1, 8, params, X, Y))]
     assert found.count("all-reduce") == 3
-    assert found.count("all-gather") <= 3
+    assert 0 < found.count("all-gather") <= 2 * 3  # three of the layers are residual
 
 
 @pytest.mark.parametrize(("data", "model"), [(4, 2), (2, 4)])

@@ -180,6 +180,8 @@ def test_an_optimizer_is_given_the_cost(kind):
     assert scale < 1  # the cost stays what it is
     scales = [np.asarray(state[1].scale) for state in got.state]
     assert all((s == scale).all() for s in scales)
+    best = expected.history["cost"].min()
+    assert all(np.allclose(state[1].best_value, best, rtol=1e-6) for state in got.state)
     assert [s.shape for s in scales] == ([(), (3,), ()] if kind == "a stack" else [()] * 5)
 
 

@@ -72,9 +72,9 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
     def update(
         grads: Params, state: tuple[Any, ...], params: Params | None = None, **extra: Any
     ) -> tuple[Params, tuple[Any, ...]]:
-        def one(grad: Layer, state: Any, layer: Layer | None) -> tuple[Layer, Any]:
+        def one(gradient: Layer, state: Any, layer: Layer | None) -> tuple[Layer, Any]:
             layers = None if layer is None else (layer,)
-            (change,), state = of_layer.update((grad,), state, layers, **extra)
+            (change,), state = of_layer.update((gradient,), state, layers, **extra)
             return change, state
 
         layers = zip(grads, state, params or [None] * len(grads), strict=True)

@@ -3,6 +3,9 @@
 1. The error signals run down the network: dZ[L], dZ[L-1], ..., dZ[1].
 2. Each layer's gradient is local: dW[l] and db[l] from dZ[l] and A[l-1] alone.
 
+The equations of both stand in propagation.py, a line each; here is the way through the layers.
+`manual_backward` takes both steps at each layer, so that no dZ has to be kept.
+
 The cost is J = 1/m sum_i L(i). dW and db are dJ/dW and dJ/db. A column of dZ or dA is the
 derivative of that one example's loss L(i), without 1/m, and without its weight: what belongs to one
 example stays apart until the gradient adds the examples up.
@@ -34,6 +37,8 @@ from deepprop.precision import has_range_of_float32, wide
 from deepprop.propagation import error_signal, layer_gradient, signal_below, times_each
 from deepprop.stacks import each, inputs_of_layers
 from deepprop.validation import example_weights, sum_of_weights
+
+Backward = Callable[[Cache, Array, Array | None], Params]  # cache, Y and weights to gradients
 
 
 def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:

@@ -15,9 +15,10 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop.backprop import Backward
 from deepprop.layers import Params, inputs, output_of
 from deepprop.precision import wide
-from deepprop.training import Backward, Trained, end_of_epoch, minibatch, no_sums
+from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
 from deepprop.validation import check_shape, plain_weights, real_array
 
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)

@@ -1,13 +1,13 @@
 """Many devices, by placing arrays: XLA then divides the work and puts in what must be exchanged.
 
-Nothing else in deepprop knows of devices. Data parallel: the examples lie over the axis "data", and
+The passes know nothing of devices. Data parallel: the examples lie over the axis "data", and
 each device makes the gradient of its own. Model parallel: the units lie over the axis "model", in
 W[1] by rows, in W[2] by columns, and so on: Z[1] and A[1] need no exchange, as each device has the
 rows of its units; Z[2] is a sum over devices; so two layers take one exchange on the way up and one
 on the way down (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,10 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from deepprop.backprop import manual_backward
+from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Cache, Layer, Params, check_params, is_stack
 from deepprop.validation import check_count
 
-Backward = Callable[[Cache, Array, Array | None], Params]
 AXES = ("data", "model")
 WHOLE: tuple[str | None, ...] = (None, None)
 ROWS, COLUMNS = ("model", None), (None, "model")
@@ -131,9 +130,7 @@ def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
                 f"arrays[{i}] must have a multiple of {here} examples, the devices of this process"
                 f' on the axis "data", got shape {array.shape}; fill up with examples of weight 0'
             )
-        spec = _over_data(ndim)
-        own = np.asarray(array) if jax.process_count() > 1 else array
-        placed.append(_of_processes(NamedSharding(mesh, spec), own))
+        placed.append(_of_processes(NamedSharding(mesh, _over_data(ndim)), array))
     return tuple(placed)
 
 
@@ -144,11 +141,12 @@ def _over_data(ndim: int) -> PartitionSpec:
 
 
 def _of_processes(sharding: NamedSharding, own: Any) -> Array:
+    """The examples of all processes, of which each has its own."""
     placed: Array
     if jax.process_count() == 1:
         placed = jax.device_put(own, sharding)
     else:
-        placed = jax.make_array_from_process_local_data(sharding, own)  # type: ignore[no-untyped-call]
+        placed = jax.make_array_from_process_local_data(sharding, np.asarray(own))  # type: ignore[no-untyped-call]
     return placed
 
 
@@ -245,8 +243,8 @@ def check_mesh(mesh: Any, axis: str) -> None:
         )
 
 
-def _placed(l: int, layer: Layer, axes_of: Sequence[str | None], mesh: Mesh) -> Layer:
-    split = axes_of.index("model") - 2 if "model" in axes_of else None
+def _placed(l: int, layer: Layer, axes: Sequence[str | None], mesh: Mesh) -> Layer:
+    split = axes.index("model") - 2 if "model" in axes else None
     count = mesh.shape["model"]
     if split is not None and layer.W.shape[split] % count:
         raise ValueError(
@@ -255,9 +253,9 @@ def _placed(l: int, layer: Layer, axes_of: Sequence[str | None], mesh: Mesh) -> 
         )
     before = [None] * is_stack(layer)
 
-    def put(leaf: Array, axes: Sequence[str | None]) -> Array:
-        spec: PartitionSpec = PartitionSpec(*before, *axes)  # type: ignore[no-untyped-call]
+    def put(leaf: Array, *own: str | None) -> Array:
+        spec: PartitionSpec = PartitionSpec(*before, *own)  # type: ignore[no-untyped-call]
         there: Array = jax.device_put(leaf, NamedSharding(mesh, spec))
         return there
 
-    return replace(layer, W=put(layer.W, axes_of), b=put(layer.b, (axes_of[0], None)))
+    return replace(layer, W=put(layer.W, *axes), b=put(layer.b, axes[0], None))

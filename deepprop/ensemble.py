@@ -11,12 +11,12 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.backprop import manual_backward
+from deepprop.backprop import Backward, manual_backward
 from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.fit import Metric, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
-from deepprop.training import Backward, Trained, check_training, one_epoch
+from deepprop.training import Trained, check_training, one_epoch
 from deepprop.validation import check_count, check_key, real_array
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]

@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.backprop import manual_backward
+from deepprop.backprop import Backward, manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
 from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.devices import check_together, shards_of
@@ -25,7 +25,7 @@ from deepprop.network import cost, forward
 from deepprop.precision import wide
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
-from deepprop.training import Backward, Trained, check_training, train_epoch
+from deepprop.training import Trained, check_training, train_epoch
 from deepprop.validation import check_count, check_key, example_weights, real_array
 
 Metric = Callable[[Array, Array], Array]

@@ -75,8 +75,9 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
     """
     m, size = m // shards, batch_size // shards
     steps = -(-m // size)
-    order = random_order(key, m)[None]
-    if shards > 1:
+    if shards == 1:
+        order = random_order(key, m)[None]
+    else:
         order = jax.vmap(random_order, in_axes=(0, None))(jax.random.split(key, shards), m)
     if lacking := steps * size - m:
         order = jnp.concatenate([order, order[:, :lacking]], axis=1)

@@ -98,7 +98,7 @@ def _joined(run: list[Layer], keep: int | str | None) -> Layer:
 
 
 def each(layer: Layer, f: Callable[..., Any], out_axes: int = 0) -> Callable[..., Any]:
-    """What is of one layer's arrays, as it is; for a stack, of each of its layers."""
+    """`f` of one layer's arrays as it is; or for a stack, `f` of each of its layers' arrays."""
     return jax.vmap(f, out_axes=out_axes) if is_stack(layer) else f
 
 

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from deepprop.backprop import manual_backward
+from deepprop.backprop import Backward, manual_backward
 from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
-from deepprop.layers import Cache, Params
+from deepprop.layers import Params
 from deepprop.network import cost, forward
 from deepprop.precision import wide
 from deepprop.record import Record, named, watching
 from deepprop.shuffle import gathered, minibatches
 
-Backward = Callable[[Cache, Array, Array | None], Params]
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
 Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far
 Carry = tuple[Params, optax.OptState, Sums]

@@ -142,7 +142,8 @@ def test_stack_and_unstack():
     twice = dp.stack(stacked, "sqrt")
     assert twice[1].keep == 2
     joined = dp.stack((*again[:3], *stacked[1:]))[1]  # layers 2 and 3, then the stack of 7
-    assert joined.W.shape == (9, 6, 6) and joined.keep == 2
+    assert joined.W.shape == (9, 6, 6)
+    assert joined.keep == 2
 
 
 def test_only_equal_layers_are_joined():

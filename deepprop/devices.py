@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Cache, Layer, Params, check_params, is_stack
+from deepprop.precision import wide
 from deepprop.validation import check_count
 
 AXES = ("data", "model")
@@ -185,13 +186,15 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
         Z, A, Y, w = of_examples
         own = jnp.sum(w)
         gradient = backward(Cache(params, Z, A), Y, w)
-        total = jax.tree.map(lambda leaf: leaf * own.astype(leaf.dtype), gradient)
-        total, whole = jax.lax.psum((total, own), "data")  # type: ignore[no-untyped-call]
-        mean: Params = jax.tree.map(lambda leaf: leaf / whole.astype(leaf.dtype), total)
+        scaled = jax.tree.map(lambda leaf: leaf.astype(own.dtype) * own, gradient)
+        total, whole = jax.lax.psum((scaled, own), "data")  # type: ignore[no-untyped-call]
+        m = jnp.where(whole > 0, whole, 1)  # as sum_of_weights: the gradient is 0 where all w are
+        mean: Params = jax.tree.map(lambda leaf, of: (leaf / m).astype(of.dtype), total, gradient)
         return mean
 
     def of_all(cache: Cache, Y: Array, weights: Array | None = None) -> Params:
-        w = jnp.ones(Y.shape[-1], cache.A[-1].dtype) if weights is None else weights
+        dtype = wide(cache.params[0].W.dtype)
+        w = jnp.ones(Y.shape[-1], dtype) if weights is None else jnp.asarray(weights, dtype)
         of_examples = cache.Z, cache.A, Y, w
         by_example = jax.tree.map(lambda leaf: _over_data(leaf.ndim), of_examples)
         mean: Params = jax.shard_map(

@@ -176,6 +176,23 @@ def test_data_parallel_adds_a_stack_up_once(keep, weighted):
     assert worst_error(dp.unstack(found), autodiff(params, X, Y, w)) < 1e-13
 
 
+@pytest.mark.parametrize("total", [0.0, 1.0])
+def test_data_parallel_of_narrow_parameters_and_of_no_weight_at_all(total):
+    """Added up in float32: bfloat16's 8 bits would round each of 8 sums."""
+    params, X, Y, w = some([16, *[32] * 3, 8], dtype=np.float32)
+    params, X, Y = jax.tree.map(lambda P: P.astype(jnp.bfloat16), (params, X, Y))
+    w = (w * total).astype(np.float32)
+    mesh = dp.mesh(data=8)
+    run = jax.jit(lambda p, X, Y, w: dp.data_parallel(mesh)(dp.forward(p, X)[1], Y, w))
+    found = run(*placed(8, 1, params, X, Y, w))
+    one = jax.jit(by_hand)(params, X, Y, w)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+        assert a.dtype == jnp.bfloat16
+        a, b = (np.asarray(P, np.float32) for P in (a, b))
+        # Each device's mean and the whole are rounded once to 8 bits.
+        np.testing.assert_allclose(a, b, rtol=2**-8, atol=2**-8 * np.abs(b).max())
+
+
 def test_model_parallel_stacks_gather_A_twice_and_reduce_dA_once_a_layer():
     """A above the layer, and for dW below it, as each device keeps its rows of A alone; and dA."""
     params, X, Y, _ = some([16, *[32] * 7, 8], dtype=np.float32)

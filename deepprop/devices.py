@@ -68,8 +68,8 @@ def place(params: Params, mesh: Mesh) -> Params:
 
     >>> import jax, deepprop as dp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
-    >>> place(params, dp.mesh(data=1))[0].W.sharding.spec
-    P('model', None)
+    >>> place(params, dp.mesh(data=1))[0].W.sharding.spec  # whole
+    P()
 
     Args:
         params: the layers; the same in every process.
@@ -206,6 +206,27 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
     return of_all
 
 
+def beside(params: Params, state: Any) -> Any:
+    """The optimizer's state on the devices of params: what has an array's shape lies as it does.
+
+    A count that lay elsewhere, such as Adam's, would come back from the first epoch on all devices,
+    and the second be compiled anew for it.
+    """
+    W = params[0].W
+    if not getattr(W, "committed", False):
+        return state
+    of = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}
+    whole = W.sharding
+    if isinstance(whole, NamedSharding):
+        whole = NamedSharding(whole.mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+
+    def put(leaf: Any) -> Any:
+        there = getattr(leaf, "committed", False) and leaf.devices() == W.devices()
+        return leaf if there else jax.device_put(leaf, of.get(jnp.shape(leaf), whole))
+
+    return jax.tree.map(put, state)
+
+
 def shards_of(X: Any) -> int:
     """Over how many devices the examples of X (m, n_0) are divided."""
     sharding = getattr(X, "sharding", None)
@@ -247,9 +268,11 @@ def check_mesh(mesh: Any, axis: str) -> None:
 
 
 def _placed(l: int, layer: Layer, axes: Sequence[str | None], mesh: Mesh) -> Layer:
-    split = axes.index("model") - 2 if "model" in axes else None
     count = mesh.shape["model"]
-    if split is not None and layer.W.shape[split] % count:
+    split = axes.index("model") - 2 if "model" in axes and count > 1 else None
+    if split is None:
+        axes = WHOLE
+    elif layer.W.shape[split] % count:
         raise ValueError(
             f'W[{l}] must have a multiple of {count} units for the axis "model", got shape'
             f" {layer.W.shape}"
@@ -257,8 +280,12 @@ def _placed(l: int, layer: Layer, axes: Sequence[str | None], mesh: Mesh) -> Lay
     before = [None] * is_stack(layer)
 
     def put(leaf: Array, *own: str | None) -> Array:
-        spec: PartitionSpec = PartitionSpec(*before, *own)  # type: ignore[no-untyped-call]
-        there: Array = jax.device_put(leaf, NamedSharding(mesh, spec))
+        # As XLA writes it: jit compiles anew for what lies alike and is written otherwise.
+        spec: list[str | None] = [*before, *own]
+        while spec and spec[-1] is None:
+            spec.pop()
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
+        there: Array = jax.device_put(leaf, sharding)
         return there
 
-    return replace(layer, W=put(layer.W, *axes), b=put(layer.b, axes[0], None))
+    return replace(layer, W=put(layer.W, *axes), b=put(layer.b, axes[0]))

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from deepprop.backprop import Backward, manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
 from deepprop.checkpoint import checkpoints, setting_of
-from deepprop.devices import check_together, shards_of
+from deepprop.devices import beside, check_together, shards_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
 from deepprop.network import cost, forward
@@ -284,7 +284,7 @@ def _beginning(
 ) -> Progress:
     # A copy: its memory is given away, and what was given, or shares it with params, must stay.
     state = jax.tree.map(jnp.copy, optimizer.init(params) if state is None else state)
-    return Progress(params, state, (), params)
+    return Progress(params, beside(params, state), (), params)
 
 
 def _run(

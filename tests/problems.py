@@ -67,7 +67,8 @@ def worst_error(grads, expected):
     An array that is all but 0 is held against the largest entry of the whole gradient, or against
     1e-5: A and Y are of order 1, so what cancels in A - Y is only known to a few eps.
     """
-    pairs = list(zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True))
+    trees = (map(np.asarray, jax.tree.leaves(tree)) for tree in (grads, expected))
+    pairs = list(zip(*trees, strict=True))
     largest = max(float(abs(e).max()) for _, e in pairs)
     return max(
         float(abs(g - e).max()) / max(float(abs(e).max()), 1e-6 * largest, 1e-5) for g, e in pairs

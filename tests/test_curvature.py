@@ -14,10 +14,21 @@ from tests.problems import problem, worst_error
 from tests.test_per_example import one_by_one, signals_of
 
 CANONICAL = list(OUTPUTS)
+forward = jax.jit(dp.forward)
+kfac_factors = jax.jit(dp.kfac_factors)
 
 
 def gauss_newton(params, X, Y, w):
     """sum_i w_i / sum w J_i^T H_i J_i, whole: parameters as `rows` orders them."""
+    J, H = jacobians(params, X, Y)
+    n = X.shape[1]
+    J = np.concatenate([np.reshape(j, (n, j.shape[1], -1)) for j in jax.tree.leaves(J)], axis=2)
+    return np.einsum("i,ikp,ikl,ilq->pq", w / w.sum(), J, np.asarray(H), J)
+
+
+@jax.jit
+def jacobians(params, X, Y):
+    """J_i of Z[L] by the parameters, leaves (m, n_L, ...), and H_i of the loss by Z[L]."""
 
     def Z_L(params, x):
         return dp.forward(params, x[:, None])[1].Z[-1][:, 0]
@@ -25,11 +36,8 @@ def gauss_newton(params, X, Y, w):
     def loss(z, y):
         return dp.output(params[-1].activation).loss(z[:, None], y[:, None])[0]
 
-    J = jax.vmap(jax.jacobian(Z_L), (None, 1))(params, X)  # leaves (m, n_L, ...)
-    n = X.shape[1]
-    J = np.concatenate([np.reshape(j, (n, j.shape[1], -1)) for j in jax.tree.leaves(J)], axis=2)
-    H = jax.vmap(jax.hessian(loss), (1, 1))(dp.forward(params, X)[1].Z[-1], Y)
-    return np.einsum("i,ikp,ikl,ilq->pq", w / w.sum(), J, np.asarray(H), J)
+    J = jax.vmap(jax.jacobian(Z_L), (None, 1))(params, X)
+    return J, jax.vmap(jax.hessian(loss), (1, 1))(dp.forward(params, X)[1].Z[-1], Y)
 
 
 def flat(params):
@@ -40,7 +48,7 @@ def flat(params):
 @pytest.mark.parametrize("output", CANONICAL)
 def test_gauss_newton_diagonal(output):
     params, X, Y, w = problem(59, [3, 4, 4, 3], 5, ["tanh", "gelu"], output, True)
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     for weights in (None, w):
         share = np.ones(5) if weights is None else weights
         expected = np.diag(gauss_newton(params, X, Y, share))
@@ -61,7 +69,7 @@ def test_gauss_newton_of_a_certain_network_is_not_lost_in_rounding():
 def test_sampled_targets_make_the_fisher(output):
     """Over draws, dZ[L] has mean 0 and covariance H: within 5 standard errors, entry by entry."""
     params, X, Y, _ = problem(61, [3, 4, 3], 4, "tanh", output)
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     draws = jax.random.split(jax.random.key(2), 20_000)
 
     @jax.jit
@@ -90,7 +98,7 @@ def test_counts_above_what_an_integer_holds_are_drawn():
 @pytest.mark.usefixtures("x64")
 def test_squared_gradients_of_sampled_targets_estimate_the_gauss_newton_diagonal():
     params, X, _, _ = problem(67, [3, 4, 3], 5, "tanh", "softmax")
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
 
     @jax.jit
     @jax.vmap
@@ -114,11 +122,11 @@ def test_kfac_factors(weighted):
     each = one_by_one(params, X, Y)
     for i in range(6):
         alone = signals_of(params, X[:, i : i + 1], Y[:, i : i + 1])
-        for l, (A, G) in enumerate(dp.kfac_factors(*alone)):
+        for l, (A, G) in enumerate(kfac_factors(*alone)):
             g = np.concatenate([each[l].W[i], each[l].b[i]], axis=1).T.ravel()  # column by column
             np.testing.assert_allclose(np.kron(A, G), np.outer(g, g), atol=1e-12)
     share = (np.ones(6) if w is None else w) / (6 if w is None else w.sum())
-    for l, (A, G) in enumerate(dp.kfac_factors(cache, dZ, w)):
+    for l, (A, G) in enumerate(kfac_factors(cache, dZ, w)):
         a = np.concatenate([cache.A[l], np.ones((1, 6))])
         np.testing.assert_allclose(A, (a * share) @ a.T, atol=1e-12)
         np.testing.assert_allclose(G, (np.asarray(dZ[l]) * share) @ np.asarray(dZ[l]).T, atol=1e-12)
@@ -126,7 +134,7 @@ def test_kfac_factors(weighted):
 
 def test_an_output_that_tells_no_distribution_is_refused():
     params, X, _, _ = problem(0, [3, 4, 2], 5, output="tanh+huber", dtype=np.float32)
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     with pytest.raises(
         ValueError, match="sampled targets must be of a network with output softmax"
     ):
@@ -148,9 +156,10 @@ def test_kfac_solves_with_the_kronecker_product():
     """vec(V) = (A (x) G)^-1 vec(gradient), of the damped factors, layer by layer."""
     params, X, Y, _ = problem(73, [3, 4, 2], 8)
     cache, dZ = signals_of(params, X, Y)
-    grads, factors = dp.gradients(cache, dZ), dp.kfac_factors(cache, dZ)
+    grads, factors = dp.gradients(cache, dZ), kfac_factors(cache, dZ)
     optimizer = dp.scale_by_kfac(damping=0.02)
-    natural, state = optimizer.update(grads, optimizer.init(params), factors=factors)
+    update = jax.jit(optimizer.update)
+    natural, state = update(grads, optimizer.init(params), factors=factors)
     for layer, grad, (A, G) in zip(natural, grads, factors, strict=True):
         g = np.concatenate([grad.W, grad.b], axis=1)
         block = np.kron(*damped(np.asarray(A), np.asarray(G), 0.02))
@@ -165,7 +174,7 @@ def test_kfac_solves_least_squares_in_one_step():
     rng = np.random.default_rng(79)
     X, Y = rng.standard_normal((4, 50)), rng.standard_normal((2, 50))
     params = (dp.Layer(jnp.zeros((2, 4)), jnp.zeros((2, 1)), dp.output("identity")),)
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     (A, _), *_ = dp.kfac_factors(cache, dp.error_signals(cache, Y))
     optimizer = dp.kfac(1.0, damping=1e-14, momentum=0.0, max_kl=None)
     fisher = (dp.Factors(A, jnp.eye(2)),)  # of a normal about A[L] with variance 1
@@ -183,11 +192,12 @@ def test_kfac_averages_and_inverts_when_it_should():
     cache, dZ = signals_of(params, X, Y)
     grads = dp.gradients(cache, dZ)
     optimizer = dp.scale_by_kfac(damping=0.1, decay=0.6, every=3)
-    state, average, inverted = optimizer.init(params), None, []
+    update, state, average, inverted = jax.jit(optimizer.update), optimizer.init(params), None, []
+    once = kfac_factors(cache, dZ)
     for step in range(1, 10):
-        factors = jax.tree.map(lambda P, s=step: s * P, dp.kfac_factors(cache, dZ))
+        factors = jax.tree.map(lambda P, s=step: s * P, once)
         before = state.inverses[0].A
-        _, state = optimizer.update(grads, state, factors=factors)
+        _, state = update(grads, state, factors=factors)
         kept = min(1 - 1 / step, 0.6)
         new = np.asarray(factors[0].A)
         average = new if step == 1 else kept * average + (1 - kept) * new
@@ -201,10 +211,11 @@ def test_max_kl_holds_the_step():
     """Half the squared length in the metric of the damped factors is at most max_kl."""
     params, X, Y, _ = problem(89, [3, 4, 2], 8)
     cache, dZ = signals_of(params, X, Y)
-    grads, factors = dp.gradients(cache, dZ), dp.kfac_factors(cache, dZ)
+    grads, factors = dp.gradients(cache, dZ), kfac_factors(cache, dZ)
     for max_kl, held in ((1e-4, True), (1e4, False)):
         optimizer = dp.kfac(0.5, damping=0.01, momentum=0.0, max_kl=max_kl)
-        updates, _ = optimizer.update(grads, optimizer.init(params), params, factors=factors)
+        update = jax.jit(optimizer.update)
+        updates, _ = update(grads, optimizer.init(params), params, factors=factors)
         kl = 0
         for layer, (A, G) in zip(updates, factors, strict=True):
             v = np.concatenate([layer.W, layer.b], axis=1)
@@ -224,7 +235,7 @@ def test_kfac_in_fit_and_in_a_step_of_ones_own(optax_types):
     step, state = dp.train_step(optimizer), optimizer.init(params)
     copied = jax.tree.map(jnp.copy, params)
     stepped, _, _ = step(copied, state, X, Y, w / w.max())
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     drawn = dp.sampled_targets(jax.random.fold_in(jax.random.key(5), 0), cache)
     factors = dp.kfac_factors(cache, dp.error_signals(cache, drawn), w)
     updates, _ = optimizer.update(
@@ -252,12 +263,12 @@ def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_type
 def test_gauss_newton_product(output):
     params, X, Y, w = problem(107, [3, 4, 4, 3], 5, ["tanh", "gelu"], output, True)
     U, V = (problem(seed, [3, 4, 4, 3], 5, ["tanh", "gelu"], output)[0] for seed in (109, 113))
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     for weights in (None, w):
         G = gauss_newton(params, X, Y, np.ones(5) if weights is None else weights)
         got = jax.jit(dp.gauss_newton_product)(cache, V, weights)
         np.testing.assert_allclose(flat(got), G @ flat(V), rtol=1e-10, atol=1e-12)
-        form = gauss_newton_form(cache, (U, V), weights)
+        form = jax.jit(gauss_newton_form)(cache, (U, V), weights)
         both = np.stack([flat(U), flat(V)])
         np.testing.assert_allclose(form, both @ G @ both.T, rtol=1e-10)
 
@@ -268,10 +279,15 @@ def test_the_quadratic_model_is_minimised_over_both_directions(optax_types):
     params, X, Y, _ = problem(127, [3, 4, 2], 8)
     optimizer = dp.by_quadratic_model(optax.identity(), damping=0.25)
     state, last = optimizer.init(params), np.zeros(flat(params).size)
-    for _ in range(4):
+
+    @jax.jit
+    def step(params, state):
         _, cache = dp.forward(params, X)
         grads, J = dp.manual_backward(cache, Y), dp.cost(cache, Y)
-        updates, state = optimizer.update(grads, state, params, value=J, cache=cache, Y=Y)
+        return grads, *optimizer.update(grads, state, params, value=J, cache=cache, Y=Y)
+
+    for _ in range(4):
+        grads, updates, state = step(params, state)
         g = flat(grads)
         G = gauss_newton(params, X, Y, np.ones(8)) + 0.25 * np.eye(g.size)
         span = np.stack([g, last] if last.any() else [g])
@@ -289,15 +305,20 @@ def test_the_damping_follows_how_well_the_model_foretold(optax_types):
     for told, factor in ((1.0, 0.95**5), (1e6, 1 / 0.95**5)):
         optimizer = dp.by_quadratic_model(optax.identity(), damping=0.5)
         state, at = optimizer.init(params), params
-        for _ in range(5):
-            assert float(state.damping) == pytest.approx(0.5)
+
+        @jax.jit
+        def step(at, state, optimizer=optimizer, told=told):
             cache = dp.forward(at, X)[1]
             # A cost that is told too low makes what is kept of the promise negative.
             value = dp.cost(cache, Y) - (0 if told == 1.0 else told)
             updates, state = optimizer.update(
                 dp.manual_backward(cache, Y), state, at, value=value, cache=cache, Y=Y
             )
-            at = optax.apply_updates(at, updates)
+            return optax.apply_updates(at, updates), state
+
+        for _ in range(5):
+            assert float(state.damping) == pytest.approx(0.5)
+            at, state = step(at, state)
         assert float(state.damping) == pytest.approx(0.5 * factor)
 
 
@@ -361,7 +382,7 @@ def test_bad_input_of_kfac(message):
 
 def test_a_direction_of_another_network_is_refused():
     params, X, _, _ = problem(0, [3, 4, 2], 5, dtype=np.float32)
-    _, cache = dp.forward(params, X)
+    _, cache = forward(params, X)
     with pytest.raises(ValueError, match="V must hold W of shapes"):
         dp.gauss_newton_product(cache, params[:1])
     with pytest.raises(TypeError, match="V must be layers like params, got tuple"):

@@ -16,6 +16,7 @@ from tests.test_gradients import networks
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@jax.jit
 def one_by_one(params, X, Y):
     """The oracle: the gradient of J of each example alone, which is that of L(i)."""
 
@@ -25,6 +26,7 @@ def one_by_one(params, X, Y):
     return jax.vmap(jax.grad(loss), in_axes=(None, 1, 1))(params, X, Y)
 
 
+@jax.jit
 def signals_of(params, X, Y):
     _, cache = dp.forward(params, X)
     return cache, dp.error_signals(cache, Y)
@@ -34,7 +36,7 @@ def signals_of(params, X, Y):
 def every_activation(output):
     """A network with each activation in a layer: its parts, and the gradients one by one."""
     params, X, Y, w = problem(23, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True)
-    return params, X, Y, w, jax.jit(one_by_one)(params, X, Y)
+    return params, X, Y, w, one_by_one(params, X, Y)
 
 
 def rows(each, l=None):
@@ -93,7 +95,8 @@ def test_products_with_a_network_of_other_parameters():
 def test_one_output_whose_signal_is_one_gives_the_neural_tangent_kernel():
     params, X, _, _ = problem(37, [3, 6, 6, 1], 5, "tanh", "identity")
     cache, dZ = signals_of(params, X, dp.predict(params, X) - 1)
-    J = jax.vmap(jax.grad(lambda p, x: dp.predict(p, x[:, None])[0, 0]), (None, 1))(params, X)
+    gradient = jax.grad(lambda p, x: dp.predict(p, x[:, None])[0, 0])
+    J = jax.jit(jax.vmap(gradient, (None, 1)))(params, X)
     kernel = rows(J) @ rows(J).T
     np.testing.assert_allclose(dp.per_example_products(cache, dZ, cache, dZ), kernel, rtol=1e-10)
 
@@ -157,7 +160,7 @@ def test_mean_of_squares_and_variance(output):
 def test_random_networks(drawn):
     with jax.enable_x64(True):
         params, X, Y, w = problem(*drawn)
-        each = jax.jit(one_by_one)(params, X, Y)
+        each = one_by_one(params, X, Y)
         w = np.ones(X.shape[1]) if w is None else w
         norms = np.linalg.norm(rows(each), axis=1)
         C = float(np.median(norms)) or 1.0

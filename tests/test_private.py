@@ -184,7 +184,13 @@ def test_epsilon_against_the_closed_form(sigma, steps):
     exact = exact_epsilon(sigma, steps, 1e-5)
     spent = dp.epsilon_spent(sigma, sampling_rate=1.0, steps=steps, delta=1e-5)
     assert exact <= spent <= 1.01 * exact
-    assert dp.noise_for(exact, sampling_rate=1.0, steps=steps, delta=1e-5) <= 1.01 * sigma
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (20.0, 1000)])
+def test_noise_against_the_closed_form(sigma, steps):
+    exact = exact_epsilon(sigma, steps, 1e-5)
+    noise = dp.noise_for(exact, sampling_rate=1.0, steps=steps, delta=1e-5)
+    assert sigma <= noise <= 1.01 * sigma
 
 
 def test_a_private_run_goes_on_where_it_was(tmp_path):

@@ -238,7 +238,9 @@ def test_what_reads_dZ_reads_stacks(name, keep, residual):
 def test_per_example_gradients_of_a_stack(keep):
     params, X, Y, _ = deep("tanh", residual=True)
     stacked = dp.stack(params, keep)
-    of = lambda p: dp.per_example_gradients(c := dp.forward(p, X)[1], dp.error_signals(c, Y))  # noqa: E731
+    of = jax.jit(
+        lambda p: dp.per_example_gradients(c := dp.forward(p, X)[1], dp.error_signals(c, Y))
+    )
     each, expected = of(stacked), of(params)
     assert each[1].W.shape == (7, 7, 6, 6)  # 7 examples, 7 layers
     for i in range(7):
@@ -276,6 +278,7 @@ def test_kfac_of_a_stack():
         )
         return natural, factors
 
+    run = jax.jit(run)
     (found, factors), (expected, factors_plain) = run(dp.stack(params, 2)), run(params)
     assert factors[1].A.shape == (7, 7, 7)
     assert factors[1].dZ.shape == (7, 6, 6)
@@ -291,6 +294,7 @@ def test_a_diagnosis_has_every_layer_of_a_stack(keep):
         _, cache = dp.forward(params, X)
         return dp.diagnose(cache, dp.error_signals(cache, Y), params)
 
+    run = jax.jit(run)
     found, expected = run(dp.stack(params, keep)), run(params)
     assert found.units == expected.units == (4, *[6] * 8, 3)
     assert found.activations == expected.activations

@@ -243,7 +243,7 @@ def _identities(layer: Layer) -> Factors:
 
 def _mix(old: Array, new: Array, steps: Array, decay: float) -> Array:
     kept = jnp.minimum(1 - 1 / steps.astype(old.dtype), decay)
-    return kept * old + (1 - kept) * new
+    return kept * old + (1 - kept) * new.astype(old.dtype)  # of narrow products and float64
 
 
 def _damped_inverses(factors: Factors, damping: ArrayLike) -> Factors:

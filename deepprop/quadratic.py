@@ -18,6 +18,7 @@ from deepprop.clipping import check_above_zero
 from deepprop.gauss_newton import gauss_newton_form
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
+from deepprop.precision import wide
 
 EVERY = 5  # steps from one adaptation of the damping to the next
 LESS = 0.95**EVERY  # the damping is multiplied by it, or divided
@@ -106,7 +107,7 @@ def by_quadratic_model(
         )
         both = direction, state.last
         a, b, promised = _minimum(grads, both, cache, weights, state.damping)
-        step = jax.tree.map(lambda d, last: (a * d + b * last).astype(d.dtype), *both)
+        step = jax.tree.map(lambda d, last: _sum_of(a, d, b, last), *both)
 
         def kept() -> Array:
             """What J fell by, by what the model promised."""
@@ -123,6 +124,13 @@ def by_quadratic_model(
         return step, QuadraticState(steps, lam, step, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _sum_of(a: Array, d: Array, b: Array, last: Array) -> Array:
+    """In the type of d: beside narrow products the model is in float32, whatever W is in."""
+    dtype = d.dtype
+    a, d, b, last = (P.astype(wide(dtype)) for P in (a, d, b, last))
+    return (a * d + b * last).astype(dtype)
 
 
 def _factor(kept: Array) -> Array:

@@ -152,6 +152,11 @@ private = dp.Privacy(max_norm=1.0, delta=1e-3, noise_multiplier=1.0)
 for options in ({"privacy": private}, {"record": dp.diagnose}):
     dp.fit(dp.init_params(key, [4, 5, 3]), dp.kfac(0.1) if "record" in options else optimizer, X, Y,
            epochs=1, batch_size=2, key=key, **options)
+deep = dp.init_params(key, [4, *[5] * 6, 3], residual=True, stack=True, products="bfloat16")
+dp.fit(dp.stack(deep, "sqrt"), dp.in_backward(optimizer), X, Y, epochs=1, batch_size=2, key=key)
+dp.memory_plan(deep, 3, optimizer)
+mesh = dp.mesh(data=1)
+dp.data_parallel(mesh)(dp.forward(dp.place(deep, mesh), X)[1], Y)
 with tempfile.TemporaryDirectory() as folder:
     file = f"{folder}/model.npz"
     sys.exit(

@@ -61,6 +61,11 @@ def network_of(hidden="tanh", output="softmax", dtype=np.float32):
     return problem(1, [4, *[6] * len(hidden), 3], 1, hidden, output, dtype=dtype)[0]
 
 
+def deep_network(**options):
+    sizes, how = [4, *[6] * 7, 3], {"residual": True, "stack": True, **options}
+    return dp.stack(dp.init_params(jax.random.key(3), sizes, hidden="gelu", **how), "sqrt")
+
+
 def own_network():
     cube = dp.Activation("cube", lambda Z: Z * jnp.abs(jnp.sin(Z)) ** 3, lambda Z, A: Z)
     own = dp.Output("own", lambda Z: jnp.sort(Z, axis=-2), lambda Z, Y: Z, lambda Z, A, Y: A)
@@ -77,6 +82,9 @@ NETWORKS = {
     "bfloat16": lambda: network_of(HIDDEN, dtype=jnp.bfloat16),
     "float16": lambda: network_of(HIDDEN, dtype=np.float16),
     "float64": lambda: network_of(HIDDEN, dtype=np.float64),
+    "stack": lambda: deep_network(),
+    "stack of bfloat16 products": lambda: deep_network(products="bfloat16"),
+    "stack of float16 products": lambda: deep_network(products="float16"),
     "scaled": network_of,
     "scaled bfloat16": lambda: network_of(dtype=jnp.bfloat16),
 }
@@ -114,7 +122,7 @@ def test_one_program_predicts_for_batches_of_every_size_without_deepprop(exporte
     """To the rounding of the type; bfloat16 and float16 may round another way in a product."""
     folder, networks = exported
     params = networks[name]
-    eps = float(jnp.finfo(params[0].W.dtype).eps)
+    eps = float(jnp.finfo(params[0].products or params[0].W.dtype).eps)
     X, A = np.load(folder / f"{name}.npz"), np.load(folder / f"{name}.answers.npz")
     assert A.files == [str(m) for m in sizes_of(name)]
     for m in A.files:

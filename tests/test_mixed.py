@@ -526,6 +526,10 @@ def test_parameters_in_float64(x64, optax_types):
         grads = backward(params, X, Y, w)
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {np.dtype(np.float64)}
         fit = dp.fit(params, optax.sgd(0.1), X, Y, epochs=2, batch_size=4, key=jax.random.key(0), weights=w)  # fmt: skip
+        for optimizer in (dp.kfac(), dp.kfac(0.1)):
+            state = jax.eval_shape(optimizer.init, params)
+            step = jax.eval_shape(dp.train_step(optimizer), params, state, X, Y, w)
+            assert step[0][0].W.dtype == np.float64
     assert fit.params[0].W.dtype == np.float64
     assert max(errors(grads, autodiff(plain(params), X, Y, w))) < 33 * U["float16"]
 

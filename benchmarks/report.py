@@ -106,6 +106,7 @@ def stem(what):
 def write(text, what, out):
     """The text as benchmarks/results/WHAT-DATE-jax-VERSION-DEVICE.md, or in the folder `out`."""
     path = out / f"{stem(what)}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     print(text, f"written to {path}", sep="\n")
 

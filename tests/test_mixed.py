@@ -338,8 +338,9 @@ def test_all_zero_dZ_gives_zero(kind, stacked):
 def test_what_is_not_finite_is_not_hidden_and_goes_no_further_than_its_row(kind, wrong):
     params, X, Y, _ = mixed(kind, (5, 7, 3), 8)
     cache = forward(params, X)[1]
-    dZ = [np.asarray(d, np.float32).copy() for d in error_signals(cache, Y)]
+    dZ = [np.asarray(d, np.float32) for d in error_signals(cache, Y)]
     expected = gradients(cache, dZ)
+    dZ = [d.copy() for d in dZ]  # jax may still be reading the arrays that it was given
     dZ[0][2, 4] = wrong
     dZ[0][1] *= 2**10  # were the inf left to the scale, a row of large numbers would overflow
     first, last = gradients(cache, dZ)

@@ -197,10 +197,12 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
         w = jnp.ones(Y.shape[-1], dtype) if weights is None else jnp.asarray(weights, dtype)
         of_examples = cache.Z, cache.A, Y, w
         by_example = jax.tree.map(lambda leaf: _over_data(leaf.ndim), of_examples)
-        mean: Params = jax.shard_map(
+        by_device = jax.shard_map(
             averaged, mesh=mesh, in_specs=(PartitionSpec(), by_example), out_specs=PartitionSpec(),  # type: ignore[no-untyped-call]
             axis_names={"data"}, check_vma=False,
-        )(cache.params, of_examples)  # fmt: skip
+        )  # fmt: skip
+        # jax 0.10.0 takes no mesh with a second axis outside of jit.
+        mean: Params = jax.jit(by_device)(cache.params, of_examples)
         return mean
 
     return of_all

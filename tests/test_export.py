@@ -82,7 +82,7 @@ NETWORKS = {
     "bfloat16": lambda: network_of(HIDDEN, dtype=jnp.bfloat16),
     "float16": lambda: network_of(HIDDEN, dtype=np.float16),
     "float64": lambda: network_of(HIDDEN, dtype=np.float64),
-    "stack": lambda: deep_network(),
+    "stack": deep_network,
     "stack of bfloat16 products": lambda: deep_network(products="bfloat16"),
     "stack of float16 products": lambda: deep_network(products="float16"),
     "scaled": network_of,

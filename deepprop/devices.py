@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Cache, Layer, Params, check_params, is_stack
 from deepprop.precision import wide
-from deepprop.validation import check_count
+from deepprop.validation import whole_number
 
 AXES = ("data", "model")
 WHOLE: tuple[str | None, ...] = (None, None)
@@ -46,11 +46,11 @@ def mesh(*, data: int | None = None, model: int = 1) -> Mesh:
         TypeError: a number is no whole number.
     """
     count = len(jax.devices())
-    check_count("model", model)
+    model = whole_number("model", model)
     if data is None and count % model:
         raise ValueError(f"model must divide the {count} devices where data is None, got {model}")
     data = count // model if data is None else data
-    check_count("data", data)
+    data = whole_number("data", data)
     if data * model > count:
         raise ValueError(
             f"mesh must have at most the {count} devices that there are, got data {data} times"

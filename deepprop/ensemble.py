@@ -17,7 +17,7 @@ from deepprop.fit import Metric, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
 from deepprop.training import Trained, check_training, one_epoch
-from deepprop.validation import check_count, check_key, real_array
+from deepprop.validation import check_key, real_array, whole_number
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
 
@@ -95,8 +95,9 @@ def fit_ensemble(
     if entries and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("optimizer must be a function of the entries of sweep, such as optax.adam")
     data = in_memory(one, X, Y, weights, batch_size)
-    check_count("epochs", epochs)
-    check_count("checkpoint_every", checkpoint_every)
+    batch_size = whole_number("batch_size", batch_size, data[0].shape[0])
+    epochs = whole_number("epochs", epochs)
+    checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
     measure = measured(one, validation, metrics)
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Any:

@@ -5,7 +5,6 @@ Each epoch of `fit` is one compiled program; what stands around the epochs is in
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from deepprop.precision import wide
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
 from deepprop.training import Trained, check_training, train_epoch
-from deepprop.validation import check_count, check_key, example_weights, real_array
+from deepprop.validation import check_key, example_weights, real_array, whole_number
 
 Metric = Callable[[Array, Array], Array]
 
@@ -116,8 +115,9 @@ def fit(
     check_training(optimizer, backward)
     check_key(key)
     X, Y, w = in_memory(params, X, Y, weights, batch_size)
-    check_count("epochs", epochs)
-    check_count("record_every", record_every)
+    batch_size = whole_number("batch_size", batch_size, X.shape[0])
+    epochs = whole_number("epochs", epochs)
+    record_every = whole_number("record_every", record_every)
     if record is not None and not callable(record):
         raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
     measure = measured(params, validation, metrics)
@@ -140,9 +140,7 @@ def fit(
     if privacy is not None:
         own = None if backward is manual_backward else backward
         check_alone(privacy, {"weights": weights, "record": record, "backward": own})
-        sigma, train = private_training(
-            privacy, key, X, Y, optimizer, index(batch_size), index(epochs)
-        )
+        sigma, train = private_training(privacy, key, X, Y, optimizer, batch_size, epochs)
         parts["privacy"] = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
     return _run(
         train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every, parts,
@@ -200,7 +198,7 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     """
     check_training(optimizer, backward)
     check_params(params)
-    check_count("epochs", epochs)
+    epochs = whole_number("epochs", epochs)
     check_batches(batches, epochs)
     measure = measured(params, validation, metrics)
     train = partial(epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward)
@@ -243,7 +241,7 @@ def in_memory(
     check_together(params, {"X": X, "Y": Y, "weights": weights})
     X, Y = examples(params, X, Y)
     m = X.shape[1]
-    check_count("batch_size", batch_size, m)
+    whole_number("batch_size", batch_size, m)
     w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
     return X.T, Y.T, w
 
@@ -273,7 +271,7 @@ def check_shards(shards: int, m: int, batch_size: int) -> None:
         ValueError: they do not.
         TypeError: `shards` is no whole number.
     """
-    check_count("shards", shards)
+    shards = whole_number("shards", shards)
     for name, value in (("the examples", m), ("batch_size", batch_size)):
         if value % shards:
             raise ValueError(f"{name} must be a multiple of the {shards} shards, got {value}")
@@ -300,10 +298,10 @@ def _run(
     callbacks: Sequence[Callback],
 ) -> Fit:
     if patience is not None:
-        check_count("patience", patience)
+        patience = whole_number("patience", patience)
         if measure is None:
             raise ValueError("patience needs a validation set, got validation=None")
-    check_count("checkpoint_every", checkpoint_every)
+    checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
     setting = partial(
         setting_of, at, **parts, patience=patience is not None, measured=names_of(measure)
     )

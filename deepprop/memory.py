@@ -16,7 +16,7 @@ from deepprop.in_backward import InBackward, check_optimizer, depend
 from deepprop.layers import Layer, Params, check_params, depth, is_stack, type_of_A, type_of_dZ
 from deepprop.precision import wide
 from deepprop.propagation import slope
-from deepprop.validation import check_count
+from deepprop.validation import whole_number
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def memory_plan(
             is no optax transformation.
     """
     check_params(params)
-    check_count("batch_size", batch_size)
+    m = whole_number("batch_size", batch_size)
     if optimizer is not None:
         check_optimizer(optimizer)
-    m, first, last = int(batch_size), params[0], params[-1]
+    first, last = params[0], params[-1]
     state: Any = None if optimizer is None else jax.eval_shape(optimizer.init, params)
     in_place = isinstance(optimizer, InBackward)
     own = list(state) if in_place else [None] * len(params)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from operator import index
 from typing import Any, TypeVar
 
 import jax
@@ -17,9 +18,15 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
     """`value` as an array of real numbers, cast to `dtype` if one is given.
 
     Raises:
-        TypeError: it holds anything but real numbers (text, objects, complex numbers).
+        TypeError: it holds anything but real numbers (text, objects, complex numbers), is sparse,
+            or has a mask, which a cast would drop.
+        ValueError: it holds finite numbers that `dtype` can't hold.
     """
+    check_unmasked(name, value)
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        if hasattr(value, "toarray") or hasattr(value, "todense"):
+            kind = type(value).__name__
+            raise TypeError(f"{name} must be a dense array, got a sparse {kind}: pass .toarray()")
         try:
             value = np.asarray(value)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -29,7 +36,43 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
         jnp.issubdtype(kind, jnp.floating)
     ):
         raise TypeError(f"{name} must be an array of real numbers, got dtype {kind}")
+    if dtype is not None:
+        _check_range(name, value, np.dtype(dtype))
     return jnp.asarray(value, dtype=dtype)
+
+
+def check_unmasked(name: str, value: Any) -> None:
+    """Raise if `value` is a NumPy masked array, or a sequence that holds one.
+
+    Raises:
+        TypeError: it is; NumPy and jax would use the numbers under the mask.
+    """
+    if np.ma.isMaskedArray(value):
+        raise TypeError(f"{name} must not be a masked array: fill or drop what is masked")
+    if isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            if isinstance(part, list | tuple | np.ma.MaskedArray):
+                check_unmasked(f"{name}[{i}]", part)
+
+
+def _check_range(name: str, value: Any, dtype: np.dtype) -> None:
+    """Raise if a finite number of `value`, as far as it is known, would be infinite in `dtype`."""
+    if not jnp.issubdtype(dtype, jnp.floating) or not value.size or not is_known(value):
+        return
+    limit = _largest(dtype)
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        holds_all = _largest(value.dtype) <= limit
+    else:
+        holds_all = limit > 2.0**64  # above every integer
+    if holds_all:
+        return
+    largest = max(float(value.max()), -float(value.min()))
+    if limit < largest < np.inf:
+        raise ValueError(f"{name} must hold numbers up to {limit:.3g} ({dtype}), got {largest:.3g}")
+
+
+def _largest(dtype: DTypeLike) -> float:
+    return float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 def check_shape(
@@ -71,7 +114,7 @@ def example_weights(weights: Any, m: int, dtype: DTypeLike, *, over_largest: boo
         TypeError: the weights are not real numbers.
     """
     w = plain_weights("weights", weights, m, dtype)
-    if _is_known(w) and not np.asarray(w).any():
+    if is_known(w) and not np.asarray(w).any():
         raise ValueError("weights must not all be zero: J is the mean over their sum")
     if not over_largest:
         return w
@@ -89,7 +132,7 @@ def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
     w = real_array(name, weights, dtype)
     if w.shape != (m,):
         raise ValueError(f"{name} must have shape ({m},), one an example, got shape {w.shape}")
-    if _is_known(w):
+    if is_known(w):
         values = np.asarray(w)
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if wrong.size:
@@ -100,9 +143,9 @@ def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
     return w
 
 
-def _is_known(w: Array) -> bool:
+def is_known(value: Any) -> bool:
     """Whether its numbers are there, and in this process."""
-    return not isinstance(w, jax.core.Tracer) and w.is_fully_addressable
+    return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
 
 
 def sum_of_weights(w: Array) -> Array:
@@ -119,8 +162,14 @@ def check_key(key: Any) -> None:
     """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    if not typed and not (dtype == jnp.uint32 and shape == (2,)):
+    if not typed and not (dtype == jnp.uint32 and shape == raw_key_shape()):
         raise TypeError(f"key must be one JAX random key, such as jax.random.key(0), got {key!r}")
+
+
+def raw_key_shape() -> tuple[int, ...]:
+    """The shape of jax.random.PRNGKey(0): (2,) for threefry2x32, (4,) for rbg."""
+    shape: tuple[int, ...] = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape  # not cached
+    return shape
 
 
 def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, float | None]:
@@ -149,15 +198,20 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, fl
     return table[match[1]], number
 
 
-def check_count(name: str, value: int, most: int | None = None) -> None:
-    """Raise unless `value` is a whole number from 1 to `most`.
+def whole_number(name: str, value: Any, most: int | None = None) -> int:
+    """`value` as an `int` from 1 to `most`: of Python, NumPy or JAX, but not a bool.
 
     Raises:
         ValueError: it is out of that range.
-        TypeError: it is no whole number.
+        TypeError: it is not a whole number.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1 or (most is not None and value > most):
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if number < 1 or (most is not None and number > most):
         limit = "" if most is None else f" and at most the {most} examples"
-        raise ValueError(f"{name} must be above 0{limit}, got {value}")
+        raise ValueError(f"{name} must be above 0{limit}, got {number}")
+    return number

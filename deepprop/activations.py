@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from deepprop.validation import by_name
@@ -209,6 +211,37 @@ class Given:
         return self.f(*self.first, *args, **dict(self.named))
 
 
+def check_elementwise(entry: Activation) -> None:
+    """Raise if a number of g(Z) or g'(Z) changes with another number of Z.
+
+    dZ[l] = dA[l] * g[l]'(Z[l]) holds for an elementwise g alone. One number of a small Z is made
+    the largest, and all the others must stay as they were, bit for bit.
+
+    Raises:
+        ValueError: one does not, as where g centres over the batch or divides by a norm.
+    """
+    Z = np.linspace(-2, 2, 15, dtype=np.float32).reshape(3, 5)
+    changed = Z.copy()
+    changed[1, 2] = 5.0
+    others = changed == Z
+    with jax.ensure_compile_time_eval():
+        try:
+            A, A_2 = entry.g(jnp.asarray(Z)), entry.g(jnp.asarray(changed))
+            slopes = entry.g_prime(jnp.asarray(Z), A), entry.g_prime(jnp.asarray(changed), A_2)
+            pairs = {
+                "g": (np.asarray(A), np.asarray(A_2)),
+                "g_prime": tuple(map(np.asarray, slopes)),
+            }
+        except Exception:  # one that takes no Z of this shape, as a mask does, can't be tried
+            return
+    for name, (P, Q) in pairs.items():
+        if P.shape == Z.shape and not np.array_equal(P[others], Q[others], equal_nan=True):
+            raise ValueError(
+                f"activation {entry.name} must be elementwise, but a number of its {name} changes"
+                " with other numbers of Z: dZ = dA * g'(Z) would not be its derivative"
+            )
+
+
 def activation(choice: str | Activation) -> Activation:
     """The activation of that name, as "relu" or, with its parameter, "leaky_relu(0.2)".
 
@@ -219,10 +252,11 @@ def activation(choice: str | Activation) -> Activation:
         choice: a name, or an Activation, which is given back as it is.
 
     Raises:
-        ValueError: no activation has that name.
+        ValueError: no activation has that name, or one of your own is not elementwise.
         TypeError: `choice` is neither.
     """
     if isinstance(choice, Activation):
+        check_elementwise(choice)
         return choice
     if not isinstance(choice, str):
         raise TypeError(f"activation must be a name or a dp.Activation, got {choice!r}")

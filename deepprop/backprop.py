@@ -33,7 +33,7 @@ from deepprop.layers import (
     type_of_dZ,
 )
 from deepprop.layout import rows
-from deepprop.precision import has_range_of_float32, wide
+from deepprop.precision import wide
 from deepprop.propagation import error_signal, layer_gradient, signal_below, times_each
 from deepprop.stacks import each, inputs_of_layers
 from deepprop.validation import example_weights, sum_of_weights
@@ -167,7 +167,6 @@ def gradient_of(
     m = cache.A[0].shape[-1]
     if weights is None:
         return partial(layer_gradient, m=m)
-    narrow = not has_range_of_float32(type_of_dZ(cache.params[0]))
-    w = example_weights(weights, m, wide(cache.params[0].W.dtype), over_largest=narrow)
+    w = example_weights(weights, m, wide(cache.params[0].W.dtype))
     total = sum_of_weights(w)
     return lambda layer, dZ, A: layer_gradient(layer, times_each(w, dZ), A, total)

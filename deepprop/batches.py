@@ -11,15 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import Backward
-from deepprop.layers import Params, inputs, output_of
+from deepprop.layers import Params, check_domain, inputs, output_of
 from deepprop.precision import wide
 from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.validation import check_shape, plain_weights, real_array
+from deepprop.validation import check_finite, check_shape, is_known, plain_weights, real_array
 
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -36,11 +37,14 @@ def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tup
     X = inputs(params, X, f"{which}X")
     Y = real_array(f"{which}Y", Y, wide(params[0].W.dtype))
     check_shape(f"{which}Y", Y.shape, params[-1].W.shape[0], X.shape[1])
-    finite, adds_up = _looked_over(X, Y)
-    for name, good in zip(("X", "Y"), finite, strict=True):
-        if not bool(good):
+    finite, adds_up, (least, largest) = jax.device_get(_looked_over(X, Y))
+    for name, P, good in zip(("X", "Y"), (X, Y), finite, strict=True):
+        if not good and is_known(P):
+            check_finite(f"{which}{name}", np.asarray(P))
+        if not good:
             raise ValueError(f"{which}{name} must hold finite numbers")
-    if output_of(params).name == "softmax" and not bool(adds_up):
+    check_domain(f"{which}Y", least, largest, output_of(params))
+    if output_of(params).name == "softmax" and not adds_up:
         raise ValueError(
             f"{which}Y must be one-hot, or probabilities that add up to 1 in each column"
         )
@@ -105,10 +109,11 @@ _end_of_epoch = jax.jit(end_of_epoch)
 
 
 @jax.jit
-def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array]:
-    """Whether X is finite and Y is, and whether each column of Y is a distribution."""
+def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array, tuple[Array, Array]]:
+    """Whether X is finite and Y is, whether each column of Y is a distribution, and Y's range."""
     finite = jnp.all(jnp.isfinite(X)), jnp.all(jnp.isfinite(Y))
-    return finite, jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
+    adds_up = jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
+    return finite, adds_up, (jnp.min(Y), jnp.max(Y))
 
 
 def _ahead(

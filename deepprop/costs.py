@@ -33,6 +33,7 @@ class Output:
         loss: (Z, Y) to the losses L(i), (m,).
         dZ: (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
         init: the initialisation that fits it, as in `Activation`.
+        domain: the least and the largest number that Y may hold: beyond, the loss has no minimum.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Output:
     loss: Callable[[Array, Array], Array] = field(repr=False)
     dZ: Callable[[Array, Array, Array], Array] = field(repr=False)
     init: str = field(default="glorot_normal", repr=False)
+    domain: tuple[float, float] = field(default=(-math.inf, math.inf), repr=False)
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,9 @@ OUTPUTS = {
     entry.name: entry
     for entry in (
         Output("softmax", softmax, cross_entropy, canonical_dZ),
-        Output("sigmoid", sigmoid, binary_cross_entropy, canonical_dZ),
+        Output("sigmoid", sigmoid, binary_cross_entropy, canonical_dZ, domain=(0.0, 1.0)),
         Output("identity", identity, half_squared_error, canonical_dZ),
-        Output("exp", exp, half_poisson_deviance, canonical_dZ),
+        Output("exp", exp, half_poisson_deviance, canonical_dZ, domain=(0.0, math.inf)),
     )
 }
 

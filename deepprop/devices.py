@@ -21,7 +21,13 @@ from jax.typing import ArrayLike
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Cache, Layer, Params, check_params, is_stack
 from deepprop.precision import wide
-from deepprop.validation import whole_number
+from deepprop.validation import (
+    dense_array,
+    example_weights,
+    is_known,
+    plain_weights,
+    whole_number,
+)
 
 AXES = ("data", "model")
 WHOLE: tuple[str | None, ...] = (None, None)
@@ -124,7 +130,7 @@ def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
     here = mesh.local_mesh.shape["data"]
     placed = []
     for i, array in enumerate(arrays):
-        array = array if isinstance(array, jax.Array) else np.asarray(array)
+        array = dense_array(f"arrays[{i}]", array)
         ndim, m = array.ndim, array.shape[-1:]
         if not ndim or m[0] % here or not m[0]:
             raise ValueError(
@@ -194,7 +200,13 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
 
     def of_all(cache: Cache, Y: Array, weights: Array | None = None) -> Params:
         dtype = wide(cache.params[0].W.dtype)
-        w = jnp.ones(Y.shape[-1], dtype) if weights is None else jnp.asarray(weights, dtype)
+        m = Y.shape[-1]
+        if weights is None:
+            w = jnp.ones(m, dtype)
+        elif is_known(weights):
+            w = example_weights(weights, m, dtype)
+        else:  # dividing by the largest would be one exchange more
+            w = plain_weights("weights", weights, m, dtype)
         of_examples = cache.Z, cache.A, Y, w
         by_example = jax.tree.map(lambda leaf: _over_data(leaf.ndim), of_examples)
         by_device = jax.shard_map(

@@ -21,7 +21,7 @@ from deepprop.layers import (
     signals,
     units,
 )
-from deepprop.precision import wide
+from deepprop.precision import root_of_squares, wide
 from deepprop.propagation import slope
 from deepprop.stacks import each
 
@@ -94,17 +94,18 @@ def _shares(layer: Layer, Z: Array, A: Array) -> tuple[Array, Array]:
 
 def _sizes(X: Array) -> Array:
     """The root mean square, the median over what is not always 0, and the largest, of inputs."""
-    sizes = jnp.sqrt(jnp.mean(jnp.square(_widened(X)), axis=-1))
+    sizes = root_of_squares(X, axis=-1)[:, 0] / X.shape[-1] ** 0.5
     used = jnp.where(sizes > 0, sizes, jnp.nan)
     return jnp.stack([_rms(X), jnp.nan_to_num(jnp.nanmedian(used)), jnp.max(sizes)])
 
 
 def _rms(P: Array) -> Array:
-    return jnp.sqrt(jnp.mean(jnp.square(_widened(P))))
+    rms: Array = _length(P) / P.size**0.5
+    return rms
 
 
 def _length(P: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(_widened(P))))
+    return root_of_squares(P).reshape(())
 
 
 def _widened(P: Array) -> Array:

@@ -13,10 +13,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.activations import Activation
-from deepprop.costs import Output
+from deepprop.activations import ACTIVATIONS, Activation, activation
+from deepprop.costs import Output, output
 from deepprop.precision import has_range_of_float32, wide
-from deepprop.validation import check_shape, real_array
+from deepprop.validation import check_shape, check_unmasked, is_known, real_array
+
+ROUNDING = 1e-6  # by which a number of Y may be outside of the output's domain
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +31,9 @@ class Layer:
     Attributes:
         W: the weights.
         b: the biases.
-        activation: of a hidden layer; the last has an `Output`, its activation and the cost.
+        activation: of a hidden layer; the last has an `Output`, its activation and the cost. A name
+            will do, but for the outputs "sigmoid" and "identity", which have the name of an
+            activation too: write `dp.output("sigmoid")`.
         residual: whether the layer adds its input: A[l] = A[l-1] + g(Z[l]).
         keep: of a stack: the forward pass keeps A of every `keep`-th layer, and of the last; what
             is between is computed again on the way back. With 1 it keeps all Z and A.
@@ -43,6 +47,16 @@ class Layer:
     residual: bool = field(default=False, metadata={"static": True})
     keep: int = field(default=1, metadata={"static": True})
     products: np.dtype | None = field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        """Take the name of an activation, or of an output where no activation has it."""
+        if isinstance(self.activation, str):
+            named = activation if _name_of_activation(self.activation) else output
+            object.__setattr__(self, "activation", named(self.activation))
+
+
+def _name_of_activation(name: str) -> bool:
+    return name.strip().partition("(")[0] in ACTIVATIONS and "+" not in name
 
 
 Params = tuple[Layer, ...]
@@ -154,6 +168,11 @@ def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
     check_params(params)
     first = params[0]
     n_0, dtype = first.W.shape[-1], first.products or first.W.dtype
+    if first.W.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise TypeError(
+            "params must not be float64 while jax's x64 is off: turn it on, by"
+            ' jax.config.update("jax_enable_x64", True), or cast W and b to float32'
+        )
     X = real_array(name, X, dtype)
     check_shape(name, X.shape, n_0, None)
     return X
@@ -163,14 +182,32 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
     """Y as an array of A[L]'s shape and type.
 
     Raises:
-        ValueError: the shape is another.
+        ValueError: the shape is another, or a number that is known is outside the output's domain.
         TypeError: Y is not real numbers, or `cache` is no cache.
     """
     check_cache(cache)
     A_L = cache.A[-1]
     Y = real_array("Y", Y, A_L.dtype)
     check_shape("Y", Y.shape, A_L.shape[0], A_L.shape[1])
+    if is_known(Y):
+        numbers = np.asarray(Y)
+        check_domain("Y", numbers.min(), numbers.max(), output_of(cache.params))
     return Y
+
+
+def check_domain(name: str, least: Any, largest: Any, output: Output) -> None:
+    """Raise unless the numbers of Y are where the output's loss has a minimum.
+
+    Raises:
+        ValueError: they are not, as labels -1 and 1 for sigmoid, or counts below 0 for exp.
+    """
+    low, high = output.domain
+    least, largest = float(least), float(largest)
+    if least < low - ROUNDING or largest > high + ROUNDING:
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}] for the output {output.name}, got numbers from"
+            f" {least:.4g} to {largest:.4g}"
+        )
 
 
 def signals(cache: Cache, dZ: Sequence[ArrayLike]) -> list[Array]:
@@ -215,6 +252,7 @@ def check_like(name: str, given: Any, params: Params) -> None:
     """
     if not isinstance(given, tuple) or not all(isinstance(layer, Layer) for layer in given):
         raise TypeError(f"{name} must be layers like params, got {type(given).__name__}")
+    _check_unmasked(name, given)
     shapes = [[tuple(layer.W.shape) for layer in layers] for layers in (params, given)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{name} must hold W of shapes {shapes[0]}, got {shapes[1]}")
@@ -237,6 +275,7 @@ def check_params(params: Any) -> None:
             raise TypeError(
                 f"params must be a tuple of dp.Layer with arrays, got {type(layer).__name__} in it"
             )
+    _check_unmasked("params", params)
     n, dtype = None, params[0].W.dtype
     for l, layer in enumerate(params, start=1):
         _check_shapes(l, layer, n)
@@ -255,6 +294,12 @@ def check_params(params: Any) -> None:
         if l < len(params):
             hidden_activation(layer)
     output_of(params)
+
+
+def _check_unmasked(name: str, layers: Params) -> None:
+    for l, layer in enumerate(layers, start=1):
+        check_unmasked(f"W[{l}] of {name}", layer.W)
+        check_unmasked(f"b[{l}] of {name}", layer.b)
 
 
 def _check_shapes(l: int, layer: Layer, n_below: int | None) -> None:

@@ -136,17 +136,20 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
         arXiv:1812.06162.
     """
     cache = _widened(cache)
-    mean_square = jnp.mean(jnp.square(per_example_norms(cache, dZ)))  # 1/m sum_i ||g_i||^2
+    norms = per_example_norms(cache, dZ)
+    unit = jnp.max(norms)  # over it, squares neither overflow nor vanish
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    mean_square = jnp.mean(jnp.square(norms / unit))  # 1/m sum_i ||g_i||^2
     m = cache.A[0].shape[-1]
     if m < 2:
         raise ValueError(f"cache must hold at least two examples to tell their noise, got {m}")
     leaves = jax.tree.leaves(gradients(cache, dZ))
-    square = sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)  # ||g||^2
+    square = sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves)  # ||g||^2
     trace = m / (m - 1) * (mean_square - square)
     squared_norm = (m * square - mean_square) / (m - 1)
     positive = squared_norm > 0
     ratio = jnp.where(positive, trace / jnp.where(positive, squared_norm, 1), jnp.inf)
-    return NoiseScale(ratio, trace, squared_norm)
+    return NoiseScale(ratio, jnp.square(unit) * trace, jnp.square(unit) * squared_norm)
 
 
 def _widened(cache: Cache) -> Cache:

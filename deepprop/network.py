@@ -34,7 +34,14 @@ from deepprop.layers import (
 from deepprop.layout import rows
 from deepprop.propagation import forward_layer
 from deepprop.stacks import one_by_one
-from deepprop.validation import by_name, check_key, example_weights, sum_of_weights
+from deepprop.validation import (
+    by_name,
+    check_finite,
+    check_key,
+    example_weights,
+    is_known,
+    sum_of_weights,
+)
 
 INITIALISERS = {
     "he_normal": jax.nn.initializers.he_normal,
@@ -219,9 +226,13 @@ def predict(params: Params, X: ArrayLike) -> Array:
         A[L] (n_L, m), in float32 at least.
 
     Raises:
-        ValueError, TypeError: as `forward`.
+        ValueError, TypeError: as `forward`; or X holds a number that is not finite. Under `jit`,
+            where numbers are not known, that column of A[L] is what comes of it.
     """
-    A = rows(inputs(params, X))
+    A = inputs(params, X)
+    if is_known(A):
+        check_finite("X", np.asarray(A))
+    A = rows(A)
     for layer in params:
         A = predict_stack(layer, A) if is_stack(layer) else forward_layer(layer, A)[1]
     return A
@@ -258,7 +269,7 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
         )
     if weights is None:
         return jnp.mean(losses)  # J = 1/m sum_i L(i)
-    w = example_weights(weights, m, losses.dtype, over_largest=False)
+    w = example_weights(weights, m, losses.dtype)
     return jnp.sum(w * losses) / sum_of_weights(w)
 
 

@@ -18,7 +18,7 @@ from jax import Array
 from deepprop.folds import whole
 from deepprop.layers import Cache, Layer, Params, signals
 from deepprop.layout import by_example
-from deepprop.precision import product, wide
+from deepprop.precision import product, root_of_squares, wide
 from deepprop.stacks import each, inputs_of_layers, over
 
 
@@ -39,7 +39,8 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
         per_layer: a norm for each layer apart, instead of one for the whole gradient.
 
     Returns:
-        (m,), or (L, m) with `per_layer`; in float32 at least. Neither 1/m nor weights are in it.
+        (m,), or (L, m) with `per_layer`; in float32 at least. Neither 1/m nor weights are in it. A
+        norm is infinite only if the type can't hold it.
 
     Raises:
         ValueError: dZ is of another network or batch than the cache.
@@ -50,16 +51,14 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
     """
 
     def of_layer(dz: Array, a: Array) -> Array:  # ||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), (m,)
-        return jnp.sqrt(_squared_lengths(dz)) * jnp.sqrt(_squared_lengths(a) + 1)
+        return _lengths(dz) * jnp.hypot(_lengths(a), jnp.ones((), a.dtype))
 
     norms = jnp.concatenate(
         [jnp.atleast_2d(each(layer, of_layer)(dz, a)) for layer, dz, a in columns(cache, dZ)]
     )
     if per_layer:
         return norms
-    largest = jnp.max(norms, axis=0)  # over it, squares neither overflow nor vanish
-    share = norms / jnp.where(largest > 0, largest, 1)[None, :]
-    return largest * jnp.sqrt(jnp.sum(jnp.square(share), axis=0))
+    return root_of_squares(norms, axis=0)[0]
 
 
 def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
@@ -164,7 +163,10 @@ def _narrow_columns(cache: Cache, dZ: Sequence[Array]) -> tuple[list[Array], lis
     return signals(cache, dZ), inputs_of_layers(whole(cache))
 
 
-def _squared_lengths(P: Array) -> Array:
+def _lengths(P: Array) -> Array:
     """Of the columns of P (n, m): (m,)."""
-    squared: Array = by_example(lambda p: jnp.sum(jnp.square(p), axis=-2, keepdims=True), P)
-    return squared[0]
+
+    def length(p: Array) -> Array:
+        return root_of_squares(p, axis=-2)
+
+    return by_example(length, P)[0]

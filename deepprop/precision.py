@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,8 @@ def product(
     (P, p), (Q, q) = _rounded(P, factors), _rounded(Q, factors)
     PQ = _product(P, Q)
     missing = sum(exponent for exponent in (p, q) if exponent is not None)
-    if isinstance(missing, Array):  # in two halves: 2^missing itself may be no float32
-        half = missing // 2
-        PQ = PQ * _power_of_2(half) * _power_of_2(missing - half)
+    if isinstance(missing, Array):
+        PQ = times_power_of_2(PQ, missing)
     return PQ.astype(dtype)
 
 
@@ -66,16 +66,47 @@ def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:
     return (P * _power_of_2(exponent)).astype(dtype), -exponent
 
 
+def over_largest(w: Array) -> Array:
+    """w over a power of 2, exactly, so that its largest number, if not 0, is in [1/2, 1)."""
+    return times_power_of_2(w, -1 - _exponent(jnp.max(w)))
+
+
+def times_power_of_2(P: Array, k: Array) -> Array:
+    """2^k P, in two halves: 2^k itself may be beyond the type."""
+    half = k // 2
+    return P * _power_of_2(half, P.dtype) * _power_of_2(k - half, P.dtype)
+
+
 def _exponent(x: Array) -> Array:
-    """k of 2^k <= x < 2^(k+1), for a float32 x above 0; -127 where it is less than 2^-126."""
-    bits: Array = jax.lax.bitcast_convert_type(x, jnp.int32)
-    return (bits >> 23) - 127
+    """k of 2^k <= x < 2^(k+1), for a float32 or float64 x above 0; the least k for subnormal x."""
+    of = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
+    bits: Array = jax.lax.bitcast_convert_type(x, _integers(x.dtype))
+    return (bits >> of.nmant) - (of.maxexp - 1)
 
 
-def _power_of_2(k: Array) -> Array:
-    """2^k as a float32, exactly, on every device: k from -126 to 127 stands in its bits."""
-    power: Array = jax.lax.bitcast_convert_type((k + 127) << 23, jnp.float32)
+def _power_of_2(k: Array, dtype: DTypeLike = jnp.float32) -> Array:
+    """2^k in float32 or float64, exactly, on every device: its bits are those of k."""
+    of = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
+    bits = (k + (of.maxexp - 1)).astype(_integers(dtype)) << of.nmant
+    power: Array = jax.lax.bitcast_convert_type(bits, dtype)
     return power
+
+
+def _integers(dtype: DTypeLike) -> Any:
+    return jnp.int32 if np.dtype(dtype).itemsize == 4 else jnp.int64
+
+
+def root_of_squares(P: Array, axis: int | None = None) -> Array:
+    """sqrt(sum P^2) along an axis or over all, in the wide type; the axis stays.
+
+    A float32 of 2e19 has no square in float32, and neither has one of 1e-23. So P is brought to
+    about 1 first, by a power of 2, which is exact. That power depends on P: XLA squares a constant
+    factor by itself, and then the squares are out of range again.
+    """
+    P = P.astype(wide(P.dtype))
+    k = _exponent(jnp.max(jnp.abs(P), axis=axis, keepdims=True))
+    squares = jnp.square(times_power_of_2(P, -k))
+    return times_power_of_2(jnp.sqrt(jnp.sum(squares, axis=axis, keepdims=True)), k)
 
 
 def has_range_of_float32(dtype: DTypeLike) -> bool:

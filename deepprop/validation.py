@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from deepprop.precision import over_largest
+
 Entry = TypeVar("Entry")
 
 
@@ -21,6 +23,18 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
         TypeError: it holds anything but real numbers (text, objects, complex numbers), is sparse,
             or has a mask, which a cast would drop.
         ValueError: it holds finite numbers that `dtype` can't hold.
+    """
+    value = dense_array(name, value)
+    if dtype is not None:
+        _check_range(name, value, np.dtype(dtype))
+    return jnp.asarray(value, dtype=dtype)
+
+
+def dense_array(name: str, value: Any) -> Any:
+    """`value` as an array of real numbers, of jax if it was one, else of NumPy.
+
+    Raises:
+        TypeError: as `real_array`.
     """
     check_unmasked(name, value)
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -36,9 +50,7 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
         jnp.issubdtype(kind, jnp.floating)
     ):
         raise TypeError(f"{name} must be an array of real numbers, got dtype {kind}")
-    if dtype is not None:
-        _check_range(name, value, np.dtype(dtype))
-    return jnp.asarray(value, dtype=dtype)
+    return value
 
 
 def check_unmasked(name: str, value: Any) -> None:
@@ -66,13 +78,26 @@ def _check_range(name: str, value: Any, dtype: np.dtype) -> None:
         holds_all = limit > 2.0**64  # above every integer
     if holds_all:
         return
-    largest = max(float(value.max()), -float(value.min()))
+    numbers = np.asarray(value)
+    largest = max(float(numbers.max()), -float(numbers.min()))
     if limit < largest < np.inf:
         raise ValueError(f"{name} must hold numbers up to {limit:.3g} ({dtype}), got {largest:.3g}")
 
 
 def _largest(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
+def check_finite(name: str, P: np.ndarray) -> None:
+    """Raise unless all numbers of P (n, m) are finite.
+
+    Raises:
+        ValueError: one is not; the message says where it is.
+    """
+    strange = np.argwhere(~np.isfinite(P))
+    if strange.size:
+        i, j = strange[0]
+        raise ValueError(f"{name} must hold finite numbers, got {name}[{i}, {j}] = {P[i, j]}")
 
 
 def check_shape(
@@ -103,41 +128,50 @@ def check_shape(
         )
 
 
-def example_weights(weights: Any, m: int, dtype: DTypeLike, *, over_largest: bool = True) -> Array:
-    """The weights (m,) of m examples, checked as far as their values are known.
+def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
+    """The weights (m,) of m examples over about the largest, checked as far as they are known.
 
-    J and its gradients are means, so only ratios of weights matter: over the largest they are at
-    most 1, and neither overflow nor all vanish when they meet a narrow type.
+    J and its gradients are means, so only ratios of weights matter: over a power of 2 that is close
+    to the largest they are below 1, and neither overflow nor all vanish.
 
     Raises:
         ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
         TypeError: the weights are not real numbers.
     """
-    w = plain_weights("weights", weights, m, dtype)
+    w = _checked_weights("weights", weights, m)
     if is_known(w) and not np.asarray(w).any():
         raise ValueError("weights must not all be zero: J is the mean over their sum")
-    if not over_largest:
-        return w
-    largest = jnp.max(w)
-    return w / jnp.where(largest > 0, largest, 1)
+    if isinstance(w, jax.Array):
+        return over_largest(w).astype(dtype)
+    return jnp.asarray(np.ldexp(w, -np.frexp(w.max())[1]), dtype)
 
 
 def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
-    """The weights (m,) as they are, checked as far as their values are known.
+    """The weights (m,) in the type `dtype`, checked as far as their values are known.
 
     Raises:
         ValueError: the shape is not (m,), or a weight is negative or not finite.
         TypeError: the weights are not real numbers.
     """
-    w = real_array(name, weights, dtype)
+    w = _checked_weights(name, weights, m)
+    return real_array(name, w, dtype)
+
+
+def _checked_weights(name: str, weights: Any, m: int) -> Any:
+    """The weights (m,) as an array of jax, or as one of NumPy in float64."""
+    w = dense_array(name, weights)
+    if not isinstance(w, jax.Array):
+        w = np.asarray(w, np.float64)
+    elif not jnp.issubdtype(w.dtype, jnp.floating) or w.dtype.itemsize < 4:
+        w = w.astype(jnp.float32)
     if w.shape != (m,):
-        raise ValueError(f"{name} must have shape ({m},), one an example, got shape {w.shape}")
+        raise ValueError(f"{name} must have shape ({m},), one per example, got shape {w.shape}")
     if is_known(w):
         values = np.asarray(w)
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if wrong.size:
             raise ValueError(
-                f"{name} must be finite and not negative, got weights[{wrong[0]}] ="
+                f"{name} must be finite and not negative, got {name}[{wrong[0]}] ="
                 f" {values[wrong[0]]}"
             )
     return w
@@ -149,9 +183,14 @@ def is_known(value: Any) -> bool:
 
 
 def sum_of_weights(w: Array) -> Array:
-    """Sum_i w_i, which stands for m; 1 where all are 0, so that J and its gradients are 0."""
-    total = jnp.sum(w)
-    return jnp.where(total > 0, total, 1)
+    """Sum_i w_i, which takes the place of m; 1 where all are 0, so that J and its gradients are 0.
+
+    Where values are not known, a negative weight can't raise an error: it makes the sum nan. Both
+    sums over examples are one exchange between devices.
+    """
+    total, absolute = jnp.sum(w), jnp.sum(jnp.abs(w))
+    positive = jnp.where(total > 0, total, 1)
+    return jnp.where(total < absolute, jnp.nan, positive)
 
 
 def check_key(key: Any) -> None:

@@ -129,3 +129,101 @@ def test_an_activation_may_differ_from_unit_to_unit():
     dZ = jax.jit(dp.error_signals)(cache, Y)
     dA = np.asarray(params[1].W).T @ dZ[1]
     np.testing.assert_allclose(dZ[0], dA * steepness * (1 - cache.A[1] ** 2), rtol=1e-9, atol=1e-14)
+
+
+ONES = jnp.ones_like
+COUPLED = {
+    "centred over the batch": lambda Z: Z - jnp.mean(Z, axis=-1, keepdims=True),
+    "centred over the layer": lambda Z: Z - jnp.mean(Z, axis=-2, keepdims=True),
+    "a norm over the layer": lambda Z: Z / jnp.sqrt(jnp.sum(Z**2, axis=0, keepdims=True)),
+    "over the largest": lambda Z: Z / jnp.max(jnp.abs(Z)),
+    "softmax": lambda Z: jax.nn.softmax(Z, axis=0),
+    "a sum from the left": lambda Z: jnp.cumsum(Z, axis=1),
+    "sorted": lambda Z: jnp.sort(Z, axis=1),
+    "the others' columns": lambda Z: jnp.roll(Z, 1, axis=1),
+}
+BY_PLACE = {
+    "a mask of units": lambda Z: Z * (jnp.arange(4) % 2 == 0)[:, None].astype(Z.dtype),
+    "a mask of units and examples": lambda Z: Z * jnp.asarray(MASK, Z.dtype),
+    "a mask of examples": lambda Z: Z * jnp.asarray(MASK[:1], Z.dtype),
+    "a slope by the example's number": lambda Z: Z * jnp.arange(Z.shape[1], dtype=Z.dtype)[None],
+    "over the number of examples": lambda Z: Z / Z.shape[1],
+}
+MASK = np.random.default_rng(0).integers(2, size=(4, 7))
+
+
+def passes(g, g_prime, m=7, **how):
+    """The passes of a network with that activation, and its parts; built past `activation`."""
+    params, X, Y, _ = problem(0, [3, 4, 4, 2], m, "tanh", dtype=np.float32)
+    own = dp.Activation("own", g, g_prime)
+    params = (*(dp.Layer(p.W, p.b, own) for p in params[:2]), params[2])
+    params = dp.stack(params) if how.get("stack") else params
+
+    def run(params, X, Y):
+        A, cache = dp.forward(params, X)
+        return A, dp.manual_backward(cache, Y)
+
+    return run, (params, X, Y)
+
+
+@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize("name", [*COUPLED, *BY_PLACE])
+def test_any_g_is_the_same_function_compiled_and_not(name, stack):
+    g = {**COUPLED, **BY_PLACE}[name]
+    run, parts = passes(g, lambda Z, A: ONES(Z) + 0.1 * g(Z), stack=stack)
+    leaves = map(jax.tree.leaves, (run(*parts), jax.jit(run)(*parts)))
+    for plain, compiled in zip(*leaves, strict=True):
+        # Sums of up to 7 terms of about 1, in another order.
+        np.testing.assert_allclose(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BY_PLACE)
+def test_g_by_place_has_the_right_gradient(name):
+    """dZ = dA * g'(Z) holds where a number of A depends on one of Z, wherever it stands."""
+    g = BY_PLACE[name]
+    run, parts = passes(g, lambda Z, A: g(ONES(Z)))
+    expected = jax.grad(lambda *args: dp.cost(dp.forward(*args[:2])[1], args[2]))(*parts)
+    for found, due in zip(*map(jax.tree.leaves, (jax.jit(run)(*parts)[1], expected)), strict=True):
+        np.testing.assert_allclose(found, due, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["g", "g_prime"])
+@pytest.mark.parametrize("name", COUPLED)
+def test_what_is_not_elementwise_is_refused(name, where):
+    coupled = COUPLED[name]
+    parts = {"g": jnp.sin, "g_prime": lambda Z, A: jnp.cos(Z)}
+    parts[where] = coupled if where == "g" else lambda Z, A: coupled(Z)
+    own = dp.Activation("own", **parts)
+    message = f"activation own must be elementwise, but a number of its {where} changes"
+    for use in (
+        lambda: dp.init_params(jax.random.key(0), [3, 4, 2], hidden=own),
+        lambda: dp.init_params(jax.random.key(0), [3, 4, 2], hidden=["relu", own][1:]),
+        lambda: dp.output((own, "huber")),
+        lambda: jax.jit(lambda: dp.init_params(jax.random.key(0), [3, 4, 2], hidden=own))(),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("name", BY_PLACE)
+def test_what_goes_by_place_is_taken(name):
+    own = dp.Activation("own", BY_PLACE[name], lambda Z, A: BY_PLACE[name](ONES(Z)))
+    assert dp.activation(own) is own
+
+
+@pytest.mark.parametrize(
+    "g",
+    [jnp.sin, jax.nn.relu, jax.nn.gelu, jax.nn.mish, lambda Z: jnp.where(Z > 0, Z, 0.1 * Z**3),
+     lambda Z: jnp.clip(Z, -1, 1), lambda Z: jnp.interp(Z, jnp.arange(3.0), jnp.arange(3.0) ** 2)],
+)  # fmt: skip
+def test_an_elementwise_g_is_taken_and_computed_in_rows(g):
+    """Column by column, so that examples lie in rows: but for interp, whose jaxpr has a gather."""
+    own = dp.Activation("own", g, lambda Z, A: ONES(Z))
+    assert dp.activation(own) is own
+    run, parts = passes(own.g, own.g_prime)
+    assert jax.tree.all(
+        jax.tree.map(
+            lambda a, b: bool(jnp.allclose(a, b, rtol=1e-4, atol=1e-5)),
+            run(*parts), jax.jit(run)(*parts),
+        )
+    )  # fmt: skip

@@ -110,8 +110,10 @@ def test_what_reads_dZ_reads_it_on_a_mesh():
 def test_data_parallel_is_one_all_reduce(weighted):
     params, X, Y, w = some(dtype=np.float32)
     arrays = (X, Y, w) if weighted else (X, Y)
-    ((kind, looped, what),) = collectives(cost_and_gradient, *placed(8, 1, params, *arrays))
+    *before, (kind, looped, what) = collectives(cost_and_gradient, *placed(8, 1, params, *arrays))
     assert (kind, looped) == ("all-reduce", False)
+    # The largest weight, by which all are divided, of J and of the gradient.
+    assert before == [("all-reduce", False, "(f32[], f32[])")] * weighted
     for layer in params:  # the whole gradient, and J
         n, n_below = layer.W.shape
         assert f"[{n},{n_below}]" in what or f"[{n_below},{n}]" in what
@@ -147,7 +149,8 @@ def test_data_parallel_stacks_reduce_each_layer_as_soon_as_it_is_there():
     found = kinds(cost_and_gradient, *placed(8, 1, dp.stack(params), X, Y))
     assert found == [("all-reduce", False), ("all-reduce", True)]  # the rest, and a layer's
     found = kinds(cost_and_gradient, *placed(8, 1, dp.stack(params), X, Y, w))
-    assert found == [("all-reduce", False)] * 2 + [("all-reduce", True)]  # sum_i w_i before
+    # Before these the largest weight and sum_i w_i.
+    assert found == [("all-reduce", False)] * 3 + [("all-reduce", True)]
 
 
 @pytest.mark.usefixtures("x64")
@@ -170,7 +173,8 @@ def test_data_parallel_adds_a_stack_up_once(keep, weighted):
 
     arrays = (X, Y) if w is None else (X, Y, w)
     args = placed(8, 1, stacked, *arrays)
-    assert kinds(once(dp.mesh(data=8)), *args) == [("all-reduce", False)]
+    # With weights J has their largest first; the backward pass has not.
+    assert kinds(once(dp.mesh(data=8)), *args) == [("all-reduce", False)] * (1 + weighted)
     _, found = jax.jit(once(dp.mesh(data=8)))(*args)
     assert worst_error(dp.unstack(found), autodiff(params, X, Y, w)) < 1e-13
     _, found = jax.jit(once(dp.mesh(data=4, model=2)))(*placed(4, 2, stacked, *arrays))

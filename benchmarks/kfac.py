@@ -15,7 +15,6 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ import numpy as np
 import optax
 from contenders import on_gpu
 from kfac_report import ADAM, BATCH, FIRST, OURS, best, picture, text, words
-from report import stem
+from report import RESULTS, folder, stem
 from training import each
 
 import deepprop as dp
@@ -257,7 +256,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", metavar="FILE.npz", help="such as MNIST's; without, the digits")
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     if on_gpu():  # as in training.py
         jax.config.update("jax_default_matmul_precision", "highest")

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from clippers import BASE, CLOSE, CONTENDERS, NEAR
 from contenders import on_gpu, temporary_bytes
-from report import markdown, setting, spread, today, write
+from report import RESULTS, folder, markdown, setting, spread, today, write
 from torch_clippers import C
 from training import each, share_of_others
 
@@ -221,7 +221,7 @@ def arguments():
     parser.add_argument("--slow-rounds", type=int, default=3, help=f"of those above {SLOW:g} s")
     parser.add_argument("--memory", type=float, default=0.5, metavar="SHARE",
                         help="of the machine's that every g_i, twice, may take (default: 0.5)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     parser.add_argument("--peak", choices=CONTENDERS, metavar="NAME",
                         help="print this contender's growth of the resident memory alone")  # fmt: skip
     return parser.parse_args()

@@ -11,13 +11,12 @@ import argparse
 import importlib
 import time
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from report import markdown, setting, spread, today, write
+from report import RESULTS, folder, markdown, setting, spread, today, write
 from training import each
 
 import deepprop as dp
@@ -103,7 +102,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="a file as Keras's mnist.npz (default: the digits)")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     return parser.parse_args()
 
 

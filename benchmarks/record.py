@@ -8,12 +8,11 @@ order each round, after one epoch each that compiles.
 
 import argparse
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
-from report import markdown, setting, spread, today, write
+from report import RESULTS, folder, markdown, setting, spread, today, write
 from training import NETWORKS, data
 
 import deepprop as dp
@@ -58,7 +57,7 @@ def measure(network, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     rows = []
     for name in SIZES:

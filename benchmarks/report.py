@@ -1,17 +1,20 @@
 """What the benchmark prints, writes and draws."""
 
+import argparse
 import datetime
 import itertools
 import os
 import platform
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from contenders import BASE, CONTENDERS, on_gpu
 
+RESULTS = str(Path(__file__).parent / "results")
 PACKAGES = ["deepprop", "jax", "jaxlib", "optax", "numpy"]
 PACKAGES += ["equinox", "flax", "keras", "torch", "scikit-learn"]
 PACKAGES += ["opacus", "backpack-for-pytorch", "kfac-jax"]
@@ -101,6 +104,16 @@ def today():
 def stem(what):
     device = jax.devices()[0].device_kind.replace(" ", "-")
     return f"{what}-{today()}-jax-{jax.__version__}-{device}"
+
+
+def folder(name):
+    """The folder of that name, for `--out`: made when the options are read, not after the run."""
+    path = Path(name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
 
 
 def write(text, what, out):

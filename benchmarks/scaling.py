@@ -8,13 +8,12 @@ compute, move and exchange (programs.py); clusters.py turns that into seconds.
 
 import argparse
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from clusters import H100, SOURCES, V5P, Shares, step_time
 from programs import closed_exchanges, closed_flops, compiled_step, counts, line, parameters
-from report import markdown, setting, today, write
+from report import RESULTS, folder, markdown, setting, today, write
 
 import deepprop as dp
 
@@ -429,7 +428,7 @@ step. Devices of one host share its two processors, so their times say nothing o
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     write(text(), "scaling", args.out)

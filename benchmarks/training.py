@@ -19,7 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contenders import BASE, CONTENDERS, on_gpu
-from report import Machine, Measured, Network, meanwhile, picture, stem, table, text
+from report import (
+    RESULTS,
+    Machine,
+    Measured,
+    Network,
+    folder,
+    meanwhile,
+    picture,
+    stem,
+    table,
+    text,
+)
 
 import deepprop as dp
 
@@ -149,7 +160,7 @@ def arguments():
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK",
                         help=f"{', '.join(NETWORKS)} (default: all)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(NETWORKS):
         parser.error(f"there is no network {', '.join(unknown)}")

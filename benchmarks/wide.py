@@ -14,14 +14,13 @@ import argparse
 import contextlib
 import time
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from contenders import by_example, on_gpu, optax_loss, rows_loss, torch_model
-from report import Network, markdown, setting, spread, today, write
+from report import RESULTS, Network, folder, markdown, setting, spread, today, write
 from training import data
 
 import deepprop as dp
@@ -305,7 +304,7 @@ def arguments(cpu):
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--steps", type=int, default=10, help="that a round times (default: 10)")
     parser.add_argument("--anyway", action="store_true", help="run on a CPU, to try the script")
-    parser.add_argument("--out", type=Path, help="folder (default: results; on a CPU none)")
+    parser.add_argument("--out", type=folder, help="folder (default: results; on a CPU none)")
     args = parser.parse_args()
     if unknown := set(args.optimizers) - set(RATES):
         parser.error(f"there is no optimizer {', '.join(unknown)}")
@@ -319,6 +318,7 @@ def main():
         raise SystemExit(
             "This table is meant for a GPU or a TPU: a CPU runs it only with --anyway."
         )
+    out = args.out or (None if cpu or args.anyway else folder(RESULTS))
     results = {}
     for width in map(int, args.widths):
         sizes = (*[width] * args.layers, 10)
@@ -328,7 +328,6 @@ def main():
             one = {(network, optimizer): results[network, optimizer]}
             print(f"\n{table(one)}\n", flush=True)
     written = text(results, args.rounds, args.steps)
-    out = args.out or (None if cpu or args.anyway else Path(__file__).parent / "results")
     if out is None:
         print(written)
     else:

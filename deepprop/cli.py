@@ -6,18 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
+
 import deepprop as dp
 from deepprop import command_train, commands
 from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.export import PLATFORMS
 from deepprop.network import INITIALISERS
+from deepprop.streams import tolerant_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give back its exit status: 0, 1 for a failure, 2 for bad input."""
+    """Run the command line and return its exit status: 0, 1 for a failure, 2 for bad input.
+
+    Args:
+        argv: the arguments; None for those of this process, which then is the command's own.
+    """
+    with tolerant_streams(whole_process=argv is None) as out:
+        try:
+            status = _status(argv)
+        except SystemExit as end:  # of argparse, after a help text or for bad options
+            status = int(end.code or 0)
+        out.flush()
+        if out.error is not None and not isinstance(out.error, BrokenPipeError):
+            status = _fail(status or 1, f"standard output: {out.error}")
+    return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
+        _check_device()
         return int(args.command(args))
     except dp.GradientError as error:
         return _fail(1, str(error))
@@ -26,9 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
         return _fail(2, " ".join(str(error).split()))
     except (MemoryError, RuntimeError) as error:  # of jax, for what the device can't hold
-        return _fail(1, f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
+        message = (str(error).splitlines() or [""])[0][:300]
+        return _fail(1, f"{type(error).__name__}: {message}")
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
+
+
+def _check_device() -> None:
+    """Raise unless jax has a device.
+
+    Raises:
+        RuntimeError: it has none of those that JAX_PLATFORMS asks for.
+    """
+    try:
+        jax.devices()
+    except AssertionError:  # what jax raises for cuda where there is no GPU
+        asked_for = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise RuntimeError(f"jax found no device for JAX_PLATFORMS={asked_for}") from None
 
 
 def _fail(status: int, message: str) -> int:

@@ -16,7 +16,7 @@ import optax
 import deepprop as dp
 from deepprop.commands import describe, hidden_of, metric_of, named, shown
 from deepprop.data import Data, load_data
-from deepprop.diagnosis import diagnosis_of
+from deepprop.diagnosis import _of_inputs, diagnosis_of
 from deepprop.files import check_writable
 from deepprop.layers import Params
 from deepprop.report import epoch_lines, plot_curves, plot_layers, require_matplotlib
@@ -97,7 +97,7 @@ def train(args: argparse.Namespace) -> int:
         if error.fit.history["cost"].size:
             _save(args.save, error.fit.params, data)
         _show_layers(args.diagnose, data, error.fit.params, error.history)
-        raise
+        raise FloatingPointError(_failure(args, error)) from None
     _print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
     if args.plot is not None:
@@ -153,6 +153,9 @@ def _print_setting(args: argparse.Namespace, data: Data, held_out: HeldOut, para
         f"data       {data.name}: {m:,} to train on,{validation} {m_test:,} held out,"
         f" {data.X.shape[0]:,} inputs, {data.Y.shape[0]:,} {kind}"
     )
+    print(f"targets    {data.targets}")
+    for line in _inputs(data.X, args.standardize):
+        print(line)
     print(f"network    {describe(params)}; {size:,} parameters")
     print(
         f"training   {args.optimizer}, {rate}, {args.epochs} epochs of"
@@ -160,6 +163,34 @@ def _print_setting(args: argparse.Namespace, data: Data, held_out: HeldOut, para
     )
     print(f"{'training':>16} {held_out.name:>16}")
     print(f"epoch {'cost':>10} {'cost':>16} {metric_of(params)[0]:>10}", flush=True)
+
+
+def _inputs(X: np.ndarray, standardized: bool) -> list[str]:
+    """What `diagnose` finds of the inputs, and the option that mends it."""
+    sizes = np.sqrt(np.mean(np.square(X, dtype=np.float64), axis=1))
+    used = sizes[sizes > 0]
+    median = float(np.median(used)) if used.size else 0.0
+    found = _of_inputs(np.array([np.sqrt(np.mean(sizes**2)), median, sizes.max()]))
+    option = "" if standardized else " (--standardize)"
+    return [f"inputs     {finding.removeprefix('inputs: ')}{option}" for finding in found]
+
+
+def _failure(args: argparse.Namespace, error: dp.TrainingError) -> str:
+    """What went wrong, what helps, and where the network from before is."""
+    cost, done = error.history["cost"], error.fit.history["cost"].size
+    help = "a smaller --learning-rate"
+    if not args.learning_rate:  # of kfac, which then finds the length of each step
+        help = "a larger --batch-size, or a --learning-rate"
+    if not done:
+        before = ""
+    elif args.save is not None:
+        before = f"; the network from before is in {args.save}"
+    else:
+        before = "; --save would have stored the network from before"
+    return (
+        f"the cost or a parameter is not finite in epoch {len(cost)}: cost {cost[-1]:g};"
+        f" try {help}{before}"
+    )
 
 
 def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params) -> dp.Fit:
@@ -173,11 +204,12 @@ def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
 
     steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
     rate = SCHEDULES[args.schedule](args.learning_rate, steps) if args.learning_rate else None
+    weights, validation = _weighted(args.class_weights, data, held_out)
     with epoch_lines(args.epochs) as show:
         fit = dp.fit(
             params, OPTIMIZERS[args.optimizer](rate), data.X, data.Y, epochs=args.epochs,
             batch_size=args.batch_size, key=jax.random.key(args.seed),
-            weights=_weights(args.class_weights, data), validation=held_out[1:],
+            weights=weights, validation=validation,
             metrics={metric: measure}, patience=args.patience, callbacks=[after],
             checkpoint=args.checkpoint, checkpoint_every=args.checkpoint_every,
             record=dp.diagnose if args.diagnose else None, record_every=RECORD_EVERY,
@@ -187,13 +219,27 @@ def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
     return fit
 
 
-def _weights(how: str | None, data: Data) -> Any:
+def _weighted(how: str | None, data: Data, held_out: HeldOut) -> tuple[Any, tuple[Any, ...]]:
+    """The weights of the training examples; and what is measured on, weighted by the same classes.
+
+    So early stopping looks at the cost that training lowers. A class that only the held-out
+    examples have gets weight 1.
+    """
     if how is None:
-        return None
+        return None, held_out[1:]
     try:
-        return dp.balanced_weights(data.Y)
+        weights = dp.balanced_weights(data.Y)
     except ValueError:
         raise ValueError(f"--class-weights {how} needs data with one class an example") from None
+    of_class = np.ones(max(len(data.Y), 2), np.float32)
+    of_class[_classes(data.Y)] = weights
+    return weights, (*held_out[1:], of_class[_classes(held_out.Y)])
+
+
+def _classes(Y: np.ndarray) -> np.ndarray:
+    """The class of each example, from one-hot columns or a row of 0 and 1."""
+    classes: np.ndarray = Y.argmax(axis=0) if len(Y) > 1 else (Y[0] > 0.5).astype(int)
+    return classes
 
 
 def _print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: float) -> None:
@@ -213,8 +259,7 @@ def _print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: fl
 
 def _save(path: Path | None, params: Params, data: Data) -> None:
     if path is not None:
-        classes = {} if data.classes is None else {"classes": data.classes}
-        dp.save(path, params, **data.scaling._asdict(), **classes)
+        dp.save(path, params, scaling=data.scaling, classes=data.classes)
         print(f"saved      {path}", flush=True)
 
 

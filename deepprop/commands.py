@@ -17,10 +17,14 @@ from jax import Array
 import deepprop as dp
 from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
-from deepprop.data import Scaling, encoded, load_examples, scaled
+from deepprop.data import Scaling, load_examples, scaled
 from deepprop.files import atomic_write, check_writable
 from deepprop.layers import Layer, Params, depth, is_stack, output_of
+from deepprop.model_file import checked_classes, checked_scaling
 from deepprop.precision import wide
+from deepprop.targets import encoded
+
+ADVICE = "(dp.save(..., scaling=...) stores one)"
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -28,11 +32,12 @@ def predict(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_writable(args.out)
     params = dp.load(args.model, own=[named(name) for name in args.own])
-    scaling, classes = _preparation(args.model, params)
+    scaling, classes, note = _preparation(args.model, params)
     x, y = load_examples(args.data)
     A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))
     score = "" if y is None else _score(params, A, y, classes)
     answers = A.T if classes is None else classes[A.argmax(axis=0)]
+    print(note, end="")
     print(f"{len(answers):,} predictions: {_first(answers)}{score}")
     if args.out is not None:
         with atomic_write(args.out) as file:
@@ -48,10 +53,11 @@ def export(args: argparse.Namespace) -> int:
     if args.out.resolve() == Path(args.model).resolve():
         raise ValueError(f"MODEL.npz and --out must be two files, got {args.out} for both")
     params = dp.load(args.model, own=[named(name) for name in args.own])
-    scaling, classes = _preparation(args.model, params)
+    scaling, classes, note = _preparation(args.model, params)
     dp.export(args.out, params, platforms=args.platforms.split(","), scaling=scaling)
     n_0, n_L, dtype = params[0].W.shape[-1], params[-1].W.shape[0], wide(params[0].W.dtype)
     rows = "" if classes is None else f", a row for each class: {_first(classes)}"
+    print(note, end="")
     print(f"takes {dtype} ({n_0}, m), one example a column, before any scaling")
     print(f"gives {dtype} ({n_L}, m){rows}")
     print(f"saved {args.out}")
@@ -134,26 +140,31 @@ def shown(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
-def _preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None]:
+def _preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, str]:
     """How the examples are scaled and what the classes are called, from a model file.
 
+    Returns:
+        The scaling, the classes or None, and a line that says so where the file holds no scaling.
+
     Raises:
-        ValueError: the file holds a scale or classes that do not fit the network.
+        ValueError: the file holds a scaling or classes that do not fit the network.
     """
     extra = dp.load_extra(path)
     n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
-    shift, scale = extra.get("shift", np.zeros(n_0)), extra.get("scale", np.ones(n_0))
-    for name, array in (("shift", shift), ("scale", scale)):
-        if array.shape != (n_0,) or array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} must be {n_0} finite numbers")
-    if not scale.all():
-        raise ValueError(f"{path}: scale must not be 0")
+    pair = [extra[name] for name in ("shift", "scale") if name in extra]
+    note = "" if pair else f"no scaling in {path}: inputs are taken as they are {ADVICE}\n"
     classes = extra.get("classes")
-    if output_of(params).name == "softmax" and classes is None:
+    if classes is None and output_of(params).name == "softmax":
         classes = np.arange(n_L)
-    if classes is not None and (classes.shape != (n_L,) or classes.dtype.kind not in "buifUS"):
-        raise ValueError(f"{path}: classes must be {n_L} labels")
-    return Scaling(shift, scale), classes
+    try:
+        if len(pair) == 1:
+            raise ValueError("has shift or scale alone, must have both or neither")
+        scaling = checked_scaling(pair or (np.zeros(n_0), np.ones(n_0)), n_0, np.float64)
+        # The label of a single unit is no answer: it would be the same for all examples.
+        classes = None if classes is None or n_L == 1 else checked_classes(classes, n_L)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Scaling(*scaling), classes, note
 
 
 def _first(items: np.ndarray) -> str:

@@ -3,17 +3,21 @@
 Files hold one example a row, as NumPy users write them; what comes out has one example a column.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from deepprop.files import read_npz
+from deepprop.files import as_text, npz_names, read_npz
+from deepprop.targets import encoded, kind_of
 
 DOMAIN = {"sigmoid": (0.0, 1.0), "exp": (0.0, np.inf)}  # of Y, where the output bounds it
 LAYOUT = "x_train, y_train, x_test and y_test, or X and y"
+HINT = "np.savez(path, X=X, y=y) writes one"
+FEW_ULPS = 8  # a column that varies by no more than that is constant but for rounding
 
 
 class Scaling(NamedTuple):
@@ -33,6 +37,7 @@ class Data(NamedTuple):
         scaling: what made X of the numbers in the file.
         classes: (n_L,), the label of each output unit; None where Y is no class.
         output: the output layer that fits Y.
+        targets: what Y holds, why it was taken for that, and which option changes it.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Data(NamedTuple):
     scaling: Scaling
     classes: np.ndarray | None
     output: str
+    targets: str
 
 
 def load_data(
@@ -61,22 +67,21 @@ def load_data(
         seed: draws which are held out.
         standardize: give each input mean 0 and variance 1 on the training set. Otherwise integers
             are divided by the largest one, and floats stay as they are.
-        output: the output layer; None takes softmax for labels and one-hot rows, sigmoid for rows
-            of several 0s and 1s, identity for other numbers.
+        output: the output layer; None takes softmax for labels (whole numbers or text) and one-hot
+            rows, sigmoid for rows of several 0s and 1s, identity for other numbers.
 
     Returns:
         The data.
 
     Raises:
-        ValueError: the file is no archive of that layout, or its arrays do not fit one another.
+        ValueError: the file is not an archive of that layout, its arrays do not fit one another,
+            or y holds whole numbers that may be classes or not.
         OSError: the file can't be read.
     """
-    if path is None:
-        arrays, name = _digits(), "handwritten digits (UCI)"
-    else:
-        arrays, name = read_npz(path), Path(path).name
-    x, y, x_test, y_test = _parts(arrays, path or name)
-    classes, output = _kind(y, output)
+    name = "handwritten digits (UCI)" if path is None else Path(path).name
+    with _file(path) as file:
+        x, y, x_test, y_test = _parts(file)
+    classes, output, targets = kind_of(y, output)
     if x_test is None or y_test is None:
         x, y, x_test, y_test = _split(x, y, held_out, seed)
     scaling = _scaling(x, standardize)
@@ -90,7 +95,7 @@ def load_data(
             f" {Y.min():g} to {Y.max():g}"
         )
     X, X_test = scaled(x, scaling), scaled(x_test, scaling)
-    return Data(name, X, Y, X_test, Y_test, scaling, classes, output)
+    return Data(name, X, Y, X_test, Y_test, scaling, classes, output, targets)
 
 
 def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -106,12 +111,13 @@ def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
         ValueError: the file is no archive, or has no x.
         OSError: the file can't be read.
     """
-    arrays = _digits() if path is None else read_npz(path)
-    folded = {name.lower(): value for name, value in arrays.items()}
-    for x_name, y_name in (("x_test", "y_test"), ("x", "y"), ("x_train", "y_train")):
-        if x_name in folded:
-            return _rows(folded[x_name], x_name), folded.get(y_name)
-    raise ValueError(f"{path}: must hold x_test or X, holds {', '.join(arrays) or 'nothing'}")
+    with _file(path) as file:
+        names = npz_names(file, HINT)
+        for x_name, y_name in (("x_test", "y_test"), ("x", "y"), ("x_train", "y_train")):
+            if any(name.lower() == x_name for name in names):
+                arrays = _named(file, names, x_name, y_name)
+                return _rows(arrays[x_name], x_name), arrays.get(y_name)
+    raise ValueError(f"{path}: must hold x_test or X, holds {', '.join(names) or 'nothing'}")
 
 
 def scaled(x: np.ndarray, scaling: Scaling) -> np.ndarray:
@@ -130,44 +136,43 @@ def scaled(x: np.ndarray, scaling: Scaling) -> np.ndarray:
     return np.ascontiguousarray(X)
 
 
-def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
-    """Y (n_L, m) float32 from labels or rows of numbers: one-hot where there are classes.
+@contextmanager
+def _file(path: str | None) -> Iterator[str]:
+    """The path of the file, or without one of the digits that ship."""
+    if path is not None:
+        yield path
+        return
+    with resources.as_file(resources.files("deepprop") / "digits" / "digits.npz") as digits:
+        yield str(digits)
+
+
+def _named(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray]:
+    """The arrays of those names, in capitals or not, as far as they are there.
 
     Raises:
-        ValueError: a label is not among the classes, or a number is not finite.
+        ValueError: two names differ in nothing but capitals, or an array can't be read.
     """
-    if classes is None:
-        Y = y.reshape(len(y), -1).astype(np.float32).T
-        if not np.isfinite(Y).all():
-            raise ValueError(f"{name} must hold finite numbers")
-        return Y
-    labels = _labels(y)
-    index = np.clip(np.searchsorted(classes, labels), 0, classes.size - 1)
-    strange = np.flatnonzero(classes[index] != labels)
-    if strange.size:
-        raise ValueError(f"{name} holds the label {labels[strange[0]]!s}, which is not in training")
-    Y = np.zeros((classes.size, labels.size), np.float32)
-    Y[index, np.arange(labels.size)] = 1
-    return Y
+    of_file = [name for name in names if name.lower() in wanted]
+    for folded in wanted:
+        found = [name for name in of_file if name.lower() == folded]
+        if len(found) > 1:
+            raise ValueError(f"{path}: holds both {' and '.join(found)}; keep one of them")
+    arrays = read_npz(path, of_file, HINT)
+    return {name.lower(): as_text(f"{path}: {name}", array) for name, array in arrays.items()}
 
 
-def _digits() -> dict[str, np.ndarray]:
-    with resources.as_file(resources.files("deepprop") / "digits" / "digits.npz") as path:
-        return read_npz(path)
-
-
-def _parts(
-    arrays: Mapping[str, np.ndarray], path: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    folded = {name.lower(): value for name, value in arrays.items()}
+def _parts(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    names = npz_names(path, HINT)
+    folded = {name.lower() for name in names}
     train = ("x_train", "y_train") if "x_train" in folded else ("x", "y")
     if any(name not in folded for name in train):
-        raise ValueError(f"{path}: must hold {LAYOUT}; holds {', '.join(arrays) or 'nothing'}")
-    pairs = []
+        raise ValueError(f"{path}: must hold {LAYOUT}; holds {', '.join(names) or 'nothing'}")
+    pairs: list[np.ndarray | None] = []
     for x_name, y_name in (train, ("x_test", "y_test")):
-        x, y = folded.get(x_name), folded.get(y_name)
-        if (x is None) != (y is None):
+        if (x_name in folded) != (y_name in folded):
             raise ValueError(f"{path}: must hold both {x_name} and {y_name}, or neither")
+        arrays = _named(path, names, x_name, y_name)
+        x, y = arrays.get(x_name), arrays.get(y_name)
         if x is not None and y is not None:
             if y.ndim == 0 or x.ndim == 0 or len(x) != len(y):
                 raise ValueError(
@@ -215,56 +220,26 @@ def _split(
 def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
     n_0 = x.shape[1]
     if standardize:
-        spread = np.where(x.max(axis=0) > x.min(axis=0), x.std(axis=0, dtype=np.float64), 1.0)
-        return Scaling(x.mean(axis=0, dtype=np.float64), spread)
+        return _standard(x)
     largest = max(abs(float(x.max())), abs(float(x.min()))) if x.dtype.kind != "f" else 1.0
     return Scaling(np.zeros(n_0), np.full(n_0, largest or 1.0))
 
 
-def _kind(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str]:
-    """The classes in y, if it holds classes, and the output layer that fits it."""
-    rows = y.ndim > 1 and y[0].size > 1
-    if y.ndim > 2 or y.size == 0:
-        raise ValueError(f"y must have shape (m,) or (m, n_L), got {y.shape}")
-    if y.dtype.kind not in "buifUS":
-        raise ValueError(f"y must hold labels or numbers, got dtype {y.dtype}")
-    if output is None:
-        if rows and _one_hot(y):
-            output = "softmax"
-        elif rows and bool(np.isin(y, (0, 1)).all()):
-            output = "sigmoid"
-        else:
-            output = "identity" if rows or y.dtype.kind == "f" else "softmax"
-    if output != "softmax":
-        if y.dtype.kind in "US":
-            raise ValueError(f"y holds text, which only the output softmax takes, got {output!r}")
-        return None, output
-    if not rows:
-        classes = np.unique(y)
-        if classes.size < 2:
-            raise ValueError(f"y must hold at least two classes, got only {classes}")
-        if classes.size > max(100, len(y) // 2):
-            raise ValueError(
-                f"y holds {classes.size} labels in {len(y)} examples: for numbers to predict,"
-                " choose the output identity"
-            )
-        return classes, output
-    if not _one_hot(y):
-        raise ValueError("y must hold labels or one-hot rows for the output softmax")
-    return np.arange(y.shape[1]), output
+def _standard(x: np.ndarray) -> Scaling:
+    """Mean and standard deviation of each input; 1 where it is constant but for rounding.
 
-
-def _labels(y: np.ndarray) -> np.ndarray:
-    """One label an example, (m,), from labels or one-hot rows."""
-    labels: np.ndarray = y.reshape(-1)
-    if labels.size == len(y):
-        return labels
-    if not _one_hot(y):
-        raise ValueError(f"y must hold labels or one-hot rows, got shape {y.shape}")
-    index: np.ndarray = y.argmax(axis=1)
-    return index
-
-
-def _one_hot(y: np.ndarray) -> bool:
-    binary = y.ndim == 2 and y.dtype.kind in "buif" and np.isin(y, (0, 1)).all()
-    return bool(binary and (y.sum(axis=1) == 1).all())
+    Two roundings are told apart. That of the sums, in float64, is bounded as in scikit-learn's
+    StandardScaler: var <= m eps var + (m eps mean)^2. That of the numbers themselves is a few eps
+    of the type in which they are stored, whatever m is: m eps of float32 passes 1 at 8 million
+    examples, and then every input would count as constant.
+    """
+    low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+    size = np.maximum(np.abs(low), np.abs(high))
+    size[size == 0] = 1  # over their size, as the square of 1e300 is infinite
+    mean, var = (moment(x / size, axis=0, dtype=np.float64) for moment in (np.mean, np.var))
+    eps, m = float(np.finfo(np.float64).eps), len(x)
+    of_stored = float(np.finfo(x.dtype).eps) if x.dtype.kind == "f" else 0.0
+    constant = (var <= m * eps * var + (m * eps * mean) ** 2) | (
+        high / size - low / size <= FEW_ULPS * of_stored
+    )
+    return Scaling(mean * size, np.where(constant, 1.0, np.sqrt(var) * size))

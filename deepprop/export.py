@@ -15,8 +15,8 @@ from jax.typing import ArrayLike, DTypeLike
 from deepprop import network
 from deepprop.files import atomic_write, check_writable
 from deepprop.layers import Params, check_params
+from deepprop.model_file import checked_scaling
 from deepprop.precision import wide
-from deepprop.validation import real_array
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ROOM = 2**31 - 2**20  # bytes for the parameters: a flatbuffer ends at 2 GiB, the program is in it
@@ -83,7 +83,7 @@ def export(
     check_writable(path)
     n_0, dtype = params[0].W.shape[-1], wide(params[0].W.dtype)
     with jax.enable_x64(True) if dtype == np.float64 else nullcontext(), _no_source_paths():
-        program = _program(params, _checked_scaling(scaling, n_0, dtype))
+        program = _program(params, _columns(scaling, n_0, dtype))
         (m,) = jax_export.symbolic_shape("m")
         X = jax.ShapeDtypeStruct((n_0, m), dtype)  # type: ignore[no-untyped-call]
         try:
@@ -124,21 +124,11 @@ def _checked_platforms(platforms: Any) -> tuple[str, ...]:
     return tuple(platforms)
 
 
-def _checked_scaling(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[Array, Array] | None:
+def _columns(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[Array, Array] | None:
     """Shift and scale as columns (n_0, 1) of that type."""
     if scaling is None:
         return None
-    if not isinstance(scaling, tuple | list) or len(scaling) != 2:
-        raise TypeError(f"scaling must be a pair (shift, scale), got {scaling!r}")
-    shift, scale = (real_array(f"scaling[{i}]", scaling[i], dtype) for i in (0, 1))
-    for i, array in enumerate((shift, scale)):
-        if array.shape != (n_0,) or not jnp.isfinite(array).all():
-            raise ValueError(
-                f"scaling[{i}] must be {n_0} numbers, one an input, all finite in {array.dtype},"
-                f" got {scaling[i]!r}"
-            )
-    if not scale.all():
-        raise ValueError(f"scaling[1] must have no 0 in {scale.dtype}, got {scaling[1]!r}")
+    shift, scale = map(jnp.asarray, checked_scaling(scaling, n_0, dtype))
     return shift[:, None], scale[:, None]
 
 

@@ -3,7 +3,8 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -11,35 +12,147 @@ from typing import IO
 import numpy as np
 
 NO_ARCHIVE = "not a NumPy .npz archive that can be read"
+BEGINNINGS = {  # of files that people pass instead
+    b"\x93NUMPY": "a .npy file, which holds a single array",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"%PDF": "a PDF",
+    b"\x89PNG": "a picture",
+    **{b"\x80" + bytes([protocol]): "a pickle, which could run code" for protocol in range(2, 6)},
+}
+KINDS = {  # of what stands in a folder beside files
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe, which can't be read twice",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def npz_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
+    """The names of the arrays in a .npz file, of which none is read.
+
+    Args:
+        path: the file.
+        hint: what an error says at its end, such as how such a file is written.
+
+    Raises:
+        ValueError: the file is not a NumPy archive; the message says what it is instead.
+        OSError: the file can't be read.
+    """
+    with _archive(path, hint) as archive:
+        names = list(archive.files)
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{path}: holds {min(twice)} twice")
+    return names
+
+
+def read_npz(
+    path: str | os.PathLike[str], names: Iterable[str] | None = None, hint: str = ""
+) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, read without pickle.
 
     Args:
         path: the file.
+        names: the arrays to read; the others may hold anything. None is all of them.
+        hint: as for `npz_names`.
 
     Returns:
         The arrays by name.
 
     Raises:
-        ValueError: the file is no NumPy archive, is damaged, or holds Python objects.
+        ValueError: the file is not a NumPy archive or is damaged, or an array holds Python objects.
         OSError: the file can't be read.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    names = npz_names(path, hint) if names is None else names
+    with _archive(path, hint) as archive:
+        return {name: _member(path, archive, name) for name in names}
+
+
+def as_text(name: str, array: np.ndarray) -> np.ndarray:
+    """The array with bytes, which are no text to Python, as text; any other array as it is.
+
+    Raises:
+        ValueError: the bytes are not UTF-8.
+    """
+    if array.dtype.kind != "S":
+        return array
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except PermissionError:
-        raise
-    except Exception as error:  # a damaged archive raises whatever its decoder does
-        why = ", as it holds Python objects" if "pickle" in str(error) else ""
-        raise ValueError(f"{path}: {NO_ARCHIVE}{why}: {error}") from None
-    for name, value in arrays.items():
-        if not isinstance(value, np.ndarray):
-            raise ValueError(f"{path}: {NO_ARCHIVE}: {name} is no array")
-    return arrays
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} must be text or bytes in UTF-8, got bytes that are not: {error.object!r};"
+            f" np.char.decode({name}, 'latin-1') reads those of another encoding"
+        ) from None
+
+
+@contextmanager
+def _archive(path: str | os.PathLike[str], hint: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """The open archive, without a pickle being read."""
+    hint = f"; {hint}" if hint else ""
+    if what := _instead(path):
+        raise ValueError(f"{path}: {NO_ARCHIVE}, but {what}{hint}")
+    with open(path, "rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except Exception as error:  # a damaged archive raises whatever its decoder does
+            raise ValueError(f"{path}: {NO_ARCHIVE}: {error}{hint}") from None
+        with archive:
+            yield archive
+
+
+def _instead(path: str | os.PathLike[str]) -> str:
+    """What the file is, if it is of a kind that people pass instead of an archive; else "".
+
+    Raises:
+        OSError: there is no such file, or it can't be read.
+    """
+    kind = stat.S_IFMT(os.stat(os.fspath(path)).st_mode)
+    if kind in KINDS:  # opening a pipe would wait for somebody to write
+        return KINDS[kind]
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if start[:2] == b"PK":
+        return ""
+    for beginning, what in BEGINNINGS.items():
+        if start.startswith(beginning):
+            return what
+    return "text, such as a CSV" if _is_text(start) else "of an unknown format"
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8 without control characters; cut anywhere."""
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:
+            return False
+        text = start[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\t\r\n\ufeff" for character in text)
+
+
+def _member(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """One array of an archive.
+
+    Raises:
+        ValueError: it holds Python objects, is damaged, or is not an array.
+    """
+    try:
+        value = archive[name]
+    except Exception as error:  # as for the archive
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path}: {name} holds Python objects, which are not read, as they could run code;"
+                f" save {name}.astype(str) if it is text, {name}.astype(float) if it is numbers"
+            ) from None
+        raise ValueError(f"{path}: {NO_ARCHIVE}: {name}: {error}") from None
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{path}: {NO_ARCHIVE}: {name} is not an array")
+    return value
 
 
 @contextmanager
@@ -60,6 +173,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "Not a regular file")  # it would be replaced by one
         with part.open("xb") as file:
             if target.exists():
                 part.chmod(target.stat().st_mode)
@@ -68,8 +183,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         part.replace(target)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None:
+            raise
+        # A new one: an error about two files shows both, even where the second is None.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from deepprop.diagnosis import check_recorded
 from deepprop.files import atomic_write
+from deepprop.streams import Tolerant
 
 LAYER_PANELS = {
     "A": "size of A",
@@ -66,12 +67,13 @@ def epoch_lines(epochs: int) -> Iterator[Callable[[int, str], None]]:
     def due(epoch: int) -> bool:
         return epoch == 1 or epoch % every == 0 or epoch == epochs
 
+    out = Tolerant(sys.stdout)
     try:
         bar = _bar("epoch {task.completed}/{task.total}", transient=True)
     except ImportError:
         bar = None
-    if bar is None or not sys.stdout.isatty():
-        yield lambda epoch, line: print(line, flush=True) if due(epoch) else None
+    if bar is None or not out.isatty():
+        yield lambda epoch, line: print(line, file=out, flush=True) if due(epoch) else None
         return
     with bar:
         task = bar.add_task("", total=epochs)
@@ -86,11 +88,13 @@ def epoch_lines(epochs: int) -> Iterator[Callable[[int, str], None]]:
 
 def _bar(before: str, *after: str, transient: bool = False) -> Any:
     try:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
         raise ImportError("a progress bar needs rich: pip install 'deepprop[progress]'") from None
     columns = TextColumn(before), BarColumn(), TimeRemainingColumn(), *map(TextColumn, after)
-    return Progress(*columns, transient=transient)
+    console = Console(file=Tolerant(sys.stdout))  # type: ignore[arg-type]
+    return Progress(*columns, transient=transient, console=console)
 
 
 def require_matplotlib(path: Path, option: str = "--plot") -> None:

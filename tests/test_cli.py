@@ -12,6 +12,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.cli import main
+from deepprop.files import read_npz
 
 QUICK = ["--hidden", "16", "--epochs", "2", "--no-check"]
 
@@ -233,20 +234,226 @@ def test_labels_of_every_script_and_with_commas_are_written_whole(run, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("change", "message"),
     [
-        ({"scale": np.zeros(64)}, "scale must not be 0"),
-        ({"shift": np.full(64, np.nan)}, "shift must be 64 finite numbers"),
-        ({"scale": np.ones(3)}, "scale must be 64 finite numbers"),
-        ({"classes": np.arange(3)}, "classes must be 10 labels"),
+        ({"scale": np.zeros(64)}, r"model.npz: scaling\[1\] must have no 0"),
+        (
+            {"shift": np.full(64, np.nan)},
+            r"scaling\[0\] must be 64 numbers, one per input, all finite",
+        ),
+        ({"scale": np.ones(3)}, r"scaling\[1\] must be 64 numbers"),
+        ({"scale": np.full(64, "a")}, r"scaling\[1\] must be an array of real numbers"),
+        ({"classes": np.arange(3)}, "model.npz: classes must be 10 labels"),
         ({"classes": np.array("a")}, "classes must be 10 labels"),
+        ({"classes": np.zeros(10)}, "classes must be 10 different labels, got 0.0"),
+        ({"shift": None, "format": "deepprop model 2"}, "has shift or scale alone, must have both"),
+        ({"scale": None, "format": "deepprop model 1"}, "has shift or scale alone, must have both"),
+        ({"scale": None}, "the model lacks 'scale'"),
+        ({"W1": None}, "the model lacks 'W1'"),
+        ({"residual": None}, "the model lacks 'residual'"),
     ],
 )
-def test_a_model_file_with_odd_preparation(run, tmp_path, array, message):
-    dp.save(tmp_path / "model.npz", dp.init_params(jax.random.key(0), [64, 10]), **array)
-    status, out, err = run("predict", tmp_path / "model.npz")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert message in err
+def test_a_model_file_with_odd_preparation(run, tmp_path, change, message):
+    path = tmp_path / "model.npz"
+    params = dp.init_params(jax.random.key(0), [64, 10])
+    dp.save(path, params, scaling=(np.zeros(64), np.ones(64)), classes=np.arange(10))
+    arrays = {**read_npz(path), **change}
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    for argv in (["predict", path], ["export", path, "--out", tmp_path / "network.jax"]):
+        status, out, err = run(*argv)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert re.search(message, err)
+
+
+def test_a_model_from_python_that_holds_no_scaling_is_said_to(run, tmp_path):
+    path, files = tmp_path / "model.npz", ["--out", tmp_path / "network.jax", "--platforms", "cpu"]
+    params = dp.init_params(jax.random.key(0), [64, 10])
+    for extra, said in (({}, 1), ({"scaling": (np.zeros(64), np.full(64, 16.0))}, 0)):
+        dp.save(path, params, **extra)
+        for argv in (["predict", path], ["export", path, *files]):
+            status, out, _ = run(*argv)
+            assert status == 0
+            line = f"no scaling in {path}: inputs are taken as they are (dp.save(..., scaling=...)"
+            assert out.count(line) == out.count("no scaling") == said
+
+
+@pytest.mark.parametrize("classes", [["malignant", "benign"], [7, -1], [1.0, 0.0], [True, False]])
+def test_classes_of_a_model_from_python_in_any_order(run, tmp_path, classes):
+    """Saved from Python, trained on scaled X, applied to X as it is: as by hand."""
+    x = np.random.default_rng(0).standard_normal((60, 2)) * [10, 0.1] + [100, 1]
+    shift, scale = x.mean(axis=0), x.std(axis=0)
+    params = dp.init_params(jax.random.key(0), [2, 2])
+    units = np.argmax(dp.predict(params, ((x - shift) / scale).T), axis=0)
+    dp.save(tmp_path / "model.npz", params, scaling=(shift, scale), classes=classes)
+    right = np.array(units)
+    right[:15] = 1 - right[:15]
+    np.savez(tmp_path / "data.npz", X=x, y=np.array(classes)[right])
+    files = ["--data", tmp_path / "data.npz", "--out", tmp_path / "out.csv"]
+    status, out, _ = run("predict", tmp_path / "model.npz", *files)
+    assert (status, "accuracy 75.00 %" in out) == (0, True)
+    assert (tmp_path / "out.csv").read_text().split() == [str(classes[i]) for i in units]
+
+
+def test_the_label_of_a_single_unit_is_no_answer(run, tmp_path):
+    params = dp.init_params(jax.random.key(0), [2, 1], output="sigmoid")
+    dp.save(tmp_path / "model.npz", params, classes=["spam"])
+    np.savez(tmp_path / "data.npz", X=np.eye(2))
+    _, out, _ = run("predict", tmp_path / "model.npz", "--data", tmp_path / "data.npz")
+    assert "spam" not in out
+    assert "2 predictions: [0." in out
+
+
+def test_labels_as_bytes_are_text_in_every_command(run, tmp_path):
+    x = np.random.default_rng(0).standard_normal((60, 2))
+    y = np.array(["katze", "hund"])[np.arange(60) % 2]
+    np.savez(tmp_path / "bytes.npz", X=x, y=y.astype("S"))
+    np.savez(tmp_path / "text.npz", X=x, y=y)
+    options = ["--hidden", "none", "--epochs", 1, "--no-check", "--save", tmp_path / "m.npz"]
+    assert run("train", "--data", tmp_path / "bytes.npz", *options)[0] == 0
+    for name in ("bytes.npz", "text.npz"):
+        files = ["--data", tmp_path / name, "--out", tmp_path / "out.csv"]
+        status, out, _ = run("predict", tmp_path / "m.npz", *files)
+        assert (status, "accuracy" in out) == (0, True)
+        assert set((tmp_path / "out.csv").read_text().split()) <= {"katze", "hund"}
+
+
+def _line(out, name):
+    return next((line for line in out.splitlines() if line.startswith(name)), "")
+
+
+UNSCALED = {  # inputs, and what the line says of them
+    "large": ([1e3, 800.0], "their size is up to 1e+03; scale them to about 1 (--standardize)"),
+    "huge": ([1e30, 1.0], "their size is up to 1e+30; scale them to about 1 (--standardize)"),
+    "small": ([1e-3, 1e-4], "their size is up to 0.001; scale them to about 1 (--standardize)"),
+    "uneven": ([1e-3, 1e-3, 10.0], "the largest is"),
+    "scaled": ([1.0, 0.5], ""),
+}
+
+
+@pytest.mark.parametrize("case", UNSCALED)
+def test_unscaled_inputs_are_told_without_being_asked(run, tmp_path, case):
+    sizes, says = UNSCALED[case]
+    x = np.sign(np.random.default_rng(0).standard_normal((60, len(sizes)))) * sizes
+    np.savez(tmp_path / "data.npz", X=x, y=np.arange(60) % 2)
+    command = [
+        "train",
+        "--data",
+        tmp_path / "data.npz",
+        "--hidden",
+        "none",
+        "--epochs",
+        1,
+        "--no-check",
+    ]
+    _, out, _ = run(*command)
+    assert says in _line(out, "inputs  ")
+    assert (_line(out, "inputs  ") == "") == (says == "")
+    assert _line(run(*command, "--standardize")[1], "inputs  ") == ""
+
+
+def test_the_inputs_of_the_digits_are_scaled_and_those_of_breast_cancer_are_not(run, tmp_path):
+    command = ["train", "--hidden", "none", "--epochs", 1, "--no-check"]
+    _, out, _ = run(*command)
+    assert _line(out, "inputs  ") == ""
+    assert _line(out, "targets") == (
+        "targets    10 classes, as y holds whole numbers (--output identity: numbers)"
+    )
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, y = datasets.load_breast_cancer(return_X_y=True)
+    np.savez(tmp_path / "cancer.npz", X=x, y=y)
+    _, out, _ = run(*command, "--data", tmp_path / "cancer.npz")
+    assert "scale them to about 1 (--standardize)" in _line(out, "inputs  ")
+
+
+def test_a_cost_that_runs_away_later_says_where_the_network_is(run, tmp_path):
+    x = np.random.default_rng(0).standard_normal((60, 2))
+    np.savez(tmp_path / "data.npz", X=x, y=x[:, 0])
+    command = ["train", "--data", tmp_path / "data.npz", "--hidden", "none", "--batch-size", 48,
+               "--optimizer", "sgd", "--learning-rate", 1e4]  # fmt: skip
+    status, _, err = run(*command)
+    assert status == 1
+    assert re.fullmatch(
+        r"deepprop: the cost or a parameter is not finite in epoch \d+: cost (inf|nan); try a smaller"
+        r" --learning-rate; --save would have stored the network from before\n", err
+    )  # fmt: skip
+    status, _, err = run(*command, "--save", tmp_path / "m.npz")
+    assert err.endswith(f"; the network from before is in {tmp_path / 'm.npz'}\n")
+    assert all(np.isfinite(layer.W).all() for layer in dp.load(tmp_path / "m.npz"))
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_balanced_classes_weigh_the_validation_cost_too(run, tmp_path, monkeypatch, output):
+    """By the classes of the training set, counted here, whatever is held out."""
+    rng = np.random.default_rng(0)
+    x, y, y_test = rng.standard_normal((40, 2)), np.arange(40) % 5 == 0, np.arange(40) % 2 == 0
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y * 1, x_test=x, y_test=y_test * 1)
+    seen = {}
+
+    def fit(*args, weights, validation, **options):
+        seen.update(weights=np.asarray(weights), validation=validation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dp, "fit", fit)
+    command = ["train", "--data", tmp_path / "data.npz", "--output", output, *QUICK]
+    assert run(*command, "--class-weights", "balanced")[0] == 130
+    rare, usual = 40 / (2 * 8), 40 / (2 * 32)
+    np.testing.assert_allclose(seen["weights"], np.where(y, rare, usual))
+    X_test, _, weights = seen["validation"]
+    np.testing.assert_allclose(X_test, x.T, rtol=1e-6)
+    np.testing.assert_allclose(weights, np.where(y_test, rare, usual))
+
+
+@pytest.fixture
+def four_commands(tmp_path):
+    """One command line of each command, which would work."""
+    path = tmp_path / "model.npz"
+    dp.save(path, dp.init_params(jax.random.key(0), [64, 10]))
+    return [
+        ["train", *QUICK],
+        ["predict", path],
+        ["check", path, "--sample", 3],
+        ["export", path, "--out", tmp_path / "network.jax"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (AssertionError(), "jax found no device for JAX_PLATFORMS="),  # cuda without a GPU
+        (RuntimeError("Unable to initialize backend 'nonsense'\nmore"), "backend 'nonsense'\n"),
+    ],
+)
+def test_without_a_device_each_command_says_so(run, four_commands, monkeypatch, error, says):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    for argv in four_commands:
+        status, out, err = run(*argv)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert says in err
+
+
+def test_a_transfer_guard_ends_each_command_in_one_line(run, four_commands):
+    for argv in four_commands:
+        with jax.transfer_guard("disallow"):
+            status, _, err = run(*argv)
+        assert (status, err.count("\n")) == (1, 1)
+        assert "Disallowed host-to-device transfer" in err
+
+
+@pytest.mark.parametrize("setting", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense"])
+def test_devices_that_are_not_there(setting):
+    """In a process of its own: jax reads the variable as it is imported."""
+    if setting == "JAX_PLATFORMS=cuda" and any(d.platform != "cpu" for d in jax.devices()):
+        pytest.skip("there is one")
+    name, value = setting.split("=")
+    done = subprocess.run(
+        [sys.executable, "-m", "deepprop", "check", "--hidden", "2"], capture_output=True,
+        text=True, timeout=120, env={**os.environ, name: value},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert value in done.stderr
 
 
 @pytest.mark.usefixtures("own_module")

@@ -228,7 +228,7 @@ BAD = {
     "an activation that calls Python": (lambda: {"params": network_of([CALLBACK])}, ValueError, r"params must have activations that jax.export can lower for cpu, cuda, rocm, tpu: NotImplementedError: .*callback"),
     "a scale alone": (lambda: {"scaling": np.ones(4)}, TypeError, r"scaling must be a pair \(shift, scale\)"),
     "a scaling of three": (lambda: {"scaling": (1, 2, 3)}, TypeError, r"scaling must be a pair \(shift, scale\), got \(1, 2, 3\)"),
-    "a shift of another shape": (lambda: {"scaling": (np.ones(3), SCALE)}, ValueError, r"scaling\[0\] must be 4 numbers, one an input"),
+    "a shift of another shape": (lambda: {"scaling": (np.ones(3), SCALE)}, ValueError, r"scaling\[0\] must be 4 numbers, one per input"),
     "a scale in a column": (lambda: {"scaling": (SHIFT, SCALE[:, None])}, ValueError, r"scaling\[1\] must be 4 numbers"),
     "a scale of text": (lambda: {"scaling": (SHIFT, "1234")}, TypeError, r"scaling\[1\] must be an array of real numbers"),
     "a shift of nan": (lambda: {"scaling": (SHIFT * np.nan, SCALE)}, ValueError, r"scaling\[0\] must be .* all finite in float32"),

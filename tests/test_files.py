@@ -1,7 +1,12 @@
 """Models and data in files: nothing runs from them, and none is left half written."""
 
+import gzip
+import os
 import pickle
+import re
+import warnings
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +14,7 @@ import numpy as np
 import pytest
 
 import deepprop as dp
+from deepprop.data import load_data, load_examples
 from deepprop.files import atomic_write, check_writable, read_npz
 from tests.problems import HIDDEN, problem
 
@@ -17,7 +23,7 @@ from tests.problems import HIDDEN, problem
 @pytest.mark.parametrize("output", ["softmax", "tanh+huber(0.4)"])
 def test_a_saved_network_is_the_same_network(tmp_path, output, dtype):
     params = problem(0, [4] + [3] * len(HIDDEN) + [2], 5, HIDDEN, output, dtype=dtype)[0]
-    dp.save(tmp_path / "model.npz", params, classes=np.array(["a", "b"]), scale=np.ones(4))
+    dp.save(tmp_path / "model.npz", params, classes=np.array(["a", "b"]), epochs=np.ones(4))
     again = dp.load(tmp_path / "model.npz")
     assert jax.tree.structure(again) == jax.tree.structure(params)
     for p, q in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
@@ -25,7 +31,7 @@ def test_a_saved_network_is_the_same_network(tmp_path, output, dtype):
         np.testing.assert_array_equal(p, q)
     extra = dp.load_extra(tmp_path / "model.npz")
     assert extra["classes"].tolist() == ["a", "b"]
-    assert sorted(extra) == ["classes", "scale"]
+    assert sorted(extra) == ["classes", "epochs"]
 
 
 def test_an_activation_of_your_own_is_given_again_to_load(tmp_path):
@@ -47,9 +53,14 @@ def test_no_code_runs_from_a_strangers_file(tmp_path):
     np.savez(tmp_path / "objects.npz", format="deepprop model 1", activations=bomb, dtype="float32")
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps(Bomb()))
     np.save(tmp_path / "array.npy", bomb)
-    for name in ("objects.npz", "pickle.npz", "array.npy"):
-        with pytest.raises(ValueError, match=f"{name}: not a NumPy .npz archive that can be read"):
-            dp.load(tmp_path / name)
+    for name, message in (
+        ("objects.npz", "activations holds Python objects"),
+        ("pickle.npz", "not a NumPy .npz archive that can be read, but a pickle"),
+        ("array.npy", "not a NumPy .npz archive that can be read, but a .npy file"),
+    ):
+        for read in (dp.load, dp.load_extra):
+            with pytest.raises(ValueError, match=f"{name}: {message}"):
+                read(tmp_path / name)
 
 
 def _saved(tmp_path):
@@ -109,13 +120,165 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
 
 
-def test_names_of_extra_arrays(tmp_path):
+class Sparse:
+    """As scipy's arrays look from outside."""
+
+    def toarray(self):
+        return np.ones(2)
+
+
+OWN_ENTRIES = ["format", "dtype", "activations", "residual", "keep", "products", "contents"]
+RESERVED = [*OWN_ENTRIES, "W1", "b1", "W2", "b7", "W10", "file", "allow_pickle", "W1.npy"]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_the_names_of_entries_are_reserved_whatever_the_network(tmp_path, name):
     params = dp.init_params(jax.random.key(0), [2, 1])
-    with pytest.raises(ValueError, match="extra 'W1' must have a name of its own"):
-        dp.save(tmp_path / "model.npz", params, W1=np.ones(3))
-    with pytest.raises(ValueError, match=r"extra 'x' must .* hold no objects"):
-        dp.save(tmp_path / "model.npz", params, x=np.array([None]))
+    with pytest.raises(ValueError, match=f"extra '{name}' must have a name of its own"):
+        dp.save(tmp_path / "model.npz", params, **{name: np.ones(3)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.array([None]), ValueError, "extra 'x' must hold no objects"),
+        (np.ma.masked_equal([1, 2], 2), TypeError, "extra 'x' must not be a masked array"),
+        ([np.ma.masked_equal([1, 2], 2)], TypeError, r"extra 'x'\[0\] must not be a masked array"),
+        (jnp.ones(2, jnp.bfloat16), ValueError, "extra 'x' must have a type of NumPy's own"),
+        ([[1], [1, 2]], ValueError, "extra 'x' must be an array of numbers or text"),
+        (Sparse(), TypeError, r"extra 'x' must be a dense array, got a sparse Sparse: .*toarray"),
+    ],
+    ids=["objects", "masked", "masked within", "bfloat16", "ragged", "sparse"],
+)
+def test_extras_that_a_file_would_not_hold(tmp_path, value, error, message):
+    params = dp.init_params(jax.random.key(0), [2, 1])
+    with pytest.raises(error, match=message):
+        dp.save(tmp_path / "model.npz", params, x=value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("style", ["arguments", "extras"])
+def test_scaling_and_classes_come_back(tmp_path, style):
+    params = dp.init_params(jax.random.key(0), [3, 2])
+    shift, scale, classes = [1, 2, 3], jnp.array([0.1, 1.0, 10.0]), [b"katze", b"hund"]
+    given = (
+        {"scaling": (shift, scale)} if style == "arguments" else {"shift": shift, "scale": scale}
+    )
+    dp.save(tmp_path / "model.npz", params, classes=classes, note="any", **given)
+    extra = dp.load_extra(tmp_path / "model.npz")
+    assert sorted(extra) == ["classes", "note", "scale", "shift"]
+    np.testing.assert_array_equal(extra["shift"], [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(extra["scale"], np.float32([0.1, 1, 10]).astype(np.float64))
+    assert extra["classes"].tolist() == ["katze", "hund"]
+
+
+def test_a_scaling_keeps_the_digits_of_float64(tmp_path):
+    shift, scale = np.array([1 / 3, 1e300]), np.array([1 + 1e-15, 1e-300])
+    params = dp.init_params(jax.random.key(0), [2, 2])
+    dp.save(tmp_path / "model.npz", params, scaling=(shift, scale))
+    extra = dp.load_extra(tmp_path / "model.npz")
+    np.testing.assert_array_equal(extra["shift"], shift)
+    np.testing.assert_array_equal(extra["scale"], scale)
+
+
+ONES = np.ones(3)
+BESIDE = {
+    "a shift alone": ({"shift": ONES}, ValueError, "shift and scale must be given together, got shift alone"),
+    "a scale alone": ({"scale": ONES}, ValueError, "shift and scale must be given together, got scale alone"),
+    "both ways": ({"scaling": (ONES, ONES), "shift": ONES}, ValueError, "'shift' must not be given beside scaling"),
+    "no pair": ({"scaling": ONES}, TypeError, r"scaling must be a pair \(shift, scale\)"),
+    "another shape": ({"scaling": (ONES[:2], ONES)}, ValueError, r"scaling\[0\] must be 3 numbers, one per input"),
+    "nan": ({"scaling": (ONES, ONES * np.nan)}, ValueError, r"scaling\[1\] must be 3 numbers.* all finite"),
+    "a scale of 0": ({"scaling": (ONES, ONES * 0)}, ValueError, r"scaling\[1\] must have no 0"),
+    "extras of 0": ({"shift": ONES, "scale": ONES * 0}, ValueError, r"scaling\[1\] must have no 0"),
+    "masked": ({"scaling": (np.ma.masked_equal(ONES, 2), ONES)}, TypeError, r"scaling\[0\] must not be a masked"),
+    "text for numbers": ({"scaling": ("abc", ONES)}, TypeError, r"scaling\[0\] must be an array of real numbers"),
+    "three classes": ({"classes": ["a", "b", "c"]}, ValueError, "classes must be 2 labels"),
+    "classes in a column": ({"classes": [["a"], ["b"]]}, ValueError, "classes must be 2 labels"),
+    "equal classes": ({"classes": [0, 0]}, ValueError, "classes must be 2 different labels"),
+    "equal as bytes": ({"classes": [b"a", b"a"]}, ValueError, "classes must be 2 different labels"),
+    "nan for a class": ({"classes": [0.0, np.nan]}, ValueError, "classes must be 2 different labels"),
+    "objects": ({"classes": np.array(["a", "b"], object)}, ValueError, r"classes must hold no objects.*astype\(str\)"),
+    "dates": ({"classes": np.array(["2026", "2027"], "M8[Y]")}, ValueError, "classes must be 2 labels, numbers or text"),
+    "bytes of another encoding": ({"classes": [b"\xe9", b"b"]}, ValueError, "classes must be text or bytes in UTF-8"),
+    "masked classes": ({"classes": np.ma.masked_equal([1, 2], 2)}, TypeError, "classes must not be a masked array"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_a_scaling_or_classes_that_do_not_fit(tmp_path, case):
+    given, error, message = BESIDE[case]
+    with pytest.raises(error, match=message):
+        dp.save(tmp_path / "model.npz", dp.init_params(jax.random.key(0), [3, 2]), **given)
+    assert not list(tmp_path.iterdir())
+
+
+FORMATS = {
+    1: {"format", "dtype", "activations", "W1", "b1", "W2", "b2"},
+    2: {"format", "dtype", "activations", "residual", "keep", "products", "W1", "b1", "W2", "b2"},
+    3: {*OWN_ENTRIES, "W1", "b1", "W2", "b2", "shift", "scale", "classes", "note"},
+}
+
+
+def _of_format(path, form):
+    """A file of that format with extras; those of formats 1 and 2 by hand, as 0.1.0 wrote them."""
+    if form == 3:
+        params = dp.init_params(jax.random.key(0), [4, 4, 3])
+        dp.save(path, params, scaling=(np.zeros(4), np.ones(4)), classes=[2, 1, 0], note="any")
+        return
+    static = {"residual": [True, False], "keep": [1, 1], "products": "bfloat16"}
+    np.savez(
+        path, format=f"deepprop model {form}", dtype="float32", activations=["relu", "softmax"],
+        **(static if form == 2 else {}), W1=np.eye(4, dtype="f4"), b1=np.zeros((4, 1), "f4"),
+        W2=np.ones((3, 4), "f4"), b2=np.zeros((3, 1), "f4"), shift=np.zeros(4), scale=np.ones(4),
+    )  # fmt: skip
+
+
+LOST = [(form, name) for form, names in FORMATS.items() for name in sorted(names)]
+
+
+@pytest.mark.parametrize(("form", "name"), LOST)
+def test_an_entry_that_is_lost_is_an_error(tmp_path, form, name):
+    _of_format(tmp_path / "model.npz", form)
+    assert len(dp.load(tmp_path / "model.npz")) == 2
+    arrays = read_npz(tmp_path / "model.npz")
+    del arrays[name]
+    np.savez(tmp_path / "model.npz", **arrays)
+    for read in (dp.load, dp.load_extra) if form == 3 else (dp.load,):
+        with pytest.raises(ValueError, match=f"lacks.* '{name}'|not a model that deepprop saved"):
+            read(tmp_path / "model.npz")
+
+
+def test_formats_of_0_1_0_by_hand(tmp_path):
+    for form, residual, products in ((1, False, None), (2, True, jnp.bfloat16)):
+        _of_format(tmp_path / "model.npz", form)
+        params = dp.load(tmp_path / "model.npz")
+        assert (params[0].residual, params[1].residual) == (residual, False)
+        assert params[0].products == products
+        assert sorted(dp.load_extra(tmp_path / "model.npz")) == ["scale", "shift"]
+
+
+@pytest.mark.parametrize("name", ["format-1", "format-2", "format-1-extras"])
+def test_files_that_0_1_0_wrote(name):
+    """Each holds X and what 0.1.0's `predict` gave for it, before it was saved."""
+    path = Path(__file__).parent / "data" / f"0.1.0-{name}.npz"
+    params, extra = dp.load(path), dp.load_extra(path)
+    np.testing.assert_allclose(dp.predict(params, extra["X"]), extra["A"], rtol=1e-5)
+    if name == "format-1":
+        assert sorted(extra) == ["A", "W9", "X", "classes", "scale", "shift"]
+        assert params[0].activation.name == "leaky_relu(0.3)"
+    elif name == "format-2":
+        assert [layer.W.shape for layer in params] == [(4, 3), (3, 4, 4), (2, 4)]
+        assert [(layer.residual, layer.keep) for layer in params] == [
+            (False, 1),
+            (True, 2),
+            (False, 1),
+        ]
+        assert {layer.products for layer in params} == {jnp.dtype("bfloat16")}
+    else:  # which 0.1.0 itself took for entries of its own, and loaded another network
+        assert sorted(extra) == ["A", "X", "keep", "products", "residual"]
+        assert not any(layer.residual or layer.products for layer in params)
 
 
 def test_a_cost_of_your_own_is_given_again_to_load(tmp_path):
@@ -178,4 +341,66 @@ def test_members_that_are_no_arrays(tmp_path):
 def test_the_file_is_plain_arrays(tmp_path):
     with zipfile.ZipFile(_saved(tmp_path)) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-    assert names == {"format", "dtype", "activations", "W1", "b1", "W2", "b2"}
+    assert names == {*OWN_ENTRIES, "W1", "b1", "W2", "b2"}
+
+
+def test_an_error_while_saving_names_the_file_alone(tmp_path, monkeypatch):
+    """A folder that does not exist, the usual one: without a second file that is None."""
+    monkeypatch.chdir(tmp_path)
+    params = dp.init_params(jax.random.key(0), [2, 2])
+    for path, error in (
+        ("nodir/m.npz", "[Errno 2] No such file or directory: 'nodir/m.npz'"),
+        (".", "[Errno 21] Is a directory: '.'"),
+        ("file/m.npz", "[Errno 20] Not a directory: 'file/m.npz'"),
+    ):
+        (tmp_path / "file").write_text("kept")
+        for write in (lambda path: dp.save(path, params), lambda path: dp.export(path, params)):
+            with pytest.raises(OSError, match=re.escape(error)) as caught:
+                write(path)
+            assert str(caught.value) == error
+
+
+def test_what_is_not_a_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="Not a regular file"):
+        dp.save(tmp_path / "pipe", dp.init_params(jax.random.key(0), [2, 2]))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def _other_files(folder):
+    """Files that people pass instead of an archive, and what the error calls them."""
+    (folder / "a.csv").write_text("1,2,3\n")
+    (folder / "umlauts.csv").write_bytes(("\u00e9" * 300).encode())  # cut within a character
+    (folder / "latin.csv").write_bytes("\u00e9 and more".encode("latin-1"))
+    np.save(folder / "x.npy", np.ones(3))
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "empty").write_bytes(b"")
+    (folder / "p.pkl").write_bytes(pickle.dumps({"X": 1}))
+    (folder / "d.csv.gz").write_bytes(gzip.compress(b"1,2,3"))
+    return {
+        "a.csv": "text, such as a CSV", "umlauts.csv": "text, such as a CSV",
+        "latin.csv": "of an unknown format", "x.npy": "a .npy file", "folder": "a folder",
+        "pipe": "a named pipe", "empty": "empty", "p.pkl": "a pickle", "d.csv.gz": "compressed",
+    }  # fmt: skip
+
+
+def test_other_files_are_called_what_they_are(tmp_path):
+    for name, what in _other_files(tmp_path).items():
+        for read, wanted in (
+            (dp.load, "a model is written by dp.save"),
+            (dp.load_extra, "a model is written by dp.save"),
+            (load_data, r"np.savez\(path, X=X, y=y\) writes one"),
+            (load_examples, r"np.savez\(path, X=X, y=y\) writes one"),
+        ):
+            with pytest.raises(ValueError, match=f"{name}: not a .*, but {what}.*; {wanted}"):
+                read(str(tmp_path / name))
+
+
+def test_a_name_that_is_there_twice(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("X.npy", b"")
+    with pytest.raises(ValueError, match="holds X twice"):
+        read_npz(tmp_path / "m.npz")

@@ -1,0 +1,130 @@
+"""What y of a file holds: classes or numbers, and Y as a network is trained on it."""
+
+import numpy as np
+
+MANY = 100  # classes: more whole numbers, seldom equal, look like numbers to predict
+
+
+def kind_of(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str, str]:
+    """What y of a file holds.
+
+    Args:
+        y: (m,) labels or numbers, or (m, n_L) rows.
+        output: the name of the output layer; None for what fits y.
+
+    Returns:
+        The classes, or None where y holds numbers; the name of the output layer; and both in words,
+        with the option that changes them.
+
+    Raises:
+        ValueError: y does not fit the output, or may be classes or numbers.
+    """
+    if y.ndim > 2 or y.size == 0:
+        raise ValueError(f"y must have shape (m,) or (m, n_L), got {y.shape}")
+    if y.dtype.kind not in "buifU":
+        raise ValueError(f"y must hold labels or numbers, got dtype {y.dtype}")
+    if output is None:
+        output, holds, option = _inferred(y)
+        why = f"as y holds {holds}{option}"
+    else:
+        why = "by --output"
+    n_L = y[0].size
+    if output != "softmax":
+        if y.dtype.kind == "U":
+            raise ValueError(f"y holds text, which only the output softmax takes, got {output!r}")
+        kind = {"sigmoid": "probabilities"}.get(output, "numbers")
+        return None, output, f"{kind}, {n_L} per example, {why}"
+    if n_L > 1:
+        if not _one_hot(y):
+            raise ValueError("y must hold labels or one-hot rows for the output softmax")
+        return np.arange(n_L), output, f"{n_L} classes, {why}"
+    classes = np.unique(y)
+    if y.dtype.kind == "f" and not np.isfinite(classes).all():
+        raise ValueError(f"y must hold finite labels, got {classes[~np.isfinite(classes)][0]}")
+    if classes.size < 2:
+        raise ValueError(f"y must hold at least two classes, got only {classes}")
+    return classes, output, f"{classes.size} classes, {why}"
+
+
+def _inferred(y: np.ndarray) -> tuple[str, str, str]:
+    """The output layer that fits y, what y holds, and which option takes it for something else.
+
+    Raises:
+        ValueError: y holds whole numbers that may be classes or numbers to predict.
+    """
+    if y[0].size > 1:
+        if _one_hot(y):
+            return "softmax", "one-hot rows", " (--output sigmoid: several may be 1)"
+        if np.isin(y, (0, 1)).all():
+            return "sigmoid", "rows of 0 and 1", " (--output identity: any numbers)"
+        return "identity", "rows of numbers", ""
+    if y.dtype.kind == "f":
+        if np.isin(y, (0, 1)).all():
+            floats = "floats, all 0 or 1", " (--output softmax: classes; sigmoid: a probability)"
+        else:
+            floats = "floats", " (--output softmax: classes)"
+        return "identity", *floats
+    if y.dtype.kind == "b":
+        return "softmax", "True and False", " (--output sigmoid: a probability)"
+    if y.dtype.kind == "U":
+        return "softmax", "text", ""
+    labels, counts = np.unique(y, return_counts=True)
+    once = int((counts == 1).sum())
+    if once > labels.size / 2 or labels.size > max(MANY, len(y) // 2):
+        raise ValueError(
+            f"y holds {labels.size} whole numbers in {len(y)} examples, {once} of them once: choose"
+            " --output identity for numbers to predict, or --output softmax for classes"
+        )
+    return "softmax", "whole numbers", " (--output identity: numbers)"
+
+
+def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
+    """Y (n_L, m) float32 from labels or rows of numbers: one-hot where there are classes.
+
+    Args:
+        y: (m,) labels or numbers, or (m, n_L) one-hot rows or numbers.
+        classes: (n_L,), the label of each output unit, in any order; None for numbers.
+        name: what an error calls y.
+
+    Raises:
+        ValueError: a label is not among the classes, or float32 can't hold a number.
+    """
+    if y.ndim == 0 or y.size == 0:
+        raise ValueError(f"{name} must have an example a row, got shape {y.shape}")
+    if classes is None:
+        return _numbers(y, name)
+    if y[0].size > 1:
+        if not _one_hot(y) or y.shape[1] != classes.size:
+            raise ValueError(
+                f"{name} must hold labels or one-hot rows of {classes.size}, got shape {y.shape}"
+            )
+        return np.ascontiguousarray(y.T, np.float32)
+    labels, inverse = np.unique(y.reshape(-1), return_inverse=True)
+    unit = {label: i for i, label in enumerate(classes.tolist())}  # where 1, 1.0 and True are equal
+    strange = [label for label in labels.tolist() if label not in unit]
+    if strange:
+        raise ValueError(f"{name} holds the label {strange[0]!s}, which is not in training")
+    Y = np.zeros((classes.size, inverse.size), np.float32)
+    Y[np.array([unit[label] for label in labels.tolist()])[inverse], np.arange(inverse.size)] = 1
+    return Y
+
+
+def _numbers(y: np.ndarray, name: str) -> np.ndarray:
+    """Y (n_L, m) float32 from numbers."""
+    if y.dtype.kind not in "buif":
+        raise ValueError(f"{name} must hold numbers, got dtype {y.dtype}")
+    Y = y.reshape(len(y), -1).T
+    with np.errstate(over="ignore"):
+        narrow = Y.astype(np.float32)
+    strange = np.argwhere(~np.isfinite(narrow))
+    if strange.size:
+        j, i = strange[0]
+        raise ValueError(
+            f"{name} must hold finite numbers that float32 can hold, got {Y[j, i]:g} at example {i}"
+        )
+    return narrow
+
+
+def _one_hot(y: np.ndarray) -> bool:
+    binary = y.ndim == 2 and y.dtype.kind in "buif" and np.isin(y, (0, 1)).all()
+    return bool(binary and (y.sum(axis=1) == 1).all())

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deepprop.costs import OUTPUTS
 from deepprop.files import as_text, npz_names, read_npz
+from deepprop.layers import check_domain
 from deepprop.targets import encoded, kind_of
 
-DOMAIN = {"sigmoid": (0.0, 1.0), "exp": (0.0, np.inf)}  # of Y, where the output bounds it
 LAYOUT = "x_train, y_train, x_test and y_test, or X and y"
 HINT = "np.savez(path, X=X, y=y) writes one"
 FEW_ULPS = 8  # a column that varies by no more than that is constant but for rounding
@@ -88,12 +89,8 @@ def load_data(
     Y, Y_test = encoded(y, classes, "y_train"), encoded(y_test, classes, "y_test")
     if Y.shape[0] != Y_test.shape[0]:
         raise ValueError(f"y_train has {Y.shape[0]} numbers an example, y_test {Y_test.shape[0]}")
-    low, high = DOMAIN.get(output, (-np.inf, np.inf))
-    if Y.min() < low or Y.max() > high:
-        raise ValueError(
-            f"y must lie in [{low:g}, {high:g}] for the output {output}, got"
-            f" {Y.min():g} to {Y.max():g}"
-        )
+    if output in OUTPUTS:
+        check_domain("y", Y.min(), Y.max(), OUTPUTS[output])
     X, X_test = scaled(x, scaling), scaled(x_test, scaling)
     return Data(name, X, Y, X_test, Y_test, scaling, classes, output, targets)
 

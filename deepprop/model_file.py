@@ -23,10 +23,7 @@ BASE = ("format", "dtype", "activations")
 STATIC = ("residual", "keep", "products")
 ENTRIES = {  # of each format, beside W and b of each layer
     "deepprop model 1": BASE,
-    "deepprop model 2": (
-        *BASE,
-        *STATIC,
-    ),  # where a layer is a stack, residual or in mixed precision
+    "deepprop model 2": (*BASE, *STATIC),  # for stacks, residual layers and mixed precision
     "deepprop model 3": (*BASE, *STATIC, "contents"),  # the names of all entries of the file
 }
 FORMAT = "deepprop model 3"
@@ -260,11 +257,8 @@ def _check_contents(
     path: str | os.PathLike[str], names: Iterable[str], arrays: Mapping[str, np.ndarray], form: str
 ) -> None:
     """Raise where the file lacks an entry of its format, or one that it names itself."""
-    due = [
-        *ENTRIES[form],
-        *map(str, np.ravel(arrays.get("contents", ()) if form == FORMAT else ())),
-    ]
-    lost = [name for name in due if name not in names]
+    contents = np.ravel(arrays.get("contents", ())) if form == FORMAT else ()
+    lost = [name for name in (*ENTRIES[form], *map(str, contents)) if name not in names]
     if lost:
         raise ValueError(f"{path}: the model lacks {', '.join(map(repr, lost))}")
 

@@ -135,7 +135,10 @@ def test_files_with_other_content(npz, case):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "sigmoid"}, r"y must lie in \[0, 1\] for the output sigmoid, got 0 to 2"),
+        (
+            {"output": "sigmoid"},
+            r"y must lie in \[0, 1\] for the output sigmoid, got numbers from 0 to 2",
+        ),
         (
             {"held_out": 0.0},
             "held_out must be a share that leaves examples on both sides, got 0 of 30",

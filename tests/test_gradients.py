@@ -183,3 +183,18 @@ def test_only_ratios_of_weights_matter(dtype, scale):
         np.testing.assert_allclose(
             np.asarray(g, np.float32), np.asarray(e, np.float32), rtol=tolerance, atol=tolerance
         )
+
+
+@pytest.mark.usefixtures("x64")
+def test_grad_and_vmap_through_forward():
+    """As README says: the derivative by X, and a network per key."""
+    params, X, Y, _ = problem(0, [3, 5, 4, 2], 6)
+    by_X = jax.jit(jax.grad(lambda X: public_cost(params, X, Y)))(X)
+    dZ = dp.error_signals(dp.forward(params, X)[1], Y)
+    np.testing.assert_allclose(by_X, params[0].W.T @ dZ[0] / 6, rtol=1e-12, atol=1e-15)
+    scales = jnp.array([1.0, 0.5])
+    many = jax.tree.map(lambda P: jnp.stack([s * P for s in scales]), params)
+    A = jax.jit(jax.vmap(lambda p: dp.forward(p, X)[0]))(many)
+    for i, s in enumerate(scales):
+        one = dp.forward(jax.tree.map(lambda P, s=s: s * P, params), X)[0]
+        np.testing.assert_allclose(A[i], one, rtol=1e-12, atol=1e-15)

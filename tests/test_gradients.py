@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepprop as dp
-from tests.problems import HIDDEN, OUTPUTS, autodiff, both, by_hand, problem, worst_error
+from tests.problems import (
+    HIDDEN,
+    OUTPUTS,
+    autodiff,
+    both,
+    by_hand,
+    problem,
+    public_cost,
+    worst_error,
+)
 
 SHAPES = {
     "L=1, one unit": ([3, 1], 5),

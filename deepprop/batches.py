@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from deepprop.backprop import Backward
 from deepprop.layers import Params, inputs, output_of
 from deepprop.precision import wide
+from deepprop.programs import Programs
 from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
 from deepprop.validation import check_shape, plain_weights, real_array
 
@@ -96,11 +97,11 @@ def epoch_of_batches(
     return trained
 
 
-@partial(jax.jit, static_argnames=("optimizer", "backward"), donate_argnums=0)
-def _train_minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
+def _minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
     return minibatch((*params_and_state, sums), *batch, **static)
 
 
+_train_minibatch = Programs(_minibatch, static=("optimizer", "backward"), donate_argnums=(0,))
 _end_of_epoch = jax.jit(end_of_epoch)
 
 

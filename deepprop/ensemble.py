@@ -16,6 +16,7 @@ from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.fit import Metric, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
+from deepprop.programs import Programs
 from deepprop.training import Trained, check_training, one_epoch
 from deepprop.validation import check_key, real_array, whole_number
 
@@ -123,10 +124,7 @@ def fit_ensemble(
         )  # fmt: skip
 
 
-@partial(
-    jax.jit, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
-)
-def _train_epoch(
+def _one_epoch(
     params: Params,
     state: optax.OptState,
     key: Array,
@@ -149,6 +147,13 @@ def _train_epoch(
     axes = 0, 0, 0 if _several(key) else None, 0
     params, state, seen, finite = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
     return params, state, seen, jnp.any(finite)
+
+
+_train_epoch = Programs(
+    _one_epoch,
+    static=("optimizer", "backward", "batch_size"),
+    donate_argnums=(1,),  # the state
+)
 
 
 def _made(

@@ -109,10 +109,12 @@ def private_training(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     epochs: int,
+    first_epoch: int,
 ) -> tuple[float, Callable[[Params, optax.OptState, int], Trained]]:
     """The noise multiplier for so many epochs, and a function that trains the next of them.
 
-    That function gives what `private_epoch` gives, with the "epsilon" that was spent until then.
+    That function returns what `private_epoch` returns, with the "epsilon" that was spent from the
+    first of these epochs until then.
     """
     q, steps = sampling(X.shape[0], batch_size)
     sigma = privacy.noise_multiplier or noise_for(
@@ -126,7 +128,8 @@ def private_training(
             params, state, key, epoch, X, Y, sigma,
             optimizer=optimizer, privacy=privacy, batch_size=batch_size,
         )  # fmt: skip
-        return params, state, {**seen, "epsilon": spent(steps=steps * epoch)}, finite
+        done = epoch - first_epoch + 1
+        return params, state, {**seen, "epsilon": spent(steps=done * steps)}, finite
 
     return sigma, train
 

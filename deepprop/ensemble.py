@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from deepprop.advice import advice_for
 from deepprop.backprop import Backward, manual_backward
 from deepprop.examples import in_memory
-from deepprop.fit import own_transfers, run_or_resume
+from deepprop.fit import own_state, own_transfers, run_or_resume
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress
 from deepprop.measure import Metric, Validation, measure_of
@@ -118,8 +118,7 @@ def fit_ensemble(
         )  # fmt: skip
 
     begin = jax.vmap(lambda params, own: _made(optimizer, own, backward).init(params))
-    state = begin(params, entries) if state is None else state  # type: ignore[no-untyped-call]
-    state = jax.tree.map(jnp.copy, state)  # its memory is given away, and params must stay
+    state = own_state(state, begin, params, entries)
     parts: dict[str, Any] = dict(zip(("X", "Y", "weights"), data, strict=True))
     parts |= {"key": key, "batch_size": batch_size, "backward": backward}
     parts["sweep"] = {name: values.tolist() for name, values in entries.items()}

@@ -3,7 +3,7 @@
 Each epoch of `fit` is one compiled program; what stands around the epochs is in loop.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -255,9 +255,29 @@ def checked_shards(shards: int, m: int, batch_size: int) -> int:
 def _beginning(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
-    # A copy: its memory is given away, and what was given, or shares it with params, must stay.
-    state = jax.tree.map(jnp.copy, optimizer.init(params) if state is None else state)
+    state = own_state(state, optimizer.init, params)
     return Progress(params, beside(params, state), (), params)
+
+
+def own_state(state: optax.OptState | None, init: Callable[..., Any], *args: Any) -> Any:
+    """A copy of the optimizer's state, or of a new one; an epoch donates its buffers.
+
+    Raises:
+        ValueError: it is the state of another optimizer, or of other params.
+    """
+    if state is None:
+        state = init(*args)
+    elif _outline(state) != _outline(jax.eval_shape(init, *args)):
+        raise ValueError(
+            "state must be the state of this optimizer for these params, as an earlier Fit has it,"
+            f" got another {type(state).__name__}"
+        )
+    return jax.tree.map(jnp.copy, state)
+
+
+def _outline(state: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
 def run_or_resume(

@@ -203,5 +203,5 @@ def test_threads_share_a_program_and_do_not_mix_up_their_functions():
         thread.join(60)
     assert got == {k: [float((k + i) % 4) for i in range(20)] for k in range(8)}
     assert (len(apply), apply._cache_size()) == (4, 4)
-    del functions
+    functions.clear()
     assert len(apply) == 0

@@ -64,8 +64,10 @@ def fit(
     """Train on data in memory: each epoch is one compiled program.
 
     The examples are shuffled on the device before each epoch. Calls with the same optimizer,
-    backward pass, batch size and shapes share one compiled program. Ctrl-C ends the training after
-    the epoch that runs, and gives back what there is; a second one ends it at once.
+    backward pass, batch size and shapes share one compiled program, which is released with the
+    optimizer. Ctrl-C ends the training after the current epoch and returns the fit so far; a second
+    one ends it at once. A SIGINT that is ignored, or handled by anyone else, is left alone. The
+    data moves to the device also under `jax.transfer_guard`.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 1], hidden="tanh", output="identity")
@@ -126,7 +128,7 @@ def fit(
         TrainingError: the cost or a parameter is no longer finite; its `fit` holds the parameters
             of the epoch before, or with `patience` of the best.
         ValueError: a shape or a number does not fit, X or Y holds what is not finite, or the
-            checkpoint is of other data, or of another network, kind of optimizer or key.
+            checkpoint is of another run: see `checkpoint`.
         TypeError: an argument is of another kind.
         ImportError: `checkpoint` without orbax-checkpoint, or `privacy` without dp-accounting.
     """
@@ -136,27 +138,17 @@ def fit(
     batch_size = whole_number("batch_size", batch_size, X.shape[0])
     epochs = whole_number("epochs", epochs)
     record_every = whole_number("record_every", record_every)
-    if record is not None and not callable(record):
-        raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
     measure = measure_of(params, validation, metrics)
     shards = 1 if privacy is not None else shards_of(X) if shards is None else shards
     shards = checked_shards(shards, X.shape[0], batch_size)
     parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
-    parts["backward"] = backward
+    parts |= {"backward": backward, **_parts_of_record(record, record_every)}
     if shards > 1:
         parts["shards"] = shards
-
-    def train_plainly(params: Params, state: optax.OptState, epoch: int) -> Trained:
-        trained: Trained = train_epoch(
-            params, state, key, epoch, X, Y, w, optimizer=optimizer, backward=backward,
-            batch_size=batch_size, record=record, record_every=record_every, shards=shards,
-        )  # fmt: skip
-        return trained
-
-    train: Train = train_plainly
-    if record is not None:
-        parts["record"] = f"{getattr(record, '__name__', name_of(record))} every {record_every}"
-        parts["function of record"] = record
+    train: Train = partial(
+        _plain_epoch, key, (X, Y, w), optimizer=optimizer, backward=backward, shards=shards,
+        batch_size=batch_size, record=record, record_every=record_every,
+    )  # fmt: skip
     if privacy is not None:
         own = None if backward is manual_backward else backward
         check_alone(privacy, {"weights": weights, "record": record, "backward": own})
@@ -236,6 +228,32 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
         {"backward": backward}, epochs=epochs, first_epoch=first_epoch, patience=patience,
         callbacks=callbacks, advice=lambda state: advice_for(latest[0], state),
     )  # fmt: skip
+
+
+def _plain_epoch(
+    key: Array,
+    data: tuple[Array, Array, Array | None],
+    params: Params,
+    state: optax.OptState,
+    epoch: int,
+    **static: Any,
+) -> Trained:
+    trained: Trained = train_epoch(params, state, key, epoch, *data, **static)
+    return trained
+
+
+def _parts_of_record(record: Record | None, record_every: int) -> dict[str, Any]:
+    """What makes a record the same when a run is resumed.
+
+    Raises:
+        TypeError: `record` is not a function.
+    """
+    if record is None:
+        return {}
+    if not callable(record):
+        raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
+    name = getattr(record, "__name__", name_of(record))
+    return {"record": f"{name} every {record_every}", "function of record": record}
 
 
 def checked_shards(shards: int, m: int, batch_size: int) -> int:

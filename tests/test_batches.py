@@ -49,8 +49,8 @@ def test_the_steps_are_those_of_jax_grad(weighted):
 
 
 def test_a_short_batch_costs_one_program_and_no_more():
-    before = _train_minibatch._cache_size()
-    run(split(X, Y, sizes=(10, 10, 3, 1)), optimizer=optax.sgd(0.2), epochs=3)
+    before, optimizer = _train_minibatch._cache_size(), optax.sgd(0.2)
+    run(split(X, Y, sizes=(10, 10, 3, 1)), optimizer=optimizer, epochs=3)
     assert _train_minibatch._cache_size() == before + 2  # with weights, and without
 
 

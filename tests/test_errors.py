@@ -102,7 +102,6 @@ ADVICE = {
     "unscaled inputs": (X * 1000, optax.sgd(0.1), LARGE),
     "one input among small ones": (X * np.float32([[1], [1], [1], [1e4]]), optax.sgd(0.1), LARGE),
     "without a rate": (X * 1e30, dp.kfac(), "scale them to about 1; or try larger minibatches"),
-    "with kfac's rate": (X, dp.kfac(1e30), "; try a smaller learning rate"),
 }
 
 

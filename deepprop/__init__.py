@@ -10,8 +10,9 @@ from deepprop.devices import data_parallel, mesh, place, place_examples
 from deepprop.diagnose import diagnose
 from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
 from deepprop.ensemble import fit_ensemble
+from deepprop.examples import balanced_weights
 from deepprop.export import export
-from deepprop.fit import balanced_weights, fit, fit_batches
+from deepprop.fit import fit, fit_batches
 from deepprop.gauss_newton import gauss_newton_diagonal, gauss_newton_product
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
 from deepprop.in_backward import in_backward

@@ -6,56 +6,34 @@ The next batch is drawn and checked in another thread while the device works on 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from inspect import signature
 from itertools import count
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import Backward
-from deepprop.layers import Params, check_domain, inputs, output_of
-from deepprop.precision import wide
+from deepprop.examples import examples
+from deepprop.identity import name_of
+from deepprop.layers import Params
+from deepprop.programs import Programs
 from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.validation import check_finite, check_shape, is_known, plain_weights, real_array
+from deepprop.validation import plain_weights
 
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 Prepared = tuple[Array, Array, Array | None]
 
 
-def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
-    """X and Y as arrays that fit the network and one another, and are finite.
-
-    Raises:
-        ValueError: they are not; the message names them after `which`.
-        TypeError: one is not real numbers.
-    """
-    X = inputs(params, X, f"{which}X")
-    Y = real_array(f"{which}Y", Y, wide(params[0].W.dtype))
-    check_shape(f"{which}Y", Y.shape, params[-1].W.shape[0], X.shape[1])
-    finite, adds_up, (least, largest) = jax.device_get(_looked_over(X, Y))
-    for name, P, good in zip(("X", "Y"), (X, Y), finite, strict=True):
-        if not good and is_known(P):
-            check_finite(f"{which}{name}", np.asarray(P))
-        if not good:
-            raise ValueError(f"{which}{name} must hold finite numbers")
-    check_domain(f"{which}Y", least, largest, output_of(params))
-    if output_of(params).name == "softmax" and not adds_up:
-        raise ValueError(
-            f"{which}Y must be one-hot, or probabilities that add up to 1 in each column"
-        )
-    return X, Y
-
-
 def check_batches(batches: Any, epochs: int) -> None:
     """Raise unless `batches` can be gone through `epochs` times.
 
     Raises:
-        TypeError: it is neither iterable nor a function.
+        TypeError: it is neither iterable nor a function of the epoch.
         ValueError: it can be gone through once only.
     """
     if not isinstance(batches, Iterable) and not callable(batches):
@@ -68,6 +46,24 @@ def check_batches(batches: Any, epochs: int) -> None:
             f"batches must begin anew for each of the {epochs} epochs, and a generator is used up"
             " after one: give a list, or a function of the epoch that makes one"
         )
+    if not isinstance(batches, Iterable) and not _takes_one_argument(batches):
+        raise TypeError(
+            "batches must be a function of the epoch: it is called as batches(1) for the first, but"
+            f" {name_of(batches)} does not take one argument"
+        )
+
+
+def _takes_one_argument(function: Callable[..., Any]) -> bool:
+    """Whether it does, as far as its signature is known."""
+    try:
+        known = signature(function)
+    except ValueError:
+        return True
+    try:
+        known.bind(1)
+    except TypeError:
+        return False
+    return True
 
 
 def epoch_of_batches(
@@ -78,18 +74,33 @@ def epoch_of_batches(
     batches: Batches,
     optimizer: optax.GradientTransformation,
     backward: Backward,
+    latest: list[Array],
 ) -> Trained:
-    """One epoch: what `end_of_epoch` gives; each batch's J is taken before its step.
+    """One epoch: what `end_of_epoch` returns; each batch's J is taken before its step.
+
+    Args:
+        params: the layers.
+        state: of the optimizer.
+        epoch: its number.
+        batches: as for `fit_batches`.
+        optimizer: an optax transformation.
+        backward: (cache, Y, weights) to gradients like params.
+        latest: is made to hold X (m, n_0) of the latest batch, for an error's message.
 
     Raises:
         ValueError: a batch does not fit the network, or there is none.
-        TypeError: a batch is no (X, Y) or (X, Y, weights) of real numbers.
+        TypeError: a batch is not (X, Y) or (X, Y, weights) of real numbers.
     """
     drawn = batches if isinstance(batches, Iterable) else batches(epoch)
+    if not isinstance(drawn, Iterable):
+        raise TypeError(
+            f"batches({epoch}) must return an iterable of (X, Y), got {type(drawn).__name__}"
+        )
     check, sums, size = partial(_prepared, params), no_sums(params), 0
     params = jax.tree.map(jnp.copy, params)  # its memory is given away from step to step
     for X, Y, w in _ahead(check, drawn, epoch):
         before, size = sums, max(size, X.shape[0])
+        latest[:] = [X]
         params, state, sums = _train_minibatch(
             (params, state), sums, *_filled(X, Y, w, size), optimizer=optimizer, backward=backward
         )
@@ -100,20 +111,12 @@ def epoch_of_batches(
     return trained
 
 
-@partial(jax.jit, static_argnames=("optimizer", "backward"), donate_argnums=0)
-def _train_minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
+def _minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
     return minibatch((*params_and_state, sums), *batch, **static)
 
 
+_train_minibatch = Programs(_minibatch, static=("optimizer", "backward"), donate_argnums=(0,))
 _end_of_epoch = jax.jit(end_of_epoch)
-
-
-@jax.jit
-def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array, tuple[Array, Array]]:
-    """Whether X is finite and Y is, whether each column of Y is a distribution, and Y's range."""
-    finite = jnp.all(jnp.isfinite(X)), jnp.all(jnp.isfinite(Y))
-    adds_up = jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
-    return finite, adds_up, (jnp.min(Y), jnp.max(Y))
 
 
 def _ahead(

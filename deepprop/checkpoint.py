@@ -13,12 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from deepprop.identity import PYTHON, hash_of, name_of
 from deepprop.layers import Layer
 from deepprop.loop import Progress
 
 Restore = Callable[[Progress], Progress]
 Save = Callable[[Progress, bool], None]
 KEPT = 2  # should the newest be damaged, one can remove it and go on from the one before
+# Entries of a setting that 0.1.0 did not write, whose checkpoints resume whatever they are now; and
+# what it stands for that another entry is absent.
+NEW = ("backward", "function of ", "code of ", "validation ", "metric ")
+ABSENT = {"first_epoch": "1", "patience": "False"}
 DAMAGED = " (remove it to go on from the one before, if there is one)"
 
 
@@ -60,13 +65,14 @@ def checkpoints(
 
         def save(at: Progress, last: bool) -> None:
             if last or at.epoch % every == 0:
-                manager.save(at.epoch, args=_saved(at, now))
+                manager.save(at.number, args=_saved(at, now))
 
         yield restore, save  # leaving waits for what is being written
 
 
-def setting_of(at: Progress, **parts: Any) -> dict[str, str]:
+def setting_of(at: Progress, parts: Mapping[str, Any]) -> dict[str, str]:
     """What makes two runs the same one, as text: the network, the optimizer's state, and parts."""
+    functions = {name: part for name, part in parts.items() if callable(part)}
     first, last = at.params[0], at.params[-1]
     networks = last.W.shape[:-2]  # the last layer is never a stack
     layers = [_described(layer, len(networks)) for layer in at.params]
@@ -75,6 +81,7 @@ def setting_of(at: Progress, **parts: Any) -> dict[str, str]:
         "number of networks": str(networks),
         "optimizer": str(jax.tree.structure(at.state, is_leaf=_is_params)),
         **{name: _text(part) for name, part in parts.items()},
+        **{f"code of {name} ({PYTHON})": hash_of(part) for name, part in functions.items()},
     }
 
 
@@ -111,10 +118,13 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
     except Exception as error:  # whatever is wrong with a file raises as its decoder does
         raise ValueError(f"{where} can't be read{DAMAGED}: {error}") from error
     for name in {**setting, **was}:
-        if was.get(name) != setting.get(name):
+        if name.startswith(NEW) and not (name in was and name in setting):
+            continue
+        before, now = (texts.get(name, ABSENT.get(name)) for texts in (was, setting))
+        if before != now:
             raise ValueError(
-                f"{where} is of another {name}: {was.get(name)}, and now it is"
-                f" {setting.get(name)}; give another folder to begin anew"
+                f"{where} is of another {name}: {before}, and now it is {now};"
+                " give another folder to begin anew"
             )
     notes["history"] = tuple(notes["history"])
     at = replace(at, **notes)
@@ -125,7 +135,32 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
     except Exception as error:
         raise ValueError(f"{where} can't be read{DAMAGED}: {error}") from error
     filled = {name: _like(getattr(at, name), leaves) for name, leaves in arrays.items()}
+    filled["state"] = _with_hyperparams_of(at.state, filled["state"])
     return replace(at, **{"best": filled["params"], **filled})
+
+
+def _with_hyperparams_of(given: Any, restored: Any) -> Any:
+    """The restored state, with the numbers that `optax.inject_hyperparams` has in the given one.
+
+    Those that a schedule sets stay as they are: what it depends on is in `hyperparams_states`.
+    """
+    leaves, structure = jax.tree.flatten_with_path(given)
+    paths = [path for path, _ in leaves]
+    scheduled = {place for path in paths for place in _entries(path, "hyperparams_states")}
+
+    def chosen(path: Any, new: Any, old: Any) -> Any:
+        places = set(_entries(path, "hyperparams"))
+        return new if places and not places & scheduled else old
+
+    pairs = zip(leaves, jax.tree.leaves(restored), strict=True)
+    return jax.tree.unflatten(structure, [chosen(path, new, old) for (path, new), old in pairs])
+
+
+def _entries(path: Any, attribute: str) -> list[tuple[Any, str]]:
+    """Where a path goes through an entry of that attribute: the way to it, and the entry's name."""
+    steps = enumerate(path[:-1])
+    at = [i for i, step in steps if getattr(step, "name", None) == attribute]
+    return [(path[:i], str(path[i + 1])) for i in at]
 
 
 def _made(folder: str | Path) -> Path:
@@ -138,6 +173,8 @@ def _made(folder: str | Path) -> Path:
 
 
 def _text(part: Any) -> str:
+    if callable(part):
+        return name_of(part)
     if not isinstance(part, jax.Array):
         return str(part)
     low, high = jax.device_get(_checksums(_plain(part)))

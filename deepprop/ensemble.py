@@ -1,6 +1,7 @@
 """Many networks of one shape trained at once: an ensemble, or a sweep over hyperparameters."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,17 +12,21 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop.advice import advice_for
 from deepprop.backprop import Backward, manual_backward
-from deepprop.checkpoint import checkpoints, setting_of
-from deepprop.fit import Metric, in_memory, measured, names_of
+from deepprop.examples import in_memory
+from deepprop.fit import own_state, own_transfers, run_or_resume
 from deepprop.layers import Params, check_params
-from deepprop.loop import Callback, Fit, Progress, run
+from deepprop.loop import Callback, Fit, Progress
+from deepprop.measure import Metric, Validation, measure_of
+from deepprop.programs import Programs
 from deepprop.training import Trained, check_training, one_epoch
 from deepprop.validation import check_key, real_array, whole_number
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
 
 
+@own_transfers
 def fit_ensemble(
     params: Params,
     optimizer: Optimizer,
@@ -29,14 +34,16 @@ def fit_ensemble(
     Y: ArrayLike,
     *,
     epochs: int,
+    first_epoch: int = 1,
     batch_size: int,
     key: Array,
     sweep: Mapping[str, ArrayLike] | None = None,
     weights: ArrayLike | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: Validation | None = None,
     metrics: Mapping[str, Metric] | None = None,
     callbacks: Sequence[Callback] = (),
     backward: Backward = manual_backward,
+    state: optax.OptState | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
 ) -> Fit:
@@ -64,17 +71,20 @@ def fit_ensemble(
         X: (n_0, m), one example a column.
         Y: (n_L, m), the targets.
         epochs: how often each example is seen.
+        first_epoch: the number of the first epoch of this call, as for `fit`.
         batch_size: examples a step, at most m.
         key: a JAX random key for one order of the examples, or K of them, one a network.
         sweep: names and (K,) numbers that `optimizer` is called with, one a network, under `jit`:
             it can calculate with them, but not ask `if`. A random key inside it is one for all.
         weights: (m,), one an example.
-        validation: (X, Y) to measure cost and metrics on after each epoch.
+        validation: (X, Y) or (X, Y, weights) to measure cost and metrics on after each epoch.
         metrics: names, and functions of (A[L], Y), to measure on the validation set.
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one
             that gives back True stops the training.
         backward: (cache, Y, weights) to gradients like params.
-        checkpoint: a folder, to go on from as `fit` does.
+        state: of the optimizer for all networks, with a leading axis of K, as an earlier `Fit` has
+            it; None starts a new one.
+        checkpoint: a folder, to resume from as `fit` does.
         checkpoint_every: epochs from one checkpoint to the next; the last epoch always is one.
 
     Returns:
@@ -97,8 +107,9 @@ def fit_ensemble(
     data = in_memory(one, X, Y, weights, batch_size)
     batch_size = whole_number("batch_size", batch_size, data[0].shape[0])
     epochs = whole_number("epochs", epochs)
-    checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
-    measure = measured(one, validation, metrics)
+    measure = measure_of(one, validation, metrics)
+    if measure is not None:
+        measure = replace(measure, several=True)
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Any:
         return _train_epoch(
@@ -106,27 +117,19 @@ def fit_ensemble(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    state = jax.vmap(lambda params, own: _made(optimizer, own, backward).init(params))(
-        params, entries
-    )
-    state = jax.tree.map(jnp.copy, state)  # its memory is given away, and params must stay
-    at = Progress(params, state, (), params)
-    setting = partial(
-        setting_of, at, X=data[0], Y=data[1], weights=data[2], key=key, batch_size=batch_size,
-        sweep={name: values.tolist() for name, values in entries.items()},
-        measured=names_of(measure),
+    begin = jax.vmap(lambda params, own: _made(optimizer, own, backward).init(params))
+    state = own_state(state, begin, params, entries)
+    parts: dict[str, Any] = dict(zip(("X", "Y", "weights"), data, strict=True))
+    parts |= {"key": key, "batch_size": batch_size, "backward": backward}
+    parts["sweep"] = {name: values.tolist() for name, values in entries.items()}
+    return run_or_resume(
+        train, measure, Progress(params, state, (), params), checkpoint, checkpoint_every, parts,
+        epochs=epochs, first_epoch=first_epoch, patience=None, callbacks=callbacks,
+        advice=partial(advice_for, data[0]),
     )  # fmt: skip
-    with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
-        return run(
-            train, None if measure is None else jax.vmap(measure), restore(at), epochs=epochs,
-            patience=None, callbacks=callbacks, save=save,
-        )  # fmt: skip
 
 
-@partial(
-    jax.jit, static_argnames=("optimizer", "backward", "batch_size"), donate_argnames=("state",)
-)
-def _train_epoch(
+def _one_epoch(
     params: Params,
     state: optax.OptState,
     key: Array,
@@ -149,6 +152,13 @@ def _train_epoch(
     axes = 0, 0, 0 if _several(key) else None, 0
     params, state, seen, finite = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
     return params, state, seen, jnp.any(finite)
+
+
+_train_epoch = Programs(
+    _one_epoch,
+    static=("optimizer", "backward", "batch_size"),
+    donate_argnums=(1,),  # the state
+)
 
 
 def _made(

@@ -4,6 +4,7 @@ Each epoch of `fit` is one compiled program; what stands around the epochs is in
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,28 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop.advice import advice_for
 from deepprop.backprop import Backward, manual_backward
-from deepprop.batches import Batches, check_batches, epoch_of_batches, examples
+from deepprop.batches import Batches, check_batches, epoch_of_batches
 from deepprop.checkpoint import checkpoints, setting_of
-from deepprop.devices import beside, check_together, shards_of
+from deepprop.devices import beside, shards_of
+from deepprop.examples import balanced_weights, in_memory
+from deepprop.identity import name_of
 from deepprop.layers import Params, check_params
-from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
-from deepprop.network import cost, forward
-from deepprop.precision import wide
+from deepprop.loop import Advice, Callback, Fit, Progress, Train, run
+from deepprop.measure import Measure, Metric, Validation, measure_of, names_of
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
 from deepprop.training import Trained, check_training, train_epoch
-from deepprop.validation import check_key, example_weights, real_array, whole_number
+from deepprop.validation import check_key, whole_number
 
-Metric = Callable[[Array, Array], Array]
+__all__ = ["balanced_weights", "fit", "fit_batches"]
+
+# The data goes to the device because the caller asked for it, which a guard need not stop.
+own_transfers = jax.transfer_guard("allow")
 
 
+@own_transfers
 def fit(
     params: Params,
     optimizer: optax.GradientTransformation,
@@ -37,10 +44,11 @@ def fit(
     Y: ArrayLike,
     *,
     epochs: int,
+    first_epoch: int = 1,
     batch_size: int,
     key: Array,
     weights: ArrayLike | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: Validation | None = None,
     metrics: Mapping[str, Metric] | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
@@ -56,8 +64,10 @@ def fit(
     """Train on data in memory: each epoch is one compiled program.
 
     The examples are shuffled on the device before each epoch. Calls with the same optimizer,
-    backward pass, batch size and shapes share one compiled program. Ctrl-C ends the training after
-    the epoch that runs, and gives back what there is; a second one ends it at once.
+    backward pass, batch size and shapes share one compiled program, which is released with the
+    optimizer. Ctrl-C ends the training after the current epoch and returns the fit so far; a second
+    one ends it at once. A SIGINT that is ignored, or handled by anyone else, is left alone. The
+    data moves to the device also under `jax.transfer_guard`.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 1], hidden="tanh", output="identity")
@@ -73,10 +83,13 @@ def fit(
         X: (n_0, m), one example a column.
         Y: (n_L, m), the targets.
         epochs: how often each example is seen.
+        first_epoch: the number of the first epoch of this call, which callbacks and messages show,
+            and which the order of its examples depends on. See `state`.
         batch_size: examples a step, at most m. What the last minibatch lacks has weight 0.
         key: a JAX random key, for the order of the examples.
         weights: (m,), one an example. In each minibatch J is the weighted mean over that minibatch.
-        validation: (X, Y) to measure cost and metrics on after each epoch.
+        validation: (X, Y) to measure cost and metrics on after each epoch; or (X, Y, weights), for
+            a cost that is the mean with those weights. Metrics are of (A, Y) all the same.
         metrics: names, and functions of (A[L], Y) in JAX, to measure on the validation set.
         patience: stop when the validation cost has not fallen for so many epochs, and give back
             the parameters of the best.
@@ -85,15 +98,22 @@ def fit(
         backward: (cache, Y, weights) to gradients like params.
         privacy: a `Privacy` to train by DP-SGD: each step takes each example with probability
             batch_size / m instead of going through them in order, and adds noise. The history then
-            has the "epsilon" that was spent so far, for this call alone. See private.py for what
+            has the "epsilon" spent so far by the epochs of this call alone. See private.py for what
             is private and what is not. `key` must then be secret, and another in each call.
         record: a function of (cache, dZ, updates) in JAX, such as `diagnose`, to keep what it gives
             in the history: of a minibatch as it is, without weights.
         record_every: steps from one record to the next; the first step of an epoch has one.
-        state: of the optimizer, to go on with; None begins anew.
-        checkpoint: a folder. A run that finds a checkpoint of itself there goes on from it, to the
+        state: of the optimizer, to continue with; None starts a new one. After n epochs,
+            `fit(earlier.params, optimizer, X, Y, state=earlier.state, first_epoch=n + 1, ...)`
+            continues as if all epochs had been of one call, bit for bit.
+        checkpoint: a folder. A run that finds a checkpoint of itself there resumes from it, to the
             same parameters as if it had never been interrupted; `params` and `state` are then not
-            used. What is inside `optimizer`, such as its learning rate, may be another than before.
+            used. A checkpoint of other data, another validation set, other metrics or another
+            backward pass or record is refused: functions are told apart by name, and within one
+            version of Python by their code, constants, defaults and closures. The numbers in
+            `optimizer` may change, such as its learning rate. That includes those in the state of
+            `optax.inject_hyperparams`: they come from `optimizer` as it is now, not from the
+            checkpoint. Schedules continue from their count.
         checkpoint_every: epochs from one checkpoint to the next, each of which takes about 0.1 s;
             the last epoch always is one.
         shards: parts of m / shards examples that are shuffled apart, each of which gives as many
@@ -108,7 +128,7 @@ def fit(
         TrainingError: the cost or a parameter is no longer finite; its `fit` holds the parameters
             of the epoch before, or with `patience` of the best.
         ValueError: a shape or a number does not fit, X or Y holds what is not finite, or the
-            checkpoint is of other data, or of another network, kind of optimizer or key.
+            checkpoint is of another run: see `checkpoint`.
         TypeError: an argument is of another kind.
         ImportError: `checkpoint` without orbax-checkpoint, or `privacy` without dp-accounting.
     """
@@ -118,43 +138,41 @@ def fit(
     batch_size = whole_number("batch_size", batch_size, X.shape[0])
     epochs = whole_number("epochs", epochs)
     record_every = whole_number("record_every", record_every)
-    if record is not None and not callable(record):
-        raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
-    measure = measured(params, validation, metrics)
+    measure = measure_of(params, validation, metrics)
     shards = 1 if privacy is not None else shards_of(X) if shards is None else shards
-    check_shards(shards, X.shape[0], batch_size)
+    shards = checked_shards(shards, X.shape[0], batch_size)
     parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
+    parts |= {"backward": backward, **_parts_of_record(record, record_every)}
     if shards > 1:
         parts["shards"] = shards
-
-    def train_plainly(params: Params, state: optax.OptState, epoch: int) -> Trained:
-        trained: Trained = train_epoch(
-            params, state, key, epoch, X, Y, w, optimizer=optimizer, backward=backward,
-            batch_size=batch_size, record=record, record_every=record_every, shards=shards,
-        )  # fmt: skip
-        return trained
-
-    train: Train = train_plainly
-    if record is not None:
-        parts["record"] = f"{getattr(record, '__name__', record)} every {record_every}"
+    train: Train = partial(
+        _plain_epoch, key, (X, Y, w), optimizer=optimizer, backward=backward, shards=shards,
+        batch_size=batch_size, record=record, record_every=record_every,
+    )  # fmt: skip
     if privacy is not None:
         own = None if backward is manual_backward else backward
         check_alone(privacy, {"weights": weights, "record": record, "backward": own})
-        sigma, train = private_training(privacy, key, X, Y, optimizer, batch_size, epochs)
+        first_epoch = whole_number("first_epoch", first_epoch)
+        sigma, train = private_training(
+            privacy, key, X, Y, optimizer, batch_size, epochs, first_epoch
+        )
         parts["privacy"] = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
-    return _run(
+    return run_or_resume(
         train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every, parts,
-        epochs=epochs, patience=patience, callbacks=callbacks,
+        epochs=epochs, first_epoch=first_epoch, patience=patience, callbacks=callbacks,
+        advice=partial(advice_for, X),
     )  # fmt: skip
 
 
+@own_transfers
 def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     params: Params,
     optimizer: optax.GradientTransformation,
     batches: Batches,
     *,
     epochs: int,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    first_epoch: int = 1,
+    validation: Validation | None = None,
     metrics: Mapping[str, Metric] | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
@@ -200,92 +218,87 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     check_params(params)
     epochs = whole_number("epochs", epochs)
     check_batches(batches, epochs)
-    measure = measured(params, validation, metrics)
-    train = partial(epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward)
-    return _run(
-        train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every, {},
-        epochs=epochs, patience=patience, callbacks=callbacks,
+    measure = measure_of(params, validation, metrics)
+    latest: list[Array] = []
+    train = partial(
+        epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward, latest=latest
+    )
+    return run_or_resume(
+        train, measure, _beginning(params, optimizer, state), checkpoint, checkpoint_every,
+        {"backward": backward}, epochs=epochs, first_epoch=first_epoch, patience=patience,
+        callbacks=callbacks, advice=lambda state: advice_for(latest[0], state),
     )  # fmt: skip
 
 
-def balanced_weights(Y: ArrayLike) -> Array:
-    """Weights (m,) that give every class the same sum: w_i = m / (n_L m_c) for class c of m_c.
+def _plain_epoch(
+    key: Array,
+    data: tuple[Array, Array, Array | None],
+    params: Params,
+    state: optax.OptState,
+    epoch: int,
+    **static: Any,
+) -> Trained:
+    trained: Trained = train_epoch(params, state, key, epoch, *data, **static)
+    return trained
 
-    >>> import jax.numpy as jnp
-    >>> balanced_weights(jnp.array([[1, 1, 1, 0], [0, 0, 0, 1]])) * 3
-    Array([2., 2., 2., 6.], dtype=float32)
 
-    Args:
-        Y: (n_L, m), one-hot; row c is class c. Or (1, m) of 0 and 1, which are two classes.
-
-    Returns:
-        The weights; their mean is 1 where every class has examples.
+def _parts_of_record(record: Record | None, record_every: int) -> dict[str, Any]:
+    """What makes a record the same when a run is resumed.
 
     Raises:
-        ValueError: Y is not one-hot.
+        TypeError: `record` is not a function.
     """
-    Y = real_array("Y", Y, jnp.float32)
-    if Y.ndim == 2 and len(Y) == 1:
-        Y = jnp.concatenate([1 - Y, Y])
-    if Y.ndim != 2 or not bool(jnp.all((jnp.sum(Y, axis=0) == 1) & (jnp.max(Y, axis=0) == 1))):
-        raise ValueError(f"Y must be one-hot, one example a column, got shape {Y.shape}")
-    count = jnp.sum(Y, axis=1, keepdims=True)
-    share = Y.shape[1] / (Y.shape[0] * jnp.maximum(count, 1))
-    return jnp.sum(Y * share, axis=0)
+    if record is None:
+        return {}
+    if not callable(record):
+        raise TypeError(f"record must be a function such as dp.diagnose, got {record!r}")
+    name = getattr(record, "__name__", name_of(record))
+    return {"record": f"{name} every {record_every}", "function of record": record}
 
 
-def in_memory(
-    params: Params, X: ArrayLike, Y: ArrayLike, weights: ArrayLike | None, batch_size: int
-) -> tuple[Array, Array, Array | None]:
-    """X and Y with an example a row, and the weights, all checked."""
-    check_together(params, {"X": X, "Y": Y, "weights": weights})
-    X, Y = examples(params, X, Y)
-    m = X.shape[1]
-    whole_number("batch_size", batch_size, m)
-    w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
-    return X.T, Y.T, w
-
-
-def measured(
-    params: Params,
-    validation: tuple[ArrayLike, ArrayLike] | None,
-    metrics: Mapping[str, Metric] | None,
-) -> Measure | None:
-    """What measures "val_cost" and the metrics of params on the validation set, if there is one."""
-    if validation is None:
-        if metrics:
-            raise ValueError("metrics need a validation set, got validation=None")
-        return None
-    if not isinstance(validation, tuple | list) or len(validation) != 2:
-        raise ValueError(f"validation must be (X, Y), got {type(validation).__name__}")
-    if "cost" in (metrics or {}):
-        raise ValueError('metrics must not be called "cost", which is measured anyway')
-    X, Y = examples(params, *validation, "validation ")
-    return partial(_measure, tuple((metrics or {}).items()), X, Y)
-
-
-def check_shards(shards: int, m: int, batch_size: int) -> None:
-    """Raise unless examples and minibatches divide into so many parts.
+def checked_shards(shards: int, m: int, batch_size: int) -> int:
+    """The number of parts as an `int`, into which the examples and minibatches divide.
 
     Raises:
         ValueError: they do not.
-        TypeError: `shards` is no whole number.
+        TypeError: `shards` is not a whole number.
     """
     shards = whole_number("shards", shards)
     for name, value in (("the examples", m), ("batch_size", batch_size)):
         if value % shards:
             raise ValueError(f"{name} must be a multiple of the {shards} shards, got {value}")
+    return shards
 
 
 def _beginning(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
-    # A copy: its memory is given away, and what was given, or shares it with params, must stay.
-    state = jax.tree.map(jnp.copy, optimizer.init(params) if state is None else state)
+    state = own_state(state, optimizer.init, params)
     return Progress(params, beside(params, state), (), params)
 
 
-def _run(
+def own_state(state: optax.OptState | None, init: Callable[..., Any], *args: Any) -> Any:
+    """A copy of the optimizer's state, or of a new one; an epoch donates its buffers.
+
+    Raises:
+        ValueError: it is the state of another optimizer, or of other params.
+    """
+    if state is None:
+        state = init(*args)
+    elif _outline(state) != _outline(jax.eval_shape(init, *args)):
+        raise ValueError(
+            "state must be the state of this optimizer for these params, as an earlier Fit has it,"
+            f" got another {type(state).__name__}"
+        )
+    return jax.tree.map(jnp.copy, state)
+
+
+def _outline(state: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
+def run_or_resume(
     train: Train,
     measure: Measure | None,
     at: Progress,
@@ -294,34 +307,38 @@ def _run(
     parts: Mapping[str, Any],
     *,
     epochs: int,
+    first_epoch: int,
     patience: int | None,
     callbacks: Sequence[Callback],
+    advice: Advice,
 ) -> Fit:
+    """`run` from the start, or from the newest checkpoint in the folder if there is one.
+
+    Args:
+        train: as for `run`.
+        measure: on the validation set; None without one.
+        at: where to start.
+        checkpoint: the folder, or None.
+        checkpoint_every: epochs from one checkpoint to the next.
+        parts: what makes the run the same when it is resumed, besides the network, the optimizer
+            and what is measured.
+        epochs: as for `fit`.
+        first_epoch: as for `fit`.
+        patience: as for `fit`.
+        callbacks: as for `fit`.
+        advice: as for `run`.
+    """
+    first_epoch = whole_number("first_epoch", first_epoch)
     if patience is not None:
         patience = whole_number("patience", patience)
         if measure is None:
             raise ValueError("patience needs a validation set, got validation=None")
     checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
-    setting = partial(
-        setting_of, at, **parts, patience=patience is not None, measured=names_of(measure)
-    )
+    parts = {**parts, "patience": patience is not None, "first_epoch": first_epoch}
+    parts |= {"measured": names_of(measure), **({} if measure is None else measure.parts())}
+    setting = partial(setting_of, at, parts)
     with checkpoints(checkpoint, setting, checkpoint_every) as (restore, save):
         return run(
-            train, measure, restore(at), epochs=epochs, patience=patience, callbacks=callbacks,
-            save=save,
+            train, measure, restore(replace(at, first_epoch=first_epoch)), epochs=epochs,
+            patience=patience, callbacks=callbacks, save=save, advice=advice,
         )  # fmt: skip
-
-
-def names_of(measure: Measure | None) -> list[str]:
-    """What is recorded of the validation set."""
-    if not isinstance(measure, partial):
-        return []
-    return ["val_cost", *(f"val_{name}" for name, _ in measure.args[0])]
-
-
-@partial(jax.jit, static_argnums=0)
-def _measure(
-    metrics: tuple[tuple[str, Metric], ...], X: Array, Y: Array, params: Params
-) -> dict[str, Array]:
-    A, cache = forward(params, X)
-    return {"val_cost": cost(cache, Y), **{f"val_{name}": f(A, Y) for name, f in metrics}}

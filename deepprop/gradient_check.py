@@ -85,6 +85,10 @@ class GradientError(AssertionError):
         super().__init__(str(report))
         self.report = report
 
+    def __reduce__(self) -> Any:
+        """Keep the report in a pickle or a copy, such as a process pool's."""
+        return type(self), (self.report,), self.__dict__
+
 
 def check_gradients(
     params: Params,

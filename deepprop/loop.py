@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from deepprop.training import Trained
 Row = Mapping[str, Any]
 Callback = Callable[[int, Row, Params], Any]
 Train = Callable[[Params, optax.OptState, int], Trained]
-Measure = Callable[[Params], dict[str, Array]]
+Advice = Callable[[optax.OptState], str]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class TrainingError(FloatingPointError):
         self.fit = fit
         self.history = history
 
+    def __reduce__(self) -> Any:
+        """Keep the fit and the history in a pickle or a copy, such as a process pool's."""
+        return type(self), (*self.args, self.fit, self.history), self.__dict__
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -66,7 +71,9 @@ class Progress:
         history: a row an epoch.
         best: with patience, the parameters of the epoch of the lowest validation cost; else of the
             last.
-        best_epoch, best_cost: that epoch, 0 where there is none, and its cost.
+        best_epoch, best_cost: that epoch, 0 where there is none, and its cost. The run's first
+            epoch is 1 here.
+        first_epoch: the number of the run's first epoch for everyone else.
     """
 
     params: Params
@@ -75,22 +82,29 @@ class Progress:
     best: Params
     best_epoch: int = 0
     best_cost: float = np.inf
+    first_epoch: int = 1
 
     @property
     def epoch(self) -> int:
         """How many epochs are done."""
         return len(self.history)
 
+    @property
+    def number(self) -> int:
+        """The number of the last epoch."""
+        return self.first_epoch - 1 + self.epoch
+
 
 def run(
     train: Train,
-    measure: Measure | None,
+    measure: Callable[[Params], dict[str, Array]] | None,
     at: Progress,
     *,
     epochs: int,
     patience: int | None,
     callbacks: Sequence[Callback],
     save: Callable[[Progress, bool], None],
+    advice: Advice,
 ) -> Fit:
     """Epochs until they are done, or something ends them earlier.
 
@@ -98,11 +112,12 @@ def run(
         train: (params, state, epoch) to the params and state after that epoch, what was seen in
             it, the mean J as "cost", and whether they are finite.
         measure: params to what else is recorded; None for nothing.
-        at: where to begin.
-        epochs: where to end.
+        at: where to start.
+        epochs: how many there are when it is done.
         patience: epochs without a lower "val_cost" after which to stop; None for never.
         callbacks: called with (epoch, row, params) after each epoch; True stops the run.
         save: called with the progress after each epoch, and whether it is the last.
+        advice: the optimizer's state to what to try when params or J are not finite.
 
     Returns:
         A `Fit`.
@@ -110,7 +125,7 @@ def run(
     Raises:
         TrainingError: params or J are no longer finite.
         ValueError: more epochs are done already.
-        TypeError: a callback is no function.
+        TypeError: a callback is not a function.
     """
     callbacks = _functions(callbacks)
     if at.epoch > epochs:
@@ -120,8 +135,8 @@ def run(
     stopped = _patience_is_out(at, patience)
     with _interrupts() as interrupted:
         while not stopped and at.epoch < epochs:
-            at = _next(train, measure, at, patience is not None)
-            wishes = [callback(at.epoch, at.history[-1], at.params) for callback in callbacks]
+            at = _next(train, measure, at, patience is not None, advice)
+            wishes = [callback(at.number, at.history[-1], at.params) for callback in callbacks]
             stopped = _patience_is_out(at, patience)
             if any(_is_true(wish) for wish in wishes):
                 stopped = "callback"
@@ -131,15 +146,22 @@ def run(
     return Fit(at.best, at.state, _columns(at.history), stopped or "epochs")
 
 
-def _next(train: Train, measure: Measure | None, at: Progress, keep_best: bool) -> Progress:
-    params, state, seen, finite = train(at.params, at.state, at.epoch + 1)
+def _next(
+    train: Train,
+    measure: Callable[[Params], dict[str, Array]] | None,
+    at: Progress,
+    keep_best: bool,
+    advice: Advice,
+) -> Progress:
+    number = at.number + 1
+    params, state, seen, finite = train(at.params, at.state, number)
     measured = {**seen, **({} if measure is None else measure(params))}
     finite, values = jax.device_get((finite, measured))
     row: Row = {name: np.asarray(value, float).tolist() for name, value in values.items()}
     if not finite:
         raise TrainingError(
-            f"the cost or a parameter is not finite in epoch {at.epoch + 1}: cost {row['cost']};"
-            " try a smaller learning rate (the error's fit holds the parameters from before)",
+            f"the cost or a parameter is not finite in epoch {number}: cost {row['cost']};"
+            f" {advice(state)} (the error's fit holds the parameters from before)",
             Fit(at.best, None, _columns(at.history), "not finite"),
             _columns((*at.history, row)),
         )
@@ -168,21 +190,32 @@ def _is_true(wish: Any) -> bool:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C is the usual KeyboardInterrupt."""
+    """An event that Ctrl-C sets; a second Ctrl-C is the usual KeyboardInterrupt.
+
+    Only Python's own handler is replaced. A program that ignores SIGINT, or handles it in Python or
+    C, knows why; and so does a callback that installs a handler meanwhile.
+    """
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
+        interrupted.set()
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield interrupted
         return
-
-    def on_interrupt(*_: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        signal.signal(signal.SIGINT, on_interrupt)
+    except ValueError:  # only the main thread of the main interpreter can install one
+        yield interrupted
+        return
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        interrupted.set()  # who restores this handler later gets the KeyboardInterrupt
+        if signal.getsignal(signal.SIGINT) is on_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _columns(history: Sequence[Row]) -> dict[str, np.ndarray]:

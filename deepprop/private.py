@@ -32,6 +32,7 @@ from deepprop.layers import Cache, Params, like, number_of_layers
 from deepprop.network import cost, forward, with_products
 from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
+from deepprop.programs import Programs
 from deepprop.stacks import by_entry, each
 from deepprop.training import Sums, Trained, all_finite, end_of_epoch, no_sums
 
@@ -108,10 +109,12 @@ def private_training(
     optimizer: optax.GradientTransformation,
     batch_size: int,
     epochs: int,
+    first_epoch: int,
 ) -> tuple[float, Callable[[Params, optax.OptState, int], Trained]]:
     """The noise multiplier for so many epochs, and a function that trains the next of them.
 
-    That function gives what `private_epoch` gives, with the "epsilon" that was spent until then.
+    That function returns what `private_epoch` returns, with the "epsilon" that was spent from the
+    first of these epochs until then.
     """
     q, steps = sampling(X.shape[0], batch_size)
     sigma = privacy.noise_multiplier or noise_for(
@@ -125,7 +128,8 @@ def private_training(
             params, state, key, epoch, X, Y, sigma,
             optimizer=optimizer, privacy=privacy, batch_size=batch_size,
         )  # fmt: skip
-        return params, state, {**seen, "epsilon": spent(steps=steps * epoch)}, finite
+        done = epoch - first_epoch + 1
+        return params, state, {**seen, "epsilon": spent(steps=done * steps)}, finite
 
     return sigma, train
 
@@ -135,10 +139,7 @@ def sampling(m: int, batch_size: int) -> tuple[float, int]:
     return batch_size / m, -(-m // batch_size)
 
 
-@partial(
-    jax.jit, static_argnames=("optimizer", "privacy", "batch_size"), donate_argnames=("state",)
-)
-def private_epoch(
+def one_private_epoch(
     params: Params,
     state: optax.OptState,
     key: Array,
@@ -192,6 +193,13 @@ def private_epoch(
     carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), keys)
     params, state, seen, _ = end_of_epoch(*carry)
     return params, state, seen, all_finite(params)  # J is not private, and must not end the run
+
+
+private_epoch = Programs(
+    one_private_epoch,
+    static=("optimizer", "privacy", "batch_size"),
+    donate_argnums=(1,),  # the state
+)
 
 
 def _add_up(

@@ -19,6 +19,7 @@ from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
 from deepprop.layers import Params
 from deepprop.network import cost, forward
 from deepprop.precision import wide
+from deepprop.programs import Programs
 from deepprop.record import Record, named, watching
 from deepprop.shuffle import gathered, minibatches
 
@@ -193,10 +194,10 @@ def one_epoch(
     return end_of_epoch(*trained, named(seen))
 
 
-train_epoch = jax.jit(
+train_epoch = Programs(
     one_epoch,
-    static_argnames=("optimizer", "backward", "batch_size", "record", "record_every", "shards"),
-    donate_argnames=("state",),
+    static=("optimizer", "backward", "batch_size", "record", "record_every", "shards"),
+    donate_argnums=(1,),  # the state
 )
 
 

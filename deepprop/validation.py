@@ -128,7 +128,7 @@ def check_shape(
         )
 
 
-def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
+def example_weights(weights: Any, m: int, dtype: DTypeLike, name: str = "weights") -> Array:
     """The weights (m,) of m examples over about the largest, checked as far as they are known.
 
     J and its gradients are means, so only ratios of weights matter: over a power of 2 that is close
@@ -138,9 +138,9 @@ def example_weights(weights: Any, m: int, dtype: DTypeLike) -> Array:
         ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
         TypeError: the weights are not real numbers.
     """
-    w = _checked_weights("weights", weights, m)
+    w = _checked_weights(name, weights, m)
     if is_known(w) and not np.asarray(w).any():
-        raise ValueError("weights must not all be zero: J is the mean over their sum")
+        raise ValueError(f"{name} must not all be zero: J is the mean over their sum")
     if isinstance(w, jax.Array):
         return over_largest(w).astype(dtype)
     return jnp.asarray(np.ldexp(w, -np.frexp(w.max())[1]), dtype)

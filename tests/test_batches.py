@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import sparse
 
 import deepprop as dp
 from deepprop.batches import _ahead, _train_minibatch
@@ -48,8 +49,8 @@ def test_the_steps_are_those_of_jax_grad(weighted):
 
 
 def test_a_short_batch_costs_one_program_and_no_more():
-    before = _train_minibatch._cache_size()
-    run(split(X, Y, sizes=(10, 10, 3, 1)), optimizer=optax.sgd(0.2), epochs=3)
+    before, optimizer = _train_minibatch._cache_size(), optax.sgd(0.2)
+    run(split(X, Y, sizes=(10, 10, 3, 1)), optimizer=optimizer, epochs=3)
     assert _train_minibatch._cache_size() == before + 2  # with weights, and without
 
 
@@ -144,6 +145,17 @@ def test_a_loader_is_gone_through_once_an_epoch():
     assert loader.begun == 2
 
 
+@pytest.mark.parametrize("kind", ["default", "any", "built-in"])
+def test_functions_of_the_epoch_of_all_kinds(kind):
+    table = {1: [(X, Y)], 2: [(X, Y)]}
+    functions = {
+        "default": lambda epoch, seed=0: table[epoch],
+        "any": lambda *args: table[args[0]],
+        "built-in": table.get,
+    }
+    assert len(run(functions[kind]).history["cost"]) == 2
+
+
 def test_an_error_in_the_data_comes_through():
     def batches(epoch):
         yield X, Y
@@ -160,6 +172,11 @@ def once():
 BAD = {
     "a generator for two epochs": (once(), ValueError, "batches must begin anew for each of the 2 epochs, and a generator is used up"),
     "no iterable": (3, TypeError, "batches must be an iterable of .X, Y., .*got int"),
+    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: it is called as batches\(1\) for the first, but tests.test_batches.once does not take one argument"),
+    "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"it is called as batches\(1\)"),
+    "a function that returns nothing": (lambda epoch: None, TypeError, r"batches\(1\) must return an iterable of \(X, Y\), got NoneType"),
+    "a sparse batch": ([(sparse.csr_matrix(X), Y)], TypeError, "epoch 1, batch 0: X must be a dense array"),
+    "a large batch": ([(X, Y), (X * np.float64(1e39), Y)], ValueError, r"epoch 1, batch 1: X must hold numbers up to 3.4e\+38"),
     "no batch": ([], ValueError, "batches must give at least one batch, got none in epoch 1"),
     "no pair": ([X], TypeError, r"epoch 1, batch 0: must be \(X, Y\) or \(X, Y, weights\), got ndarray"),
     "examples as rows": ([(X.T, Y.T)], ValueError, r"epoch 1, batch 0: X must have shape \(4, m\).*pass X.T"),

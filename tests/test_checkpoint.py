@@ -1,3 +1,4 @@
+import json
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 import deepprop as dp
+from deepprop.identity import PYTHON
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
@@ -133,6 +135,191 @@ def test_other_ways_to_train_are_refused_too(tmp_path):
     run(tmp_path)
     with pytest.raises(ValueError, match=r"of another X: float32.* and now it is None"):
         dp.fit_batches(PARAMS, ADAM, [(X, Y)], epochs=5, checkpoint=tmp_path)
+
+
+def metric(kind):
+    """Two functions under one name."""
+    if kind == "mean":
+
+        def difference(A, Y):
+            return jnp.mean(A - Y)
+    else:
+
+        def difference(A, Y):
+            return jnp.max(A - Y)
+
+    return difference
+
+
+def scaled_backward(factor):
+    return lambda cache, Y, weights: jax.tree.map(
+        lambda g: factor * g, dp.manual_backward(cache, Y, weights)
+    )
+
+
+def recorded(power):
+    def record(cache, dZ, updates):
+        return jnp.mean(dZ[0] ** power)
+
+    return record
+
+
+# What a run had, what it has when it is resumed, and the entry that the message names.
+SET = {"validation": (X, Y)}
+CHANGES = {
+    "validation X": (SET, {"validation": (2 * X, Y)}, "validation X"),
+    "validation Y": (SET, {"validation": (X, np.roll(Y, 1, axis=1))}, "validation Y"),
+    "validation weights": (SET, {"validation": (X, Y, np.arange(24))}, "validation weights"),
+    "other validation weights": ({"validation": (X, Y, np.ones(24))}, {"validation": (X, Y, np.arange(24))}, "validation weights"),
+    "no validation": (SET, {}, "measured"),
+    "another metric": ({**SET, "metrics": {"m": metric("mean")}}, {**SET, "metrics": {"n": metric("mean")}}, "measured"),
+    "another function of a metric": ({**SET, "metrics": {"m": metric("mean")}}, {**SET, "metrics": {"m": metric("max")}}, "code of metric m .Python"),
+    "a metric of another name": ({**SET, "metrics": {"m": metric("mean")}}, {**SET, "metrics": {"m": lambda A, Y: 0.0}}, "metric m"),
+    "another backward pass": ({}, {"backward": scaled_backward(1.0)}, "backward"),
+    "another factor in it": ({"backward": scaled_backward(1.0)}, {"backward": scaled_backward(2.0)}, "code of backward"),
+}  # fmt: skip
+RECORDS = {
+    "a record": ({}, {"record": recorded(1)}, "record"),
+    "another record": ({"record": recorded(1)}, {"record": dp.diagnose}, "record"),
+    "another power in it": ({"record": recorded(1)}, {"record": recorded(2)}, "code of function of record"),
+    "another record_every": ({"record": recorded(1)}, {"record": recorded(1), "record_every": 2}, "record"),
+}  # fmt: skip
+SEVERAL = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), PARAMS)
+
+
+def run_batches(folder, **options):
+    return dp.fit_batches(PARAMS, ADAM, [(X, Y)], checkpoint=folder, **options)
+
+
+def run_ensemble(folder, **options):
+    options = {"batch_size": 8, "key": jax.random.key(1), **options}
+    return dp.fit_ensemble(SEVERAL, ADAM, X, Y, checkpoint=folder, **options)
+
+
+CASES = [(run, change) for change in (*CHANGES, *RECORDS)]
+FEW = ("validation weights", "another function of a metric", "another backward pass")
+CASES += [(other, change) for other in (run_batches, run_ensemble) for change in FEW]
+
+
+@pytest.mark.parametrize(("train", "change"), CASES)
+def test_another_function_or_validation_set_is_refused(tmp_path, train, change):
+    before, now, name = (CHANGES | RECORDS)[change]
+    train(tmp_path, epochs=1, **before)
+    with pytest.raises(ValueError, match=f"epoch 1 is of another {name}.*give another folder"):
+        train(tmp_path, epochs=2, **now)
+    assert len(train(tmp_path, epochs=2, **before).history["cost"]) == 2
+
+
+def notes_of(folder, epoch):
+    return folder / str(epoch) / "notes" / "metadata"
+
+
+def as_of_0_1_0(folder, epoch):
+    """Without the entries that 0.1.0 did not write."""
+    notes = json.loads(notes_of(folder, epoch).read_text())
+    old = [
+        "network", "number of networks", "optimizer", "X", "Y", "weights", "key", "batch_size",
+        "shards", "record", "privacy", "sweep", "measured",
+    ]  # fmt: skip
+    old += [] if "sweep" in notes["setting"] else ["patience"]
+    notes["setting"] = {name: notes["setting"][name] for name in old if name in notes["setting"]}
+    notes_of(folder, epoch).write_text(json.dumps(notes))
+
+
+@pytest.mark.parametrize("train", [run, run_batches, run_ensemble])
+def test_a_checkpoint_of_0_1_0_resumes(tmp_path, train):
+    options = {**SET, "metrics": {"m": metric("mean")}}
+    options |= {"record": dp.diagnose} if train is run else {}
+    whole = train(None, epochs=3, **options)
+    train(tmp_path / "a", epochs=2, **options)
+    as_of_0_1_0(tmp_path / "a", 2)
+    assert_same(train(tmp_path / "a", epochs=3, **options), whole)
+    train(tmp_path / "b", epochs=2, **options)
+    as_of_0_1_0(tmp_path / "b", 2)
+    with pytest.raises(ValueError, match="another measured"):
+        train(tmp_path / "b", epochs=3)
+    with pytest.raises(ValueError, match="another first_epoch: 1, and now it is 3"):
+        train(tmp_path / "b", epochs=3, first_epoch=3, **options)
+
+
+def test_under_another_version_of_python_functions_are_told_apart_by_name(tmp_path):
+    options = {**SET, "metrics": {"m": metric("mean")}}
+    run(tmp_path, epochs=1, **options)
+    notes = notes_of(tmp_path, 1)
+    notes.write_text(notes.read_text().replace(f"({PYTHON})", "(Python 3.99)"))
+    run(tmp_path, epochs=2, **{**SET, "metrics": {"m": metric("max")}})
+    notes = notes_of(tmp_path, 2)
+    notes.write_text(notes.read_text().replace(f"({PYTHON})", "(Python 3.99)"))
+    with pytest.raises(ValueError, match=r"another metric m: .*difference, and now it is .*lambda"):
+        run(tmp_path, epochs=3, **{**SET, "metrics": {"m": lambda A, Y: 0.0}})
+
+
+# Numbers that optax.inject_hyperparams holds in the state.
+
+
+def injected(rate, **others):
+    return optax.inject_hyperparams(optax.adam)(learning_rate=rate, **others)
+
+
+NESTED = {
+    "alone": injected,
+    "in a chain": lambda rate: optax.chain(optax.clip_by_global_norm(1.0), injected(rate)),
+    "in in_backward": lambda rate: dp.in_backward(injected(rate)),
+    "masked": lambda rate: optax.masked(injected(rate), lambda p: jax.tree.map(lambda _: True, p)),
+    "two, one scheduled": lambda rate: optax.chain(
+        injected(rate), optax.inject_hyperparams(optax.scale)(step_size=lambda n: 1 / (1 + n))
+    ),
+}
+
+
+@pytest.mark.parametrize("nested", NESTED)
+@pytest.mark.parametrize("several", [False, True])
+def test_an_injected_learning_rate_is_the_one_of_the_optimizer_now_given(tmp_path, nested, several):
+    """Against a run by hand, in which optax itself changes the number in the state."""
+    params = SEVERAL if several else PARAMS
+
+    def fit(folder, params, optimizer, **options):
+        options = {"batch_size": 8, "key": jax.random.key(1), "checkpoint": folder, **options}
+        return (dp.fit_ensemble if several else dp.fit)(params, optimizer, X, Y, **options)
+
+    first = fit(tmp_path, params, NESTED[nested](0.1), epochs=2)
+    resumed = fit(tmp_path, params, NESTED[nested](0.01), epochs=5)
+    rate = jnp.full(2, 0.01, jnp.float32) if several else jnp.float32(0.01)
+    state = optax.tree_utils.tree_set(first.state, learning_rate=rate)
+    by_hand = fit(None, first.params, NESTED[nested](0.01), state=state, first_epoch=3, epochs=3)
+    for a, b in zip(
+        *(jax.tree.leaves((f.params, f.state)) for f in (resumed, by_hand)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    unchanged = fit(None, params, NESTED[nested](0.1), epochs=5)
+    assert not np.array_equal(resumed.params[0].W, unchanged.params[0].W)
+
+
+def test_an_injected_schedule_continues_from_its_count(tmp_path):
+    optimizer = injected(optax.cosine_decay_schedule(0.1, 15), b1=0.8)
+    whole = run(epochs=5, optimizer=optimizer)
+    run(tmp_path, epochs=3, optimizer=optimizer)
+    assert_same(run(tmp_path, epochs=5, optimizer=optimizer), whole)
+    assert_same(
+        run(tmp_path, epochs=5, optimizer=optimizer), whole
+    )  # and a finished run is as it was
+
+
+# The number of the first epoch.
+
+
+def test_a_continued_run_has_checkpoints_too(tmp_path):
+    whole, first = run(epochs=6), run(epochs=3)
+    options = {"params": first.params, "state": first.state, "first_epoch": 4}
+    seen = []
+    run(tmp_path, epochs=2, **options)
+    assert (tmp_path / "5").is_dir()
+    rest = run(tmp_path, epochs=3, callbacks=[lambda epoch, *_: seen.append(epoch)], **options)
+    assert seen == [6]
+    for a, b in zip(*(jax.tree.leaves((f.params, f.state)) for f in (whole, rest)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="epoch 6 is of another first_epoch: 4, and now it is 1"):
+        run(tmp_path, epochs=6)
 
 
 def test_fewer_epochs_than_are_done_are_refused(tmp_path):

@@ -237,8 +237,8 @@ def test_fit_goes_the_way_of_one_device(data, model, batch_size):
     options = {"epochs": 3, "batch_size": batch_size, "key": jax.random.key(1)}
     one = dp.fit(params, optax.adam(0.01), X, Y, weights=w, shards=data, **options)
     params, X, Y, w = placed(data, model, params, X, Y, w)
-    before = train_epoch._cache_size()
-    many = dp.fit(params, optax.adam(0.01), X, Y, weights=w, **options)
+    before, optimizer = train_epoch._cache_size(), optax.adam(0.01)
+    many = dp.fit(params, optimizer, X, Y, weights=w, **options)
     assert train_epoch._cache_size() == before + 1  # what an epoch gives lies as it did before it
     np.testing.assert_allclose(many.history["cost"], one.history["cost"], rtol=1e-12)
     assert worst_error(many.params, one.params) < 1e-11

@@ -92,8 +92,8 @@ def test_a_state_that_is_the_params_leaves_them_alone():
 
 
 def test_epochs_share_one_program():
-    before = _train_epoch._cache_size()
-    run(optimizer=optax.adam(0.01), epochs=5)
+    before, optimizer = _train_epoch._cache_size(), optax.adam(0.01)
+    run(optimizer=optimizer, epochs=5)
     assert _train_epoch._cache_size() == before + 1
 
 

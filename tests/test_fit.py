@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import sparse
 
 import deepprop as dp
 from deepprop.training import train_epoch
@@ -14,6 +15,7 @@ from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 ADAM = optax.adam(0.01)
+KEY = jax.random.key(1)
 
 
 def small(seed=0, m=24):
@@ -103,6 +105,60 @@ def test_validation_and_metrics_are_recorded():
     A, cache = dp.forward(fit.params, X[:, :9])
     assert fit.history["val_cost"][-1] == pytest.approx(float(dp.cost(cache, Y[:, :9])), rel=1e-5)
     assert fit.history["val_accuracy"][-1] == pytest.approx(float(right(A, Y[:, :9])))
+
+
+def test_validation_weights_are_those_of_val_cost_and_metrics_are_without():
+    params, X, Y = small()
+    w = np.arange(24) % 5
+    mean = lambda A, Y: jnp.mean(A)  # noqa: E731
+    fit = run(params, X, Y, validation=(X, Y, w), metrics={"mean": mean})
+    A = np.asarray(dp.predict(fit.params, X), np.float64)
+    losses = -np.sum(Y * np.log(A), axis=0)
+    assert fit.history["val_cost"][-1] == pytest.approx(np.average(losses, weights=w), rel=1e-5)
+    assert fit.history["val_mean"][-1] == pytest.approx(A.mean(), rel=1e-5)
+    without = run(params, X, Y, validation=(X, Y, None)).history["val_cost"][-1]
+    assert without == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_patience_looks_at_the_weighted_cost():
+    """Half of the held-out labels are wrong: only their weights say whether the cost falls."""
+    params, X, Y = small(m=48)
+    Y_wrong = np.where(np.arange(48) < 24, Y, np.roll(Y, 1, axis=0))
+    options = {"epochs": 15, "patience": 3}
+    right, wrong = (
+        run(params, X, Y, validation=(X, Y_wrong, w), **options)
+        for w in (np.arange(48) < 24, np.arange(48) >= 24)
+    )
+    assert (right.stopped, wrong.stopped) == ("epochs", "patience")
+
+
+def test_lists_are_taken():
+    params, X, Y = small()
+    lists = X.tolist(), Y.tolist(), [1.0] * 24
+    fit = run(params, *lists[:2], weights=lists[2], validation=lists)
+    same = run(params, X, Y, weights=np.ones(24), validation=(X, Y, np.ones(24)))
+    np.testing.assert_array_equal(fit.params[0].W, same.params[0].W)
+    np.testing.assert_array_equal(fit.history["val_cost"], same.history["val_cost"])
+
+
+@pytest.mark.parametrize("guard", ["disallow", "log"])
+@pytest.mark.parametrize("kind", ["fit", "fit_batches", "fit_ensemble"])
+def test_under_a_transfer_guard(kind, guard):
+    """The data that is handed over is meant to go to the device."""
+    params, X, Y = small()
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+    options = {"epochs": 2, "validation": (X, Y, np.ones(24))}
+    train = {
+        "fit": lambda: dp.fit(params, ADAM, X, Y, batch_size=8, key=KEY, **options),
+        "fit_batches": lambda: dp.fit_batches(params, ADAM, [(X, Y)], **options),
+        "fit_ensemble": lambda: dp.fit_ensemble(
+            several, ADAM, X, Y, batch_size=8, key=KEY, **options
+        ),
+    }[kind]
+    with jax.transfer_guard(guard):
+        fit = train()
+    for a, b in zip(jax.tree.leaves(fit.params), jax.tree.leaves(train().params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_patience_stops_and_gives_back_the_best():
@@ -234,6 +290,15 @@ def test_schedules_and_clipping_are_optaxs():
     assert fit.history["cost"][-1] < fit.history["cost"][0]
 
 
+def test_float64_params_where_x64_is_off_again_are_refused_in_one_line():
+    with jax.enable_x64(True):
+        params, *_ = problem(0, [4, 8, 3], 24, "relu")
+    with pytest.raises((TypeError, ValueError), match="float64") as caught:
+        run(params, *small()[1:])
+    assert "x64" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 PARAMS, X, Y = small()
 BAD = {
     "batch_size of 0": ({"batch_size": 0}, ValueError, "batch_size must be above 0 and at most the 24 examples, got 0"),
@@ -250,7 +315,26 @@ BAD = {
     "negative weights": ({"weights": -np.ones(24)}, ValueError, "weights must be finite and not negative"),
     "metrics alone": ({"metrics": {"zero": lambda A, Y: 0.0}}, ValueError, "metrics need a validation set"),
     "a metric called cost": ({"metrics": {"cost": lambda A, Y: 0.0}, "validation": (X, Y)}, ValueError, 'metrics must not be called "cost"'),
-    "a validation set with weights": ({"validation": (X, Y, Y)}, ValueError, r"validation must be \(X, Y\), got tuple"),
+    "a validation set of four": ({"validation": (X, Y, None, None)}, ValueError, r"validation must be \(X, Y\) or \(X, Y, weights\), got a tuple of length 4"),
+    "a validation set of one": ({"validation": [X]}, ValueError, r"validation must be .*, got a list of length 1"),
+    "validation X alone": ({"validation": X}, TypeError, r"validation must be \(X, Y\) or \(X, Y, weights\), got a ndarray"),
+    "validation weights of another m": ({"validation": (X, Y, np.ones(5))}, ValueError, r"validation weights must have shape \(24,\).* got shape \(5,\)"),
+    "negative validation weights": ({"validation": (X, Y, -np.ones(24))}, ValueError, "validation weights must be finite and not negative"),
+    "validation weights of 0": ({"validation": (X, Y, np.zeros(24))}, ValueError, "validation weights must not all be zero"),
+    "nan in validation X": ({"validation": (X * np.nan, Y)}, ValueError, "validation X must hold finite numbers"),
+    "large validation X": ({"validation": (X * np.float64(1e39), Y)}, ValueError, r"validation X must hold numbers up to 3.4e\+38 \(float32\), got"),
+    "large X": ({"X": X * np.float64(1e39)}, ValueError, r"^X must hold numbers up to 3.4e\+38 \(float32\), got"),
+    "large Y": ({"Y": Y * np.float64(1e39)}, ValueError, r"^Y must hold numbers up to 3.4e\+38 \(float32\), got"),
+    "sparse X": ({"X": sparse.csr_matrix(X)}, TypeError, "^X must be a dense array, got a sparse csr_matrix"),
+    "sparse validation Y": ({"validation": (X, sparse.csr_matrix(Y))}, TypeError, "validation Y must be a dense array"),
+    "a list of metrics": ({"metrics": [abs], "validation": (X, Y)}, TypeError, r"metrics must be a mapping of names to functions of \(A, Y\).* got a list"),
+    "a metric by itself": ({"metrics": abs, "validation": (X, Y)}, TypeError, "metrics must be a mapping .* got a builtin_function_or_method"),
+    "a metric without a function": ({"metrics": {"m": 0.5}, "validation": (X, Y)}, TypeError, "metrics must be a mapping .* got 0.5 under 'm'"),
+    "a metric without a name": ({"metrics": {3: abs}, "validation": (X, Y)}, TypeError, "metrics must be a mapping .* got the name 3"),
+    "a list of metrics without a set": ({"metrics": [abs]}, TypeError, "metrics must be a mapping"),
+    "another optimizer's state": ({"state": optax.sgd(0.1).init(PARAMS)}, ValueError, "state must be the state of this optimizer"),
+    "another network's state": ({"state": ADAM.init(small()[0][:1])}, ValueError, "state must be the state of this optimizer"),
+    "first_epoch of 0": ({"first_epoch": 0}, ValueError, "first_epoch must be above 0, got 0"),
     "one callback": ({"callbacks": print}, TypeError, "callbacks must be a sequence of functions"),
     "what is no callback": ({"callbacks": [print, 3]}, TypeError, "callbacks must be a sequence of functions"),
     "patience alone": ({"patience": 3}, ValueError, "patience needs a validation set"),

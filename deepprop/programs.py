@@ -1,0 +1,129 @@
+"""Compiled programs: shared by calls with the same functions, and released with those functions.
+
+`jax.jit` holds its static arguments, and the programs compiled for them, for as long as the jitted
+function lives. At the level of a module that is for ever: each optimizer, metric or backward pass
+that was used once would leave some megabytes behind. So each combination of static arguments has a
+jitted function here that does not refer to them, in a table that refers to them weakly.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import jax
+
+STRONG = 16  # entries per `Programs` with a callable that does not support weak references
+
+# The static arguments of the call that runs: a jitted function asks for them while it is traced.
+_static_arguments: ContextVar[Mapping[str, Any]] = ContextVar("static_arguments")
+
+
+class Programs:
+    """`jax.jit(function)` with static arguments that it does not keep alive.
+
+    >>> import jax.numpy as jnp
+    >>> apply = Programs(lambda x, *, g: g(x), static=("g",))
+    >>> double = lambda x: 2 * x
+    >>> float(apply(jnp.ones(()), g=double)), len(apply)
+    (2.0, 1)
+    >>> del double
+    >>> len(apply)
+    0
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        static: tuple[str, ...],
+        donate_argnums: tuple[int, ...] = (),
+    ) -> None:
+        """Take the function and the names of its static arguments, which are passed by keyword.
+
+        Args:
+            function: what `jax.jit` takes.
+            static: callables are told apart by identity, and tuples of them item by item; whatever
+                else there is must be hashable, and is compared.
+            donate_argnums: as for `jax.jit`.
+        """
+        self._function, self._names, self._donated = function, static, donate_argnums
+        self._table: dict[Hashable, tuple[Any, list[Any]]] = {}
+        self._strong: deque[Hashable] = deque()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the program for these static arguments; it is compiled at the first call."""
+        with self._program(kwargs) as program:
+            return program(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """Lower the program, as `jax.jit(function).lower` does."""
+        with self._program(kwargs) as program:
+            return program.lower(*args, **kwargs)
+
+    def __len__(self) -> int:
+        """How many combinations of static arguments have a jitted function now."""
+        return len(self._table)
+
+    def _cache_size(self) -> int:
+        """How many programs are compiled."""
+        return sum(program._cache_size() for program, _ in list(self._table.values()))
+
+    @contextmanager
+    def _program(self, kwargs: dict[str, Any]) -> Iterator[Any]:
+        """The jitted function for the static arguments, which are taken out of `kwargs`."""
+        static = {name: kwargs.pop(name) for name in self._names if name in kwargs}
+        callables: list[Any] = []
+        key = tuple((name, _key(value, callables)) for name, value in static.items())
+        entry = self._table.get(key)
+        if entry is None:  # should another thread be quicker, its entry is the one for both
+            entry = self._table.setdefault(key, self._new(key, callables))
+        token = _static_arguments.set(static)
+        try:
+            yield entry[0]
+        finally:
+            _static_arguments.reset(token)
+
+    def _new(self, key: Hashable, callables: list[Any]) -> tuple[Any, list[Any]]:
+        """A jitted function, and weak references that remove it when one of the callables dies."""
+        function, table = self._function, self._table
+
+        @wraps(function)
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs, **_static_arguments.get())
+
+        def remove(_: Any) -> None:
+            table.pop(key, None)
+
+        references: list[Any] = []
+        for part in callables:
+            try:
+                references.append(weakref.ref(part, remove))
+            except TypeError:  # such as operator.itemgetter: alive with the entry, while it is new
+                references.append(part)
+                self._strong.append(key)
+        while len(self._strong) > STRONG:
+            table.pop(self._strong.popleft(), None)
+        return jax.jit(traced, donate_argnums=self._donated), references
+
+
+def _key(value: Any, callables: list[Any]) -> Hashable:
+    """What tells a static argument from others; the callables in it are added to the list.
+
+    A bound method is a new object each time it is looked up, and a transformation of optax is a
+    tuple, which has no weak references: their parts are what lives as long as they do.
+    """
+    if isinstance(value, MethodType):
+        return MethodType, _key(value.__func__, callables), _object(value.__self__, callables)
+    if isinstance(value, tuple):
+        return type(value), *(_key(item, callables) for item in value)
+    return _object(value, callables) if callable(value) else (type(value), value)
+
+
+def _object(value: Any, objects: list[Any]) -> int:
+    objects.append(value)
+    return id(value)

@@ -1,0 +1,207 @@
+"""Programs are shared by calls with the same functions, and go when those functions go."""
+
+import gc
+import operator
+import threading
+import weakref
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from deepprop import batches, ensemble, measure, private, training
+from deepprop.programs import STRONG, Programs
+from tests.problems import problem
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
+SEVERAL = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), PARAMS)
+KEY = jax.random.key(1)
+SGD = optax.sgd(0.1)
+
+
+def fit(optimizer=SGD, **options):
+    return dp.fit(PARAMS, optimizer, X, Y, epochs=2, batch_size=8, key=KEY, **options)
+
+
+def with_metric(metric):
+    return fit(validation=(X, Y), metrics={"m": metric})
+
+
+def private_epoch(optimizer):
+    private.private_epoch(
+        PARAMS, optimizer.init(PARAMS), KEY, 1, X.T, Y.T, 2.0, optimizer=optimizer,
+        privacy=dp.Privacy(max_norm=1.0, delta=1e-4, noise_multiplier=2.0), batch_size=8,
+    )  # fmt: skip
+
+
+def fit_ensemble(optimizer=SGD, **options):
+    return dp.fit_ensemble(SEVERAL, optimizer, X, Y, epochs=2, batch_size=8, key=KEY, **options)
+
+
+def fit_batches(optimizer=SGD, **options):
+    return dp.fit_batches(PARAMS, optimizer, [(X, Y)], epochs=2, **options)
+
+
+def new_backward():
+    return lambda cache, Y, weights: dp.manual_backward(cache, Y, weights)
+
+
+def halved(cache, Y, weights, factor):
+    return jax.tree.map(lambda g: factor * g, dp.manual_backward(cache, Y, weights))
+
+
+def new_metric():
+    return lambda A, Y: jnp.mean(A - Y)
+
+
+def new_record():
+    return lambda cache, dZ, updates: jnp.mean(dZ[0])
+
+
+class Rule:
+    """An optimizer whose functions are bound methods, as optax.MultiSteps has them."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None):
+        return jax.tree.map(lambda g: -0.1 * g, grads), state
+
+    def transformation(self):
+        return optax.GradientTransformation(self.init, self.update)
+
+
+class Mean:
+    def __call__(self, A, Y):
+        return jnp.mean(A)
+
+
+# What makes the object, what trains with it, what in it must die, and where its programs were.
+OBJECTS = {
+    "optimizer": (lambda: optax.adam(0.1), fit, lambda o: o.update, training.train_epoch),
+    "chain": (lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)), fit, lambda o: o.update, training.train_epoch),
+    "in_backward": (lambda: dp.in_backward(optax.sgd(0.1)), fit, lambda o: o.update, training.train_epoch),
+    "bound methods": (Rule, lambda rule: fit(rule.transformation()), lambda rule: rule, training.train_epoch),
+    "backward": (new_backward, lambda f: fit(backward=f), lambda f: f, training.train_epoch),
+    "partial": (lambda: partial(halved, factor=0.5), lambda f: fit(backward=f), lambda f: f, training.train_epoch),
+    "record": (new_record, lambda f: fit(record=f), lambda f: f, training.train_epoch),
+    "metric": (new_metric, with_metric, lambda f: f, measure._measured),
+    "jitted metric": (lambda: jax.jit(new_metric()), with_metric, lambda f: f, measure._measured),
+    "callable object": (Mean, with_metric, lambda f: f, measure._measured),
+    "privacy": (lambda: optax.adam(0.1), private_epoch, lambda o: o.update, private.private_epoch),
+    "fit_batches": (lambda: optax.adam(0.1), fit_batches, lambda o: o.update, batches._train_minibatch),
+    "fit_batches, backward": (new_backward, lambda f: fit_batches(backward=f), lambda f: f, batches._train_minibatch),
+    "fit_ensemble": (lambda: optax.adam(0.1), fit_ensemble, lambda o: o.update, ensemble._train_epoch),
+    "fit_ensemble, metric": (new_metric, lambda f: fit_ensemble(validation=(X, Y), metrics={"m": f}), lambda f: f, measure._measured),
+    "sweep": (lambda: lambda rate: optax.sgd(rate), lambda f: fit_ensemble(f, sweep={"rate": [0.1, 0.2]}), lambda f: f, ensemble._train_epoch),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_a_second_call_compiles_nothing_and_the_programs_go_with_the_object(kind):
+    make, train, part, programs = OBJECTS[kind]
+    gc.collect()
+    before = len(programs)
+    made = make()
+    train(made)
+    compiled, entries = programs._cache_size(), len(programs)
+    assert entries == before + 1
+    train(made)
+    assert (programs._cache_size(), len(programs)) == (compiled, entries)
+    alive = weakref.ref(part(made))
+    del made
+    gc.collect()  # an object that is in a cycle of references
+    assert alive() is None
+    assert len(programs) == before
+
+
+def test_an_optimizer_goes_without_the_garbage_collector():
+    gc.disable()
+    try:
+        optimizer = optax.adam(0.1)
+        fit(optimizer)
+        alive = weakref.ref(optimizer.update)
+        before = len(training.train_epoch)
+        del optimizer
+        assert alive() is None
+        assert len(training.train_epoch) == before - 1
+    finally:
+        gc.enable()
+
+
+def applied():
+    return Programs(lambda x, *, g, n=1: g(x) * n, static=("g", "n"))
+
+
+def test_settings_are_compared_and_callables_told_apart():
+    apply, double, ONE = applied(), lambda x: 2 * x, jnp.ones(())
+    for n in (1, 1.0, True, 3, 3):
+        assert apply(ONE, g=double, n=n) == 2 * n
+    assert len(apply) == 4  # 1 is not 1.0, whose product has another type
+    apply(ONE, g=lambda x: 2 * x)
+    assert len(apply) == 4  # the lambda is gone
+
+    @dataclass(frozen=True)
+    class Setting:
+        factor: int
+
+        def __rmul__(self, x):
+            return x * self.factor
+
+    for _ in range(2):
+        assert apply(ONE, g=double, n=Setting(5)) == 10  # equal ones share
+
+
+def test_what_has_no_weak_reference_is_held_while_it_is_new():
+    apply, getter = applied(), operator.itemgetter(0)
+    with pytest.raises(TypeError, match="weak reference"):
+        weakref.ref(getter)
+    for i in range(STRONG + 3):
+        assert apply(jnp.arange(50.0), g=operator.itemgetter(i)) == i
+    assert len(apply) == STRONG
+
+
+def test_a_call_inside_another_has_its_own_static_arguments():
+    apply = applied()
+    outer = lambda x: apply(x, g=inner, n=3) + x  # noqa: E731
+    inner = lambda x: x * 10  # noqa: E731
+    assert apply(jnp.ones(()), g=outer, n=2) == 2 * 31
+
+
+def test_an_error_while_a_program_is_traced_comes_through_and_the_next_call_works():
+    apply, calls = applied(), []
+
+    def fails_first(x):
+        calls.append(x)
+        if len(calls) == 1:
+            raise RuntimeError("no")
+        return x
+
+    with pytest.raises(RuntimeError, match="no"):
+        apply(jnp.ones(()), g=fails_first)
+    assert apply(jnp.ones(()), g=fails_first) == 1
+
+
+def test_threads_share_a_program_and_do_not_mix_up_their_functions():
+    apply, start, got = applied(), threading.Barrier(8), {}
+    functions = [lambda x, i=i: x * i for i in range(4)]
+
+    def work(k):
+        start.wait(30)
+        got[k] = [float(apply(jnp.ones(()), g=functions[(k + i) % 4])) for i in range(20)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert got == {k: [float((k + i) % 4) for i in range(20)] for k in range(8)}
+    assert (len(apply), apply._cache_size()) == (4, 4)
+    functions.clear()
+    assert len(apply) == 0

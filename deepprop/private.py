@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from deepprop.accountant import epsilon_spent, noise_for
+from deepprop.accountant import noise_for, spending
 from deepprop.backprop import error_signals, gradients
 from deepprop.clipping import check_above_zero, clip_factors, max_norms
 from deepprop.folds import whole
@@ -117,15 +117,14 @@ def private_training(
     sigma = privacy.noise_multiplier or noise_for(
         privacy.epsilon or 0.0, sampling_rate=q, steps=steps * epochs, delta=privacy.delta
     )
-    spent = partial(epsilon_spent, sigma, sampling_rate=q, delta=privacy.delta)
-    spent(steps=1)  # a missing accountant is missed before any work
+    spent = spending(sigma, q, steps * epochs, privacy.delta)
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Trained:
         params, state, seen, finite = private_epoch(
             params, state, key, epoch, X, Y, sigma,
             optimizer=optimizer, privacy=privacy, batch_size=batch_size,
         )  # fmt: skip
-        return params, state, {**seen, "epsilon": spent(steps=steps * epoch)}, finite
+        return params, state, {**seen, "epsilon": spent(steps * epoch)}, finite
 
     return sigma, train
 

@@ -18,6 +18,7 @@ from deepprop.backprop import Backward, manual_backward
 from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
 from deepprop.layers import Params
 from deepprop.network import cost, forward
+from deepprop.own_backward import as_layers
 from deepprop.precision import wide
 from deepprop.record import Record, named, watching
 from deepprop.shuffle import gathered, minibatches
@@ -43,7 +44,7 @@ def update(
     J = cost(cache, Y, weights)
     if isinstance(optimizer, InBackward):
         return *update_in_backward(optimizer, cache, Y, weights, state, J), J
-    grads = backward(cache, Y, weights)
+    grads = as_layers(backward(cache, Y, weights), params)
     # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
     # cache (dp.kfac); the others ignore it.
     looks = optax.with_extra_args_support(optimizer)

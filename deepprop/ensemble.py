@@ -16,6 +16,7 @@ from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.fit import Metric, in_memory, measured, names_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress, run
+from deepprop.optax_calls import started
 from deepprop.training import Trained, check_training, one_epoch
 from deepprop.validation import check_key, real_array, whole_number
 
@@ -106,7 +107,7 @@ def fit_ensemble(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    state = jax.vmap(lambda params, own: _made(optimizer, own, backward).init(params))(
+    state = jax.vmap(lambda params, own: started(_made(optimizer, own, backward), params))(
         params, entries
     )
     state = jax.tree.map(jnp.copy, state)  # its memory is given away, and params must stay

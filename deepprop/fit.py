@@ -21,6 +21,7 @@ from deepprop.devices import beside, check_together, shards_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Measure, Progress, Train, run
 from deepprop.network import cost, forward
+from deepprop.optax_calls import started
 from deepprop.precision import wide
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
@@ -281,7 +282,7 @@ def _beginning(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
     # A copy: its memory is given away, and what was given, or shares it with params, must stay.
-    state = jax.tree.map(jnp.copy, optimizer.init(params) if state is None else state)
+    state = jax.tree.map(jnp.copy, started(optimizer, params) if state is None else state)
     return Progress(params, beside(params, state), (), params)
 
 

@@ -210,7 +210,8 @@ def _errors(
 ) -> np.ndarray:
     """Relative errors; `rounding` is what it leaves of a slope."""
     size = np.maximum(np.maximum(abs(by_hand), abs(slope)), rounding / tolerance)
-    return abs(by_hand - slope) / size
+    relative: np.ndarray = abs(by_hand - slope) / size
+    return relative
 
 
 def _extrapolated(

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from deepprop.activations import activation
 from deepprop.backprop import down, gradient_of
 from deepprop.layers import Cache, Layer, Params
+from deepprop.optax_calls import explained
 from deepprop.stacks import each
 
 
@@ -114,7 +115,11 @@ def check_optimizer(optimizer: optax.GradientTransformation) -> None:
         TypeError: it is anything else, such as its name.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+        turn = getattr(optimizer, "gradient_transformation", None)
+        cure = ": pass its .gradient_transformation()" if callable(turn) else ""
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}{cure}"
+        )
 
 
 def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
@@ -128,8 +133,9 @@ def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
         state = jax.eval_shape(optimizer.init, layers)
         update = partial(optimizer.update, value=jnp.zeros(()))
         jaxpr = jax.make_jaxpr(lambda s, g, p: update(g, s, p)[::-1])(state, layers, layers).jaxpr
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"optimizer must be one for each layer alone: {error}") from error
+    except Exception as error:
+        told = explained(error, "init or update", "updates, state, params, value")
+        raise ValueError(f"optimizer must be one for each layer alone: {told}") from error
     kept = jax.tree.leaves(state)
     if any(_is_key(leaf) for leaf in kept):
         raise ValueError(

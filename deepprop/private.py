@@ -30,6 +30,7 @@ from deepprop.clipping import check_above_zero, clip_factors, max_norms
 from deepprop.folds import whole
 from deepprop.layers import Cache, Params, like, number_of_layers
 from deepprop.network import cost, forward, with_products
+from deepprop.optax_calls import check_state, updated
 from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
 from deepprop.stacks import by_entry, each
@@ -184,8 +185,9 @@ def private_epoch(
         total, sums = _add_up(params, X, Y, taken, sums, at_once=at_once, privacy=privacy)
         noisy = _with_noise(total, deviation, of_noise)
         grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), noisy, params)
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state, sums), None
+        updates, new = updated(optimizer, grads, state, params)
+        check_state(state, new)
+        return (optax.apply_updates(params, updates), new, sums), None
 
     keys = jax.random.split(jax.random.fold_in(key, epoch), steps)
     carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), keys)

@@ -20,6 +20,8 @@ from deepprop.backprop import down, gradient_of
 from deepprop.layers import Cache, Layer, Params
 from deepprop.optax_calls import explained
 from deepprop.stacks import each
+from deepprop.standins import check_each_alone
+from deepprop.validation import raw_key_shape
 
 
 class InBackward(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -52,7 +54,8 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
     Raises:
         ValueError: the optimizer looks at several layers at once, such as a clip by the global
             norm, which is not known before the last layer's gradient; or it draws random numbers,
-            or tells layers apart, such as by labels.
+            or tells layers apart, such as by labels; by their place or by their size among the
+            others, `init` finds it.
         TypeError: `optimizer` is no optax transformation.
 
     Source:
@@ -68,6 +71,7 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
         return of_layer.init((layer,))
 
     def init(params: Params) -> tuple[Any, ...]:
+        check_each_alone(of_layer, params)
         return tuple(each(layer, init_one)(layer) for layer in params)
 
     def update(
@@ -189,4 +193,5 @@ def depend(jaxpr: Any, of_inputs: list[set[int]]) -> list[set[int]]:
 
 def _is_key(leaf: Any) -> bool:
     typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return bool(typed) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,))
+    raw = leaf.shape in ((2,), (4,), raw_key_shape())  # of threefry, rbg, and the one in use
+    return bool(typed) or (leaf.dtype == jnp.uint32 and raw)

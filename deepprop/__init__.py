@@ -38,6 +38,7 @@ from deepprop.quadratic import by_quadratic_model
 from deepprop.report import plot_layers, progress_bar
 from deepprop.stacks import stack, unstack
 from deepprop.training import train_step
+from deepprop.weight_mask import weight_mask
 
 __version__ = "0.1.0"
 
@@ -104,5 +105,6 @@ __all__ = [
     "stack",
     "train_step",
     "unstack",
+    "weight_mask",
     "with_products",
 ]

@@ -19,6 +19,7 @@ from deepprop.fit import own_state, own_transfers, run_or_resume
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress
 from deepprop.measure import Metric, Validation, measure_of
+from deepprop.optax_calls import started
 from deepprop.programs import Programs
 from deepprop.training import Trained, check_training, one_epoch
 from deepprop.validation import check_key, real_array, whole_number
@@ -117,7 +118,7 @@ def fit_ensemble(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    begin = jax.vmap(lambda params, own: _made(optimizer, own, backward).init(params))
+    begin = jax.vmap(lambda params, own: started(_made(optimizer, own, backward), params))
     state = own_state(state, begin, params, entries)
     parts: dict[str, Any] = dict(zip(("X", "Y", "weights"), data, strict=True))
     parts |= {"key": key, "batch_size": batch_size, "backward": backward}

@@ -25,6 +25,7 @@ from deepprop.identity import name_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Advice, Callback, Fit, Progress, Train, run
 from deepprop.measure import Measure, Metric, Validation, measure_of, names_of
+from deepprop.optax_calls import started
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
 from deepprop.training import Trained, check_training, train_epoch
@@ -273,7 +274,7 @@ def checked_shards(shards: int, m: int, batch_size: int) -> int:
 def _beginning(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
-    state = own_state(state, optimizer.init, params)
+    state = own_state(state, partial(started, optimizer), params)
     return Progress(params, beside(params, state), (), params)
 
 

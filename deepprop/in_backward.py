@@ -18,7 +18,10 @@ from jax.typing import ArrayLike
 from deepprop.activations import activation
 from deepprop.backprop import down, gradient_of
 from deepprop.layers import Cache, Layer, Params
+from deepprop.optax_calls import explained
 from deepprop.stacks import each
+from deepprop.standins import check_each_alone
+from deepprop.validation import raw_key_shape
 
 
 class InBackward(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -51,7 +54,8 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
     Raises:
         ValueError: the optimizer looks at several layers at once, such as a clip by the global
             norm, which is not known before the last layer's gradient; or it draws random numbers,
-            or tells layers apart, such as by labels.
+            or tells layers apart, such as by labels; by their place or by their size among the
+            others, `init` finds it.
         TypeError: `optimizer` is no optax transformation.
 
     Source:
@@ -67,6 +71,7 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
         return of_layer.init((layer,))
 
     def init(params: Params) -> tuple[Any, ...]:
+        check_each_alone(of_layer, params)
         return tuple(each(layer, init_one)(layer) for layer in params)
 
     def update(
@@ -114,7 +119,11 @@ def check_optimizer(optimizer: optax.GradientTransformation) -> None:
         TypeError: it is anything else, such as its name.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+        turn = getattr(optimizer, "gradient_transformation", None)
+        cure = ": pass its .gradient_transformation()" if callable(turn) else ""
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}{cure}"
+        )
 
 
 def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
@@ -128,8 +137,9 @@ def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
         state = jax.eval_shape(optimizer.init, layers)
         update = partial(optimizer.update, value=jnp.zeros(()))
         jaxpr = jax.make_jaxpr(lambda s, g, p: update(g, s, p)[::-1])(state, layers, layers).jaxpr
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"optimizer must be one for each layer alone: {error}") from error
+    except Exception as error:
+        told = explained(error, "init or update", "updates, state, params, value")
+        raise ValueError(f"optimizer must be one for each layer alone: {told}") from error
     kept = jax.tree.leaves(state)
     if any(_is_key(leaf) for leaf in kept):
         raise ValueError(
@@ -183,4 +193,5 @@ def depend(jaxpr: Any, of_inputs: list[set[int]]) -> list[set[int]]:
 
 def _is_key(leaf: Any) -> bool:
     typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return bool(typed) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,))
+    raw = leaf.shape in ((2,), (4,), raw_key_shape())  # of threefry, rbg, and the one in use
+    return bool(typed) or (leaf.dtype == jnp.uint32 and raw)

@@ -21,7 +21,7 @@ from deepprop.clipping import check_above_zero
 from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.layers import Cache, Layer, Params
 from deepprop.precision import product, wide
-from deepprop.quadratic import by_quadratic_model
+from deepprop.quadratic import by_quadratic_model, check_whole
 from deepprop.stacks import each
 from deepprop.validation import check_key, real_array
 
@@ -91,6 +91,7 @@ def scale_by_kfac(
         check_key(key)
 
     def init(params: Params) -> KfacState:
+        check_whole("kfac", params)
         start = jax.random.key(0) if key is None else jnp.copy(key)
         factors, inverses = (tuple(map(_identities, params)) for _ in range(2))
         return KfacState(jnp.zeros((), jnp.int32), start, factors, inverses)

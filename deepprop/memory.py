@@ -14,6 +14,7 @@ import optax
 from deepprop.costs import Output
 from deepprop.in_backward import InBackward, check_optimizer, depend
 from deepprop.layers import Layer, Params, check_params, depth, is_stack, type_of_A, type_of_dZ
+from deepprop.optax_calls import started
 from deepprop.precision import wide
 from deepprop.propagation import slope
 from deepprop.validation import whole_number
@@ -130,7 +131,7 @@ def memory_plan(
     if optimizer is not None:
         check_optimizer(optimizer)
     first, last = params[0], params[-1]
-    state: Any = None if optimizer is None else jax.eval_shape(optimizer.init, params)
+    state: Any = None if optimizer is None else jax.eval_shape(lambda: started(optimizer, params))
     in_place = isinstance(optimizer, InBackward)
     own = list(state) if in_place else [None] * len(params)
     needs = [_needs(layer, m, s) for layer, s in zip(params, own, strict=True)]

@@ -15,7 +15,6 @@ Privacy).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -24,12 +23,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from deepprop.accountant import epsilon_spent, noise_for
+from deepprop.accountant import noise_for, spending
 from deepprop.backprop import error_signals, gradients
 from deepprop.clipping import check_above_zero, clip_factors, max_norms
 from deepprop.folds import whole
 from deepprop.layers import Cache, Params, like, number_of_layers
 from deepprop.network import cost, forward, with_products
+from deepprop.optax_calls import check_state, updated
 from deepprop.per_example import per_example_norms
 from deepprop.precision import wide
 from deepprop.programs import Programs
@@ -120,8 +120,7 @@ def private_training(
     sigma = privacy.noise_multiplier or noise_for(
         privacy.epsilon or 0.0, sampling_rate=q, steps=steps * epochs, delta=privacy.delta
     )
-    spent = partial(epsilon_spent, sigma, sampling_rate=q, delta=privacy.delta)
-    spent(steps=1)  # a missing accountant is missed before any work
+    spent = spending(sigma, q, steps * epochs, privacy.delta)
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Trained:
         params, state, seen, finite = private_epoch(
@@ -129,7 +128,7 @@ def private_training(
             optimizer=optimizer, privacy=privacy, batch_size=batch_size,
         )  # fmt: skip
         done = epoch - first_epoch + 1
-        return params, state, {**seen, "epsilon": spent(steps=done * steps)}, finite
+        return params, state, {**seen, "epsilon": spent(done * steps)}, finite
 
     return sigma, train
 
@@ -186,8 +185,9 @@ def one_private_epoch(
         total, sums = _add_up(params, X, Y, taken, sums, at_once=at_once, privacy=privacy)
         noisy = _with_noise(total, deviation, of_noise)
         grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), noisy, params)
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state, sums), None
+        updates, new = updated(optimizer, grads, state, params)
+        check_state(state, new)
+        return (optax.apply_updates(params, updates), new, sums), None
 
     keys = jax.random.split(jax.random.fold_in(key, epoch), steps)
     carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), keys)

@@ -81,6 +81,7 @@ def by_quadratic_model(
     limits = min(min_damping, damping), max(MOST, damping)
 
     def init(params: Params) -> QuadraticState:
+        check_whole("by_quadratic_model", params)
         last = jax.tree.map(jnp.zeros_like, params)
         lam = jnp.asarray(damping, jnp.float32)
         return QuadraticState(jnp.zeros((), jnp.int32), lam, last, inner.init(params))
@@ -124,6 +125,21 @@ def by_quadratic_model(
         return step, QuadraticState(steps, lam, step, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_whole(name: str, params: Params) -> None:
+    """Raise if arrays are masked, as by `optax.partition`: the cache has every layer.
+
+    Raises:
+        ValueError: they are.
+    """
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise ValueError(
+            f"{name} must be given every layer, so not within optax.masked, multi_transform or"
+            " partition; to leave layers as they are, pass optax.chain(dp.kfac(learning_rate),"
+            " optax.masked(optax.set_to_zero(), mask)) with a mask that is True for those"
+        )
 
 
 def _sum_of(a: Array, d: Array, b: Array, last: Array) -> Array:

@@ -18,6 +18,8 @@ from deepprop.backprop import Backward, manual_backward
 from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
 from deepprop.layers import Params
 from deepprop.network import cost, forward
+from deepprop.optax_calls import check_state, updated
+from deepprop.own_backward import as_layers
 from deepprop.precision import wide
 from deepprop.programs import Programs
 from deepprop.record import Record, named, watching
@@ -44,11 +46,11 @@ def update(
     J = cost(cache, Y, weights)
     if isinstance(optimizer, InBackward):
         return *update_in_backward(optimizer, cache, Y, weights, state, J), J
-    grads = backward(cache, Y, weights)
+    grads = as_layers(backward(cache, Y, weights), params)
     # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
     # cache (dp.kfac); the others ignore it.
-    looks = optax.with_extra_args_support(optimizer)
-    updates, state = looks.update(grads, state, params, value=J, cache=cache, Y=Y, weights=weights)
+    looks = {"value": J, "cache": cache, "Y": Y, "weights": weights}
+    updates, state = updated(optimizer, grads, state, params, **looks)
     return optax.apply_updates(params, updates), state, J
 
 
@@ -187,6 +189,7 @@ def one_epoch(
         X_batch, Y_batch = gathered(X, index), gathered(Y, index)
         w_batch = None if w is None else jnp.where(count, gathered(w, index), 0)
         after = train(before, X_batch, Y_batch, w_batch)
+        check_state(before[1], after[1])
         return (after, watch.see(seen, before[0], after[0], X_batch, Y_batch)), None
 
     start = (params, state, no_sums(params)), watch.nothing

@@ -141,7 +141,7 @@ def test_a_tolerance_that_would_pass_anything_is_refused(tolerance):
 @pytest.mark.parametrize("part", [slice(1), slice(1, None), slice(0)])
 def test_a_backward_pass_that_leaves_layers_out_is_refused(part):
     backward = lambda *args: dp.manual_backward(*args)[part]  # noqa: E731
-    with pytest.raises(ValueError, match="backward must give back layers like params"):
+    with pytest.raises(ValueError, match="backward must return layers like params"):
         dp.check_gradients(*problem(6, [3, 4, 2], 5, dtype=np.float32), backward=backward)
 
 

@@ -93,7 +93,7 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
         TypeError: the weights are not real numbers, or `cache` is no cache.
     """
     dZ, cache = signals(cache, dZ), whole(cache)
-    gradient = gradient_of(cache, weights)
+    gradient = gradient_of(cache, weights_of(cache, weights))
     layers = zip(cache.params, dZ, inputs_of_layers(cache), strict=True)  # A[l-1] beside layer l
     return tuple(each(layer, gradient)(layer, dZ_l, A) for layer, dZ_l, A in layers)
 
@@ -120,7 +120,13 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
         ValueError: the shape of Y or of the weights does not fit the cache.
         TypeError: Y or the weights are not real numbers, or `cache` is no cache.
     """
-    gradient = gradient_of(cache, weights)
+    check_cache(cache)
+    return mean_gradient(cache, Y, weights_of(cache, weights))
+
+
+def mean_gradient(cache: Cache, Y: ArrayLike, w: Array | None) -> Params:
+    """What `manual_backward` returns, from weights that were checked; w is about 1 at the most."""
+    gradient = gradient_of(cache, w)
     return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
 
 
@@ -159,14 +165,16 @@ def down(
     return held
 
 
-def gradient_of(
-    cache: Cache, weights: ArrayLike | None = None
-) -> Callable[[Layer, Array, Array], Layer]:
-    """The function of (layer, dZ[l], A[l-1]) that gives dW[l] and db[l], with these weights."""
-    check_cache(cache)
-    m = cache.A[0].shape[-1]
+def weights_of(cache: Cache, weights: ArrayLike | None) -> Array | None:
+    """The weights of a cache's examples, checked, and at most about 1."""
     if weights is None:
-        return partial(layer_gradient, m=m)
-    w = example_weights(weights, m, wide(cache.params[0].W.dtype))
+        return None
+    return example_weights(weights, cache.A[0].shape[-1], wide(cache.params[0].W.dtype))
+
+
+def gradient_of(cache: Cache, w: Array | None = None) -> Callable[[Layer, Array, Array], Layer]:
+    """The function of (layer, dZ[l], A[l-1]) that returns dW[l] and db[l], with these weights."""
+    if w is None:
+        return partial(layer_gradient, m=cache.A[0].shape[-1])
     total = sum_of_weights(w)
     return lambda layer, dZ, A: layer_gradient(layer, times_each(w, dZ), A, total)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -20,10 +21,12 @@ from deepprop.backprop import Backward
 from deepprop.examples import examples
 from deepprop.identity import name_of
 from deepprop.layers import Params
+from deepprop.precision import over_largest
 from deepprop.programs import Programs
 from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.validation import plain_weights
+from deepprop.validation import is_known, plain_weights
 
+LARGE = 1e20  # of a batch's sum of weights
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 Prepared = tuple[Array, Array, Array | None]
@@ -111,8 +114,13 @@ def epoch_of_batches(
     return trained
 
 
-def _minibatch(params_and_state: Any, sums: Any, *batch: Any, **static: Any) -> Any:
-    return minibatch((*params_and_state, sums), *batch, **static)
+def _minibatch(
+    params_and_state: Any, sums: Any, X: Array, Y: Array, weights: Array | None, **static: Any
+) -> Any:
+    w = share = None
+    if weights is not None:  # within the batch only their ratios matter, among batches their sums
+        w, share = over_largest(weights), jnp.sum(weights)
+    return minibatch((*params_and_state, sums), X, Y, w, share, **static)
 
 
 _train_minibatch = Programs(_minibatch, static=("optimizer", "backward"), donate_argnums=(0,))
@@ -146,9 +154,24 @@ def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
     w = None
     if len(batch) == 3:
         w = jnp.array(plain_weights(f"{which}weights", batch[2], X.shape[1], Y.dtype))
+        _check_sum(f"{which}weights", w)
     prepared = jnp.array(X.T), jnp.array(Y.T), w
     jax.block_until_ready(prepared)  # type: ignore[no-untyped-call]
     return prepared
+
+
+def _check_sum(name: str, w: Array) -> None:
+    """Raise unless a batch's sum of weights can be added to those of the others.
+
+    Raises:
+        ValueError: it is too large, or so small that J times it would vanish.
+    """
+    total = np.asarray(w, np.float64).sum() if is_known(w) else 0.0
+    if total and not 1 / LARGE <= total <= LARGE:
+        raise ValueError(
+            f"{name} must add up to a number from {1 / LARGE:g} to {LARGE:g}, as batches count by"
+            f" these sums, got {total:g}"
+        )
 
 
 def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Prepared:

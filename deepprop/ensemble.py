@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from deepprop.advice import advice_for
 from deepprop.backprop import Backward, manual_backward
-from deepprop.examples import in_memory
+from deepprop.examples import in_memory, parts_of
 from deepprop.fit import own_state, own_transfers, run_or_resume
 from deepprop.layers import Params, check_params
 from deepprop.loop import Callback, Fit, Progress
@@ -120,8 +120,7 @@ def fit_ensemble(
 
     begin = jax.vmap(lambda params, own: started(_made(optimizer, own, backward), params))
     state = own_state(state, begin, params, entries)
-    parts: dict[str, Any] = dict(zip(("X", "Y", "weights"), data, strict=True))
-    parts |= {"key": key, "batch_size": batch_size, "backward": backward}
+    parts = parts_of(*data) | {"key": key, "batch_size": batch_size, "backward": backward}
     parts["sweep"] = {name: values.tolist() for name, values in entries.items()}
     return run_or_resume(
         train, measure, Progress(params, state, (), params), checkpoint, checkpoint_every, parts,

@@ -1,5 +1,7 @@
 """X and Y of a whole data set or of a batch: checked, and as arrays that fit the network."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,11 @@ def in_memory(
     whole_number("batch_size", batch_size, m)
     w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
     return X.T, Y.T, w
+
+
+def parts_of(X: Array, Y: Array, w: Array | None) -> dict[str, Any]:
+    """What makes data the same when a run is resumed: of weights the ratios, as 0.1.0 wrote it."""
+    return {"X": X, "Y": Y, "weights": None if w is None else w / jnp.max(w)}
 
 
 def balanced_weights(Y: ArrayLike) -> Array:

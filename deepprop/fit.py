@@ -20,7 +20,7 @@ from deepprop.backprop import Backward, manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches
 from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.devices import beside, shards_of
-from deepprop.examples import balanced_weights, in_memory
+from deepprop.examples import balanced_weights, in_memory, parts_of
 from deepprop.identity import name_of
 from deepprop.layers import Params, check_params
 from deepprop.loop import Advice, Callback, Fit, Progress, Train, run
@@ -142,7 +142,7 @@ def fit(
     measure = measure_of(params, validation, metrics)
     shards = 1 if privacy is not None else shards_of(X) if shards is None else shards
     shards = checked_shards(shards, X.shape[0], batch_size)
-    parts: dict[str, Any] = {"X": X, "Y": Y, "weights": w, "key": key, "batch_size": batch_size}
+    parts = parts_of(X, Y, w) | {"key": key, "batch_size": batch_size}
     parts |= {"backward": backward, **_parts_of_record(record, record_every)}
     if shards > 1:
         parts["shards"] = shards

@@ -24,6 +24,7 @@ from deepprop.network import cost, forward, with_products
 from deepprop.own_backward import as_layers
 from deepprop.propagation import forward_layer, slope
 from deepprop.stacks import unstack
+from deepprop.validation import dense_array, whole_number
 
 EPS = float(np.finfo(np.float64).eps)
 BYTES_AT_ONCE = 2**23  # for the perturbed A of one chunk
@@ -136,12 +137,12 @@ def check_gradients(
         ValueError, TypeError: as `forward` and `cost`; or `sample` or `tolerance` is out of range,
             or `backward` returns neither layers like params nor pairs (dW, db) of such shapes.
     """
-    if sample is not None and sample < 1:
-        raise ValueError(f"sample must be a number above 0, or None for all, got {sample}")
+    sample = None if sample is None else whole_number("sample", sample)
     if not 1e-9 <= tolerance < 1:
         raise ValueError(f"tolerance must be from 1e-9 to below 1, got {tolerance}")
     check_params(params)
-    weights = None if weights is None else np.asarray(weights)
+    X, Y = dense_array("X", X), dense_array("Y", Y)
+    weights = None if weights is None else np.asarray(dense_array("weights", weights))
     with jax.enable_x64(True):
         params, X, Y, weights = _in_float64((with_products(params, None), X, Y, weights))
         _, cache = forward(params, X)

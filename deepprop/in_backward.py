@@ -94,12 +94,15 @@ def update_in_backward(
     optimizer: InBackward,
     cache: Cache,
     Y: ArrayLike,
-    weights: ArrayLike | None,
+    w: Array | None,
     state: tuple[Any, ...],
     J: Array,
 ) -> tuple[Params, tuple[Any, ...]]:
-    """The params and state after the step, each layer updated on the way down."""
-    gradient = gradient_of(cache, weights)
+    """The params and state after the step, each layer updated on the way down.
+
+    The weights w were checked.
+    """
+    gradient = gradient_of(cache, w)
 
     def visit(held: tuple[Layer, Any], layer: Layer, dZ: Array, A: Array) -> tuple[Layer, Any]:
         grads, own = (gradient(layer, dZ, A),), (held[1],)

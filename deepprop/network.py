@@ -261,15 +261,21 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
         TypeError: Y or the weights are not real numbers, or `cache` is no cache.
     """
     Y = targets(cache, Y)
+    if weights is not None:
+        weights = example_weights(weights, Y.shape[1], cache.Z[-1].dtype)
+    return mean_loss(cache, Y, weights)
+
+
+def mean_loss(cache: Cache, Y: Array, w: Array | None) -> Array:
+    """J, from arguments that were checked; w is about 1 at the most."""
     output, m = output_of(cache.params), Y.shape[1]
     losses = output.loss(cache.Z[-1], Y)
     if losses.shape != (m,):
         raise ValueError(
             f"the loss of {output.name} must have shape ({m},), one an example, got {losses.shape}"
         )
-    if weights is None:
+    if w is None:
         return jnp.mean(losses)  # J = 1/m sum_i L(i)
-    w = example_weights(weights, m, losses.dtype)
     return jnp.sum(w * losses) / sum_of_weights(w)
 
 

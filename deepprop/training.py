@@ -13,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
-from deepprop.backprop import Backward, manual_backward
+from deepprop.backprop import Backward, manual_backward, mean_gradient
 from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
-from deepprop.layers import Params
-from deepprop.network import cost, forward
+from deepprop.layers import Params, targets
+from deepprop.network import forward, mean_loss
 from deepprop.optax_calls import check_state, updated
 from deepprop.own_backward import as_layers
 from deepprop.precision import wide
 from deepprop.programs import Programs
 from deepprop.record import Record, named, watching
 from deepprop.shuffle import gathered, minibatches
+from deepprop.validation import example_weights
 
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
 Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far
@@ -31,25 +33,26 @@ Carry = tuple[Params, optax.OptState, Sums]
 Trained = tuple[Params, optax.OptState, dict[str, Array], Array]
 
 
-def update(
+def step(
     params: Params,
     state: optax.OptState,
     X: Array,
     Y: Array,
-    weights: Array | None = None,
+    w: Array | None,
     *,
     optimizer: optax.GradientTransformation,
     backward: Backward,
 ) -> tuple[Params, optax.OptState, Array]:
-    """One step: the new params and state, and J before the step."""
+    """One step: the new params and state, and J before the step. The weights w were checked."""
     _, cache = forward(params, X)
-    J = cost(cache, Y, weights)
+    J = mean_loss(cache, targets(cache, Y), w)
     if isinstance(optimizer, InBackward):
-        return *update_in_backward(optimizer, cache, Y, weights, state, J), J
-    grads = as_layers(backward(cache, Y, weights), params)
+        return *update_in_backward(optimizer, cache, Y, w, state, J), J
+    backward = mean_gradient if backward is manual_backward else backward
+    grads = as_layers(backward(cache, Y, w), params)
     # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
     # cache (dp.kfac); the others ignore it.
-    looks = {"value": J, "cache": cache, "Y": Y, "weights": weights}
+    looks = {"value": J, "cache": cache, "Y": Y, "weights": w}
     updates, state = updated(optimizer, grads, state, params, **looks)
     return optax.apply_updates(params, updates), state, J
 
@@ -83,24 +86,36 @@ def train_step(
         TypeError: `optimizer` is no optax transformation.
     """
     check_training(optimizer, backward)
-    return jax.jit(partial(update, optimizer=optimizer, backward=backward), donate_argnums=(0, 1))
+
+    def checked(
+        params: Params, state: optax.OptState, X: Array, Y: Array, weights: ArrayLike | None = None
+    ) -> tuple[Params, optax.OptState, Array]:
+        w = None
+        if weights is not None:
+            w = example_weights(weights, X.shape[-1], wide(params[0].W.dtype))
+        return step(params, state, X, Y, w, optimizer=optimizer, backward=backward)
+
+    return jax.jit(checked, donate_argnums=(0, 1))
 
 
 def minibatch(
     carry: Carry,
     X: Array,
     Y: Array,
-    weights: Array | None,
+    w: Array | None,
+    share: Array | None = None,
     *,
     optimizer: optax.GradientTransformation,
     backward: Backward,
 ) -> Carry:
-    """One step on a minibatch with an example a row; the carry goes on to the next."""
+    """One step on a minibatch with an example per row; the carry is that of the next.
+
+    Its J counts by `share` in the mean over minibatches: by default the sum of w, or its examples.
+    """
     params, state, (total, weight) = carry
-    params, state, J = update(
-        params, state, X.T, Y.T, weights, optimizer=optimizer, backward=backward
-    )
-    share = jnp.asarray(X.shape[0], total.dtype) if weights is None else jnp.sum(weights)
+    params, state, J = step(params, state, X.T, Y.T, w, optimizer=optimizer, backward=backward)
+    if share is None:
+        share = jnp.asarray(X.shape[0], total.dtype) if w is None else jnp.sum(w)
     return params, state, (total + share * J.astype(total.dtype), weight + share)
 
 
@@ -181,7 +196,7 @@ def one_epoch(
     train = partial(minibatch, optimizer=optimizer, backward=backward)
     watch = watching(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
 
-    def step(
+    def of_batch(
         carry: tuple[Carry, Any], batch: tuple[Array, Array]
     ) -> tuple[tuple[Carry, Any], None]:
         before, seen = carry
@@ -193,7 +208,7 @@ def one_epoch(
         return (after, watch.see(seen, before[0], after[0], X_batch, Y_batch)), None
 
     start = (params, state, no_sums(params)), watch.nothing
-    (trained, seen), _ = jax.lax.scan(step, start, (index, counted))
+    (trained, seen), _ = jax.lax.scan(of_batch, start, (index, counted))
     return end_of_epoch(*trained, named(seen))
 
 

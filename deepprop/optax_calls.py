@@ -56,8 +56,8 @@ def updated(
     except Exception as error:
         handed = ", ".join(["updates", "state", "params", *extra])
         raise explained(error, "update", handed) from error
-    found, due = (jax.tree.structure(tree) for tree in (updates, params))
-    if found != due:
+    found, due = jax.tree.structure(updates), jax.tree.structure(params)
+    if found != due:  # type: ignore[operator]
         kind = type(updates).__name__
         raise TypeError(f"optimizer must return updates like params from its update, got a {kind}")
     return updates, state

@@ -13,30 +13,20 @@ example stays apart until the gradient adds the examples up.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop.folds import Visit, down_stack, whole
+from deepprop._arithmetic import times_each, wide
+from deepprop.equations import layer_gradient
 from deepprop.layers import (
     Cache,
     Layer,
     Params,
     check_cache,
-    highest,
-    is_stack,
-    output_of,
-    signals,
-    targets,
-    type_of_dZ,
 )
-from deepprop.layout import rows
-from deepprop.precision import wide
-from deepprop.propagation import error_signal, layer_gradient, signal_below, times_each
-from deepprop.stacks import each, inputs_of_layers
 from deepprop.validation import example_weights, sum_of_weights
+from deepprop.walk import down, each_layer
 
 Backward = Callable[[Cache, Array, Array | None], Params]  # cache, Y and weights to gradients
 
@@ -63,7 +53,7 @@ def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
         ValueError: the shape of Y does not fit the cache.
         TypeError: Y is not real numbers, or `cache` is no cache.
     """
-    dZ = down(cache, Y, lambda _, layer, dZ, A_below: dZ.mT)  # in rows (layout.py)
+    dZ = down(cache, Y, lambda _, layer, dZ, A_below: dZ.mT)  # in rows (`rows`)
     return tuple(dZ_l.mT for dZ_l in dZ)
 
 
@@ -92,10 +82,8 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
         ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
         TypeError: the weights are not real numbers, or `cache` is no cache.
     """
-    dZ, cache = signals(cache, dZ), whole(cache)
-    gradient = gradient_of(cache, weights_of(cache, weights))
-    layers = zip(cache.params, dZ, inputs_of_layers(cache), strict=True)  # A[l-1] beside layer l
-    return tuple(each(layer, gradient)(layer, dZ_l, A) for layer, dZ_l, A in layers)
+    check_cache(cache)
+    return each_layer(gradient_of(cache, weights_of(cache, weights)), cache, dZ)
 
 
 def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Params:
@@ -128,41 +116,6 @@ def mean_gradient(cache: Cache, Y: ArrayLike, w: Array | None) -> Params:
     """What `manual_backward` returns, from weights that were checked; w is about 1 at the most."""
     gradient = gradient_of(cache, w)
     return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
-
-
-def down(
-    cache: Cache,
-    Y: ArrayLike,
-    visit: Visit,
-    held: Sequence[Any] | None = None,
-    *,
-    in_place: bool = False,
-) -> list[Any]:
-    """Down the network, dZ[L] to dZ[1]: what `visit` gives of each layer, of its dZ[l] and A[l-1].
-
-    Args:
-        cache: what `forward` gave.
-        Y: (n_L, m), the targets.
-        visit: (held, layer, dZ[l], A[l-1]) to what is held of the layer from then on.
-        held: an entry for each of params, with a leading axis for a stack; None for nothing to
-            begin with.
-        in_place: whether the layers are what is held first, and `visit` changes them.
-    """
-    Y, held = targets(cache, Y), list(held or [None] * len(cache.params))
-    dA = jnp.zeros_like(Y)  # not read: the output's dZ comes of the cost
-    for i in reversed(range(len(held))):
-        layer, Z, A, A_below = cache.params[i], cache.Z[i], cache.A[i + 1], highest(cache.A[i])
-        if is_stack(layer):
-            stack = None if in_place else layer
-            held[i], dA = down_stack(stack, held[i], visit, (Z, A, A_below), dA)
-            continue
-        if i == len(held) - 1:
-            dZ = rows(output_of(cache.params).dZ(Z, A, Y).astype(type_of_dZ(layer)))
-        else:
-            dZ = error_signal(layer, dA, Z, A)
-        held[i] = visit(held[i], layer, dZ, A_below)
-        dA = signal_below(layer, dZ, dA) if i else dA
-    return held
 
 
 def weights_of(cache: Cache, weights: ArrayLike | None) -> Array | None:

@@ -17,11 +17,11 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import over_largest
 from deepprop.backprop import Backward
 from deepprop.examples import examples
 from deepprop.identity import name_of
 from deepprop.layers import Params
-from deepprop.precision import over_largest
 from deepprop.programs import Programs
 from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
 from deepprop.validation import is_known, plain_weights

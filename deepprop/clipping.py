@@ -12,13 +12,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import times_each, wide
 from deepprop.backprop import error_signals, gradients
-from deepprop.layers import Cache, Params, number_of_layers
+from deepprop.layers import Cache, Layer, Params, number_of_layers
 from deepprop.per_example import per_example_norms
-from deepprop.precision import wide
-from deepprop.propagation import times_each
-from deepprop.stacks import by_entry, each
 from deepprop.validation import real_array
+from deepprop.walk import by_entry, layer_map
 
 MaxNorm = ArrayLike | Sequence[float]  # one number, or L, one a layer
 
@@ -69,9 +68,12 @@ def clipped_backward(
     """
     dZ = error_signals(cache, Y)
     factors = clip_factors(cache, dZ, max_norm, gamma)
-    of_layers = zip(cache.params, by_entry(cache.params, factors), dZ, strict=True)
-    clipped = [each(layer, times_each)(factor, dZ_l) for layer, factor, dZ_l in of_layers]
-    return gradients(cache, clipped, weights)
+
+    def clipped(_: Layer, factor: Array, dZ: Array) -> Array:
+        return times_each(factor, dZ)
+
+    columns = layer_map(clipped, cache.params, by_entry(cache.params, factors), dZ)
+    return gradients(cache, tuple(columns), weights)
 
 
 def clip_factors(

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import product
 from deepprop.costs import OUTPUTS
-from deepprop.layers import Cache, check_cache, output_of
+from deepprop.layers import Cache, Layer, check_cache, output_of
 from deepprop.per_example import columns
-from deepprop.precision import product
-from deepprop.stacks import each
 from deepprop.validation import check_key, example_weights, sum_of_weights
+from deepprop.walk import layer_map
 
 Entry = TypeVar("Entry")
 MANY = 1e6
@@ -73,15 +73,15 @@ def kfac_factors(
         Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate
         Curvature, section 3, arXiv:1503.05671.
     """
-    of_layers = columns(cache, dZ)
-    m, dtype = of_layers[0][1].shape[-1], of_layers[0][1].dtype
+    layers, dZ, A = columns(cache, dZ)
+    m, dtype = dZ[0].shape[-1], dZ[0].dtype
     w = jnp.ones(m, dtype) if weights is None else example_weights(weights, m, dtype)
     mean = partial(_mean_outer_product, share=w / sum_of_weights(w))
 
-    def factors(dZ: Array, A: Array) -> Factors:
+    def factors(_: Layer, dZ: Array, A: Array) -> Factors:
         return Factors(mean(_with_one(A)), mean(dZ))
 
-    return tuple(each(layer, factors)(dZ_l, A) for layer, dZ_l, A in of_layers)
+    return tuple(layer_map(factors, layers, dZ, A))
 
 
 def sampled_targets(key: Array, cache: Cache) -> Array:

@@ -18,9 +18,9 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import wide
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Cache, Layer, Params, check_params, is_stack
-from deepprop.precision import wide
 from deepprop.validation import (
     dense_array,
     example_weights,

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from deepprop._arithmetic import root_of_squares, wide
 from deepprop.activations import Activation
 from deepprop.backprop import gradients
 from deepprop.diagnosis import FLAT, Diagnosis, steepest
-from deepprop.folds import whole
+from deepprop.equations import slope
 from deepprop.layers import (
     Cache,
     Layer,
@@ -21,9 +22,7 @@ from deepprop.layers import (
     signals,
     units,
 )
-from deepprop.precision import root_of_squares, wide
-from deepprop.propagation import slope
-from deepprop.stacks import each
+from deepprop.walk import layer_map, recomputed
 
 FEW = 16  # examples: with fewer, many a healthy unit happens to be off for all
 DEAD = 1e-6  # of the steepest slope: below it for every example, a unit learns nothing
@@ -53,11 +52,11 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
         TypeError: dZ is not real numbers, or `cache` is no cache.
     """
     check_cache(cache)
-    cache, layers, dZ = whole(cache), cache.params, signals(cache, dZ)
+    cache, layers, dZ = recomputed(cache), cache.params, signals(cache, dZ)
     if updates is not None:
         check_like("updates", updates, layers)
-    of_all = [layers, cache.Z, cache.A[1:], dZ, gradients(cache, dZ), updates or layers]
-    measured = [each(one[0], _of_layer)(*one) for one in zip(*of_all, strict=True)]
+    of_all = cache.Z, cache.A[1:], dZ, gradients(cache, dZ), updates or layers
+    measured = layer_map(_of_layer, layers, *of_all)
     numbers = jax.tree.map(lambda *P: jnp.concatenate([jnp.atleast_1d(p) for p in P]), *measured)
     if updates is None:
         numbers["update"] = None

@@ -25,7 +25,7 @@ CUT_OFF = 0.99  # share of dead units at which a layer lets nothing through
 FLAT_SHARE = 0.5  # of a two-sided activation, such as tanh
 UPDATES = (1e-6, 0.1)  # of an update to its W; about 1e-3 is usual (Karpathy, CS231n notes)
 TARGETS = 100  # of the norm of dZ[L], which is A[L] - Y
-MOST_ROWS = 24  # of a table: of more layers the lowest and the highest
+MOST_ROWS = 24  # of a table: of more layers the lowest and the top
 MOST_NAMED = 8  # layers by their numbers in a finding
 STILL = 0.1  # of the norm of dZ[L], above which there is something left to learn
 

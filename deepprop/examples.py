@@ -8,9 +8,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import wide
 from deepprop.devices import check_together
 from deepprop.layers import Params, check_domain, inputs, output_of
-from deepprop.precision import wide
 from deepprop.validation import (
     check_finite,
     check_shape,

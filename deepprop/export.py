@@ -13,10 +13,10 @@ from jax import export as jax_export
 from jax.typing import ArrayLike, DTypeLike
 
 from deepprop import network
+from deepprop._arithmetic import wide
 from deepprop.files import atomic_write, check_writable
 from deepprop.layers import Params, check_params
 from deepprop.model_file import checked_scaling
-from deepprop.precision import wide
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ROOM = 2**31 - 2**20  # bytes for the parameters: a flatbuffer ends at 2 GiB, the program is in it

@@ -8,7 +8,6 @@ Fisher matrix.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +15,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import product, wide
 from deepprop.backprop import error_signals, gradients
 from deepprop.curvature import of_output
-from deepprop.folds import whole
-from deepprop.layers import Cache, Params, check_cache, check_like, type_of_dZ
+from deepprop.equations import slope
+from deepprop.layers import Cache, Layer, Params, check_cache, check_like, type_of_dZ
 from deepprop.moments import squared_gradients
-from deepprop.precision import product, wide
-from deepprop.propagation import slope
-from deepprop.stacks import inputs_of_layers, over
 from deepprop.validation import example_weights, sum_of_weights
+from deepprop.walk import inputs_of_layers, layer_scan, recomputed
 
 
 def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Params:
@@ -89,26 +87,24 @@ def tangent(cache: Cache, V: Params) -> Array:
     """
     check_cache(cache)
     check_like("V", V, cache.params)
-    cache = whole(cache)
+    cache = recomputed(cache)
     RA = jnp.zeros(cache.A[0].shape, type_of_dZ(cache.params[0]))
-    arrays = cache.params, V, cache.Z, inputs_of_layers(cache), cache.A[1:]
-    *hidden, last = zip(*arrays, strict=True)
-    for of_layer in hidden:
-        RA = over(of_layer[0], _tangent_above, RA, of_layer)
-    return _tangent_at(RA, last, cache.Z[-1].dtype)
+    (*hidden, last), (*directions, v), (*inputs, A) = cache.params, V, inputs_of_layers(cache)
+    entries = directions, cache.Z[:-1], inputs, cache.A[1:-1]
+    RA = layer_scan(_tangent_above, RA, tuple(hidden), *entries)
+    return _tangent_at(RA, last, v, A, cache.Z[-1].dtype)
 
 
-def _tangent_at(RA: Array, of_layer: tuple[Any, ...], dtype: np.dtype) -> Array:
-    layer, v, _, A_below, _ = of_layer
+def _tangent_at(RA: Array, layer: Layer, v: Layer, A_below: Array, dtype: np.dtype) -> Array:
+    """RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]."""
     times = partial(product, dtype=dtype, factors=layer.products)
     at: Array = times(v.W, A_below) + v.b.astype(dtype) + times(layer.W, RA)
     return at
 
 
-def _tangent_above(RA: Array, of_layer: tuple[Any, ...]) -> Array:
+def _tangent_above(RA: Array, layer: Layer, v: Layer, Z: Array, A_below: Array, A: Array) -> Array:
     """RA[l] in the type of dZ[l]: V may be as far from A in size as a gradient is."""
-    layer, _, Z, _, A = of_layer
-    through = slope(layer, Z, A).astype(RA.dtype) * _tangent_at(RA, of_layer, RA.dtype)
+    through = slope(layer, Z, A).astype(RA.dtype) * _tangent_at(RA, layer, v, A_below, RA.dtype)
     above: Array = RA + through if layer.residual else through
     return above
 

@@ -19,10 +19,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop.backprop import manual_backward
+from deepprop.equations import forward_layer, slope
 from deepprop.layers import Cache, Params, check_params, output_of, targets
 from deepprop.network import cost, forward, with_products
 from deepprop.own_backward import as_layers
-from deepprop.propagation import forward_layer, slope
 from deepprop.stacks import unstack
 from deepprop.validation import dense_array, whole_number
 

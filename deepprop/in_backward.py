@@ -16,12 +16,12 @@ from jax.interpreters import partial_eval
 from jax.typing import ArrayLike
 
 from deepprop.activations import activation
-from deepprop.backprop import down, gradient_of
+from deepprop.backprop import gradient_of
 from deepprop.layers import Cache, Layer, Params
 from deepprop.optax_calls import explained
-from deepprop.stacks import each
 from deepprop.standins import check_each_alone
 from deepprop.validation import raw_key_shape
+from deepprop.walk import down, layer_map
 
 
 class InBackward(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -72,7 +72,7 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
 
     def init(params: Params) -> tuple[Any, ...]:
         check_each_alone(of_layer, params)
-        return tuple(each(layer, init_one)(layer) for layer in params)
+        return tuple(layer_map(init_one, params))
 
     def update(
         grads: Params, state: tuple[Any, ...], params: Params | None = None, **extra: Any
@@ -82,8 +82,7 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
             (change,), state = of_layer.update((gradient,), state, layers, **extra)
             return change, state
 
-        layers = zip(grads, state, params or [None] * len(grads), strict=True)
-        new = [each(g, one)(g, s, p) for g, s, p in layers]
+        new = layer_map(one, grads, state, params or [None] * len(grads))
         changes, states = zip(*new, strict=True)
         return changes, states
 

@@ -16,14 +16,14 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import product, wide
 from deepprop.backprop import error_signals
 from deepprop.clipping import check_above_zero
 from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.layers import Cache, Layer, Params
-from deepprop.precision import product, wide
 from deepprop.quadratic import by_quadratic_model, check_whole
-from deepprop.stacks import each
 from deepprop.validation import check_key, real_array
+from deepprop.walk import layer_map
 
 
 class KfacState(NamedTuple):
@@ -112,13 +112,16 @@ def scale_by_kfac(
         steps = state.steps + 1
         mix = partial(_mix, steps=steps, decay=decay)
         average = jax.tree.map(mix, state.factors, tuple(factors))
-        inverse = partial(_damped_inverses, damping=damping)
+
+        def inverse(_: Layer, factors: Factors) -> Factors:
+            return _damped_inverses(factors, damping)
+
         inverses = jax.lax.cond(
             (steps % every == 0) | (steps <= every),
-            lambda: tuple(each(g, inverse)(f) for g, f in zip(grads, average, strict=True)),
+            lambda: tuple(layer_map(inverse, grads, average)),
             lambda: state.inverses,
         )
-        natural = tuple(each(g, _natural)(g, i) for g, i in zip(grads, inverses, strict=True))
+        natural = tuple(layer_map(_natural, grads, inverses))
         return natural, KfacState(steps, state.key, average, inverses)
 
     return optax.GradientTransformationExtraArgs(init, update)

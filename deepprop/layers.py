@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import Types, has_range_of_float32, wide
 from deepprop.activations import ACTIVATIONS, Activation, activation
 from deepprop.costs import Output, output
-from deepprop.precision import has_range_of_float32, wide
 from deepprop.validation import check_shape, check_unmasked, is_known, real_array
 
 ROUNDING = 1e-6  # by which a number of Y may be outside of the output's domain
@@ -116,22 +116,37 @@ def like(params: Params, tree: Any) -> Params:
     return layers
 
 
-def highest(A: Array) -> Array:
-    """A of the highest layer, from a cache's entry for a layer or a stack."""
+def top(A: Array) -> Array:
+    """A of the topmost layer, from a cache's entry for a layer or a stack."""
     return A[-1] if A.ndim == 3 else A
 
 
 def type_of_A(layer: Layer) -> np.dtype:
-    """The type in which a layer's Z and A are kept: the output's, from which J comes, is wide."""
+    """The type of a layer's Z and A: the output's, from which J comes, is wide."""
     dtype = layer.W.dtype if layer.products is None else layer.products
     return wide(dtype) if isinstance(layer.activation, Output) else np.dtype(dtype)
 
 
 def type_of_dZ(layer: Layer) -> np.dtype:
-    """The type in which a layer's dZ and dA are kept, which must reach far down."""
+    """The type of a layer's dZ and dA, which must reach far down."""
     if layer.products is None or has_range_of_float32(layer.products):
         return np.dtype(layer.W.dtype if layer.products is None else layer.products)
     return wide(layer.products)
+
+
+def types_of_A(layer: Layer) -> Types:
+    """The types in which Z[l] is computed."""
+    return Types(type_of_A(layer), layer.products)
+
+
+def types_of_dZ(layer: Layer) -> Types:
+    """The types in which dA[l-1] is computed."""
+    return Types(type_of_dZ(layer), layer.products)
+
+
+def types_of_sums(layer: Layer) -> Types:
+    """The types in which examples are added up."""
+    return Types(wide(layer.W.dtype), layer.products)
 
 
 def output_of(params: Params) -> Output:

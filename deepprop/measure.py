@@ -8,10 +8,10 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import wide
 from deepprop.examples import examples
 from deepprop.layers import Params
 from deepprop.network import cost, forward
-from deepprop.precision import wide
 from deepprop.programs import Programs
 from deepprop.validation import example_weights
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deepprop._arithmetic import wide
 from deepprop.costs import Output
+from deepprop.equations import slope
 from deepprop.in_backward import InBackward, check_optimizer, depend
 from deepprop.layers import Layer, Params, check_params, depth, is_stack, type_of_A, type_of_dZ
 from deepprop.optax_calls import started
-from deepprop.precision import wide
-from deepprop.propagation import slope
 from deepprop.validation import whole_number
 
 
@@ -29,7 +29,7 @@ class MemoryPlan:
         state: the optimizer's.
         data: X and Y, as they are given.
         gradients: those that are alive when most is; of the gradient alone, all.
-        activations: A[0] in rows (layout.py), and Z and A that are kept for the backward pass, with
+        activations: A[0] in rows (`rows`), and Z and A that are kept for the backward pass, with
             the room in which a stack's are computed again.
         working: the rest: dA and dZ, and what is made of one layer at a time.
     """

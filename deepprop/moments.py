@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import wide
 from deepprop.backprop import gradients
-from deepprop.folds import whole
 from deepprop.layers import Cache, Params, check_cache, like, signals
 from deepprop.network import with_products
 from deepprop.per_example import per_example_norms
-from deepprop.precision import wide
+from deepprop.walk import recomputed
 
 
 def squared_gradients(
@@ -155,5 +155,5 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
 def _widened(cache: Cache) -> Cache:
     """The same in the type in which numbers are added up: squares need its range."""
     check_cache(cache)
-    widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), whole(cache))
+    widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), recomputed(cache))
     return replace(widened, params=with_products(widened.params, None))

@@ -19,20 +19,15 @@ from jax.typing import ArrayLike, DTypeLike
 from deepprop import costs
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output
-from deepprop.folds import forward_stack, predict_stack
 from deepprop.layers import (
     Cache,
     Layer,
     Params,
     check_params,
-    highest,
     inputs,
-    is_stack,
     output_of,
     targets,
 )
-from deepprop.layout import rows
-from deepprop.propagation import forward_layer
 from deepprop.stacks import one_by_one
 from deepprop.validation import (
     by_name,
@@ -42,6 +37,7 @@ from deepprop.validation import (
     is_known,
     sum_of_weights,
 )
+from deepprop.walk import to_the_top, up
 
 INITIALISERS = {
     "he_normal": jax.nn.initializers.he_normal,
@@ -200,14 +196,8 @@ def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
         ValueError: the shape of X, or of a layer, does not fit the network.
         TypeError: X is not real numbers, or params is no tuple of layers.
     """
-    A = [rows(inputs(params, X))]
-    Z = []
-    for layer in params:
-        forward_one = forward_stack if is_stack(layer) else forward_layer
-        Z_l, A_l = forward_one(layer, highest(A[-1]))
-        Z.append(Z_l)
-        A.append(A_l)
-    return A[-1], Cache(params, tuple(Z), tuple(A))
+    cache = up(params, inputs(params, X))
+    return cache.A[-1], cache
 
 
 def predict(params: Params, X: ArrayLike) -> Array:
@@ -229,13 +219,10 @@ def predict(params: Params, X: ArrayLike) -> Array:
         ValueError, TypeError: as `forward`; or X holds a number that is not finite. Under `jit`,
             where numbers are not known, that column of A[L] is what comes of it.
     """
-    A = inputs(params, X)
-    if is_known(A):
-        check_finite("X", np.asarray(A))
-    A = rows(A)
-    for layer in params:
-        A = predict_stack(layer, A) if is_stack(layer) else forward_layer(layer, A)[1]
-    return A
+    A_0 = inputs(params, X)
+    if is_known(A_0):
+        check_finite("X", np.asarray(A_0))
+    return to_the_top(params, A_0)
 
 
 def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:

@@ -15,11 +15,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jax import Array
 
-from deepprop.folds import whole
-from deepprop.layers import Cache, Layer, Params, signals
-from deepprop.layout import by_example
-from deepprop.precision import product, root_of_squares, wide
-from deepprop.stacks import each, inputs_of_layers, over
+from deepprop._arithmetic import elementwise, product, root_of_squares, wide
+from deepprop.layers import Cache, Layer, Params
+from deepprop.walk import each_layer, layer_map, layer_scan, local
 
 
 def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = False) -> Array:
@@ -50,11 +48,12 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
         Goodfellow 2015, Efficient Per-Example Gradient Computations, arXiv:1510.01799.
     """
 
-    def of_layer(dz: Array, a: Array) -> Array:  # ||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), (m,)
+    def of_layer(_: Layer, dz: Array, a: Array) -> Array:
+        """||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), (m,)."""
         return _lengths(dz) * jnp.hypot(_lengths(a), jnp.ones((), a.dtype))
 
     norms = jnp.concatenate(
-        [jnp.atleast_2d(each(layer, of_layer)(dz, a)) for layer, dz, a in columns(cache, dZ)]
+        [jnp.atleast_2d(norm) for norm in layer_map(of_layer, *columns(cache, dZ))]
     )
     if per_layer:
         return norms
@@ -95,9 +94,7 @@ def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
         db = dZ.mT[:, :, None]  # dL(i)/db[l] = dz_i[l]
         return replace(layer, W=dW, b=db)
 
-    pair = _narrow_columns(cache, dZ)
-    of_layers = zip(cache.params, *pair, strict=True)
-    return tuple(each(layer, of_layer, out_axes=1)(layer, dz, a) for layer, dz, a in of_layers)
+    return each_layer(of_layer, cache, dZ, out_axes=1)
 
 
 def per_example_products(
@@ -135,32 +132,27 @@ def per_example_products(
         Jacot et al. 2018, Neural Tangent Kernel, arXiv:1806.07572; Pruthi et al. 2020, Estimating
         Training Data Influence by Tracing Gradient Descent, arXiv:2002.08484.
     """
-    one, other = columns(cache, dZ), columns(cache_2, dZ_2)
+    (layers, *one), (_, *other) = columns(cache, dZ), columns(cache_2, dZ_2)
     shapes = [[tuple(layer.W.shape) for layer in c.params] for c in (cache, cache_2)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"cache_2 must be of a network with W of shapes {shapes[0]}, got {shapes[1]}"
         )
-    G = jnp.zeros((one[0][1].shape[-1], other[0][1].shape[-1]), one[0][1].dtype)
+    m, m_2 = (dZ[0].shape[-1] for dZ, _ in (one, other))
 
-    def add(G: Array, arrays: tuple[Array, ...]) -> Array:
-        dz, a, dz_2, a_2 = arrays
+    def add(G: Array, _: Layer, dz: Array, a: Array, dz_2: Array, a_2: Array) -> Array:
         return G + product(dz.mT, dz_2) * (product(a.mT, a_2) + 1)
 
-    for (layer, *pair), (_, *pair_2) in zip(one, other, strict=True):
-        G = over(layer, add, G, (*pair, *pair_2))
+    G: Array = layer_scan(add, jnp.zeros((m, m_2), one[0][0].dtype), layers, *one, *other)
     return G
 
 
-def columns(cache: Cache, dZ: Sequence[Array]) -> list[tuple[Layer, Array, Array]]:
-    """Each layer, its dZ[l] and its A[l-1], in the type in which numbers are added up."""
-    pair = _narrow_columns(cache, dZ)
-    of_layers = zip(cache.params, *pair, strict=True)
-    return [(l, dz.astype(wide(dz.dtype)), a.astype(wide(a.dtype))) for l, dz, a in of_layers]
-
-
-def _narrow_columns(cache: Cache, dZ: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    return signals(cache, dZ), inputs_of_layers(whole(cache))
+def columns(cache: Cache, dZ: Sequence[Array]) -> tuple[Params, list[Array], list[Array]]:
+    """The layers, their dZ[l] and their A[l-1], in the type in which numbers are added up."""
+    layers, dZ, A = local(cache, dZ)
+    pairs = [[P.astype(wide(P.dtype)) for P in pair] for pair in zip(dZ, A, strict=True)]
+    dZ, A = map(list, zip(*pairs, strict=True))
+    return layers, dZ, A
 
 
 def _lengths(P: Array) -> Array:
@@ -169,4 +161,4 @@ def _lengths(P: Array) -> Array:
     def length(p: Array) -> Array:
         return root_of_squares(p, axis=-2)
 
-    return by_example(length, P)[0]
+    return elementwise(length, P)[0]

@@ -23,18 +23,17 @@ import numpy as np
 import optax
 from jax import Array
 
+from deepprop._arithmetic import wide
 from deepprop.accountant import noise_for, spending
 from deepprop.backprop import error_signals, gradients
 from deepprop.clipping import check_above_zero, clip_factors, max_norms
-from deepprop.folds import whole
-from deepprop.layers import Cache, Params, like, number_of_layers
+from deepprop.layers import Cache, Layer, Params, like, number_of_layers
 from deepprop.network import cost, forward, with_products
 from deepprop.optax_calls import check_state, updated
 from deepprop.per_example import per_example_norms
-from deepprop.precision import wide
 from deepprop.programs import Programs
-from deepprop.stacks import by_entry, each
 from deepprop.training import Sums, Trained, all_finite, end_of_epoch, no_sums
+from deepprop.walk import by_entry, layer_map, recomputed
 
 
 @dataclass(frozen=True)
@@ -234,21 +233,20 @@ def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) ->
 
     What is not finite would reach the sum past any factor, as 0 times it is not 0.
     """
-    cache, dZ = whole(cache), error_signals(cache, Y)
+    cache, dZ = recomputed(cache), error_signals(cache, Y)
     counted = counted & jnp.isfinite(per_example_norms(cache, dZ))
     factors = clip_factors(cache, dZ, privacy.max_norm, privacy.gamma)
 
     def kept(P: Array) -> Array:
         return jnp.where(jnp.broadcast_to(counted, P.shape), P, 0)
 
-    def scaled(factor: Array, dZ: Array) -> Array:
+    def scaled(_: Layer, factor: Array, dZ: Array) -> Array:
         return factor[None, :] * dZ
 
-    of_layers = zip(cache.params, by_entry(cache.params, factors), dZ, strict=True)
-    clipped = [kept(each(layer, scaled)(factor, dZ_l)) for layer, factor, dZ_l in of_layers]
+    clipped = map(kept, layer_map(scaled, cache.params, by_entry(cache.params, factors), dZ))
     cache = replace(cache, A=tuple(map(kept, cache.A)))
     m = counted.shape[0]
-    total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, clipped))
+    total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, tuple(clipped)))
     return total
 
 

@@ -14,11 +14,11 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import wide
 from deepprop.clipping import check_above_zero
 from deepprop.gauss_newton import gauss_newton_form
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
-from deepprop.precision import wide
 
 EVERY = 5  # steps from one adaptation of the damping to the next
 LESS = 0.95**EVERY  # the damping is multiplied by it, or divided

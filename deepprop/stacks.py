@@ -1,17 +1,14 @@
 """Stacks: runs of equal hidden layers held as one `Layer`, with a leading axis."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate, groupby
+from itertools import groupby
 from math import isqrt
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
 
 from deepprop.costs import Output
-from deepprop.layers import Cache, Layer, Params, check_params, depth, highest, is_stack
+from deepprop.layers import Layer, Params, check_params, depth, is_stack
 
 
 def stack(params: Params, keep: int | str | None = None) -> Params:
@@ -95,40 +92,3 @@ def _joined(run: list[Layer], keep: int | str | None) -> Layer:
     keep = max(layer.keep for layer in run) if keep is None else keep
     k = isqrt(K) if isinstance(keep, str) else min(keep, K)
     return replace(run[0], W=W, b=b, keep=k)
-
-
-def each(layer: Layer, f: Callable[..., Any], out_axes: int = 0) -> Callable[..., Any]:
-    """`f` of one layer's arrays as it is; or for a stack, `f` of each of its layers' arrays."""
-    return jax.vmap(f, out_axes=out_axes) if is_stack(layer) else f
-
-
-def over(layer: Layer, f: Callable[[Any, Any], Any], carry: Any, arrays: Any) -> Any:
-    """f(carry, arrays) of a layer; for a stack, of one layer after the other, from the lowest."""
-    if not is_stack(layer):
-        return f(carry, arrays)
-    return lax.scan(lambda carry, of_one: (f(carry, of_one), None), carry, arrays)[0]
-
-
-def by_entry(params: Params, P: Array) -> list[Array]:
-    """P (L, ...) with a row a layer, split as params is: a row, or K of them for a stack."""
-    ends = list(accumulate(map(depth, params)))
-    parts = zip(params, ends, strict=True)
-    return [P[end - depth(p) : end] if is_stack(p) else P[end - 1] for p, end in parts]
-
-
-def layer_at(tree: Any, i: Array | int) -> Any:
-    """Layer i of a stack; or of anything with the same leading axis."""
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
-
-
-def inputs_of_layers(cache: Cache) -> list[Array]:
-    """A[l-1] for layers 1 to L: (n_{l-1}, m), or (K, n, m) for a stack.
-
-    Args:
-        cache: with all A.
-    """
-    below = [highest(A) for A in cache.A[:-1]]
-    return [
-        jnp.concatenate([A[None], above[:-1]]) if is_stack(layer) else A
-        for layer, A, above in zip(cache.params, below, cache.A[1:], strict=True)
-    ]

@@ -15,13 +15,13 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arithmetic import wide
 from deepprop.backprop import Backward, manual_backward, mean_gradient
 from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
 from deepprop.layers import Params, targets
 from deepprop.network import forward, mean_loss
 from deepprop.optax_calls import check_state, updated
 from deepprop.own_backward import as_layers
-from deepprop.precision import wide
 from deepprop.programs import Programs
 from deepprop.record import Record, named, watching
 from deepprop.shuffle import gathered, minibatches

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from deepprop.precision import over_largest
+from deepprop._arithmetic import over_largest
 
 Entry = TypeVar("Entry")
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop import precision
+from deepprop import _arithmetic as precision
 from tests.problems import autodiff, by_hand, problem
 from tests.test_autodiff_free import capabilities, everything, primitives
 

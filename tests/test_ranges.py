@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.precision import root_of_squares
+from deepprop._arithmetic import root_of_squares
 from tests.problems import problem
 
 EPS = float(np.finfo(np.float32).eps)

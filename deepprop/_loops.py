@@ -1,19 +1,17 @@
 """Up and down through a stack, in a loop that is compiled once however many layers there are.
 
-In the loops an example is a row, as it lies in memory (layout.py).
+In the loops an example is a row, as it lies in memory (`rows`).
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from deepprop.layers import Cache, Layer, depth, highest, type_of_A
-from deepprop.propagation import error_signal, forward_layer, signal_below
-from deepprop.stacks import layer_at
+from deepprop.equations import error_signal, forward_layer, signal_below
+from deepprop.layers import Layer, depth, type_of_A
 
 # What is held of a layer, the layer, dZ[l] and A[l-1], to what is held of it then.
 Visit = Callable[[Any, Layer, Array, Array], Any]
@@ -61,7 +59,7 @@ def down_stack(
     layers = _layers(stack, held)
     K, k = depth(layers), layers.keep
     if held is None:
-        held = room(jax.eval_shape(visit, None, layer_at(layers, 0), dA, A_below), K)
+        held = zeros_of(jax.eval_shape(visit, None, layer_at(layers, 0), dA, A_below), K)
     if Z is not None:
         return _down(stack, held, visit, (Z, A, A_below), dA, 0, K)
 
@@ -101,7 +99,7 @@ def _up(
         return A_l.mT, _put(Z, i, Z_l.mT), _put(A, i, A_l.mT)
 
     P = A.mT
-    empty = room(P.astype(type_of_A(stack)), most)
+    empty = zeros_of(P.astype(type_of_A(stack)), most)
     _, Z, A = lax.fori_loop(0, count, one, (P, empty, empty))
     return Z.mT, A.mT
 
@@ -140,13 +138,9 @@ def _down(
     return _put(held, start, new) if late else held, dA_rows.mT
 
 
-def whole(cache: Cache) -> Cache:
-    """The cache with the Z and A that were not kept computed again."""
-    Z, A = list(cache.Z), list(cache.A)
-    for i, layer in enumerate(cache.params):
-        if Z[i] is None:
-            Z[i], A[i + 1] = forward_stack(replace(layer, keep=1), highest(A[i]))
-    return Cache(cache.params, tuple(Z), tuple(A))
+def layer_at(tree: Any, i: Array | int) -> Any:
+    """Layer i of a stack; or of anything with the same leading axis."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
 
 
 def _put(tree: Any, i: Array | int, new: Any) -> Any:
@@ -155,6 +149,6 @@ def _put(tree: Any, i: Array | int, new: Any) -> Any:
     )
 
 
-def room(one: Any, K: int) -> Any:
+def zeros_of(one: Any, K: int) -> Any:
     """Zeros for K of what one array or tree is like."""
     return jax.tree.map(lambda leaf: jnp.zeros((K, *leaf.shape), leaf.dtype), one)

@@ -3,7 +3,7 @@
 1. The error signals run down the network: dZ[L], dZ[L-1], ..., dZ[1].
 2. Each layer's gradient is local: dW[l] and db[l] from dZ[l] and A[l-1] alone.
 
-The equations of both stand in propagation.py, a line each; here is the way through the layers.
+The equations of both are in equations.py, a line each; walk.py is the way through the layers.
 `manual_backward` takes both steps at each layer, so that no dZ has to be kept.
 
 The cost is J = 1/m sum_i L(i). dW and db are dJ/dW and dJ/db. A column of dZ or dA is the

@@ -62,7 +62,7 @@ def test_no_more_operations_and_bytes_than_jax_grad(name):
 
 @pytest.mark.parametrize("hidden", list(ACTIVATIONS))
 def test_in_a_training_loop_no_matrix_is_turned_around(hidden):
-    """Minibatches come as rows: from there on XLA copies none into another order (see layout.py)."""
+    """Minibatches come as rows: from there on XLA copies none into another order (see `rows`)."""
     params, X, Y, _ = problem(0, [40, 50, 50, 10], 64, hidden, "softmax", dtype=np.float32)
     program = jax.jit(lambda params, X, Y: by_hand(params, X.T, Y.T)).lower(params, X.T, Y.T)
     text = program.compile().as_text()

@@ -141,7 +141,8 @@ def kfac(
     """K-FAC: the natural gradient by Kronecker factors; no learning rate has to be chosen.
 
     How far to go along it and along the last step, and how much to damp, follow from the quadratic
-    model of the cost (`by_quadratic_model`), for which minibatches should be large. With a learning
+    model of the cost (`by_quadratic_model`), for which minibatches should be large; below 32
+    examples each step is judged by the next minibatch, which learns more slowly. With a learning
     rate the steps are that times the natural gradient, with momentum.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp

@@ -23,6 +23,8 @@ from deepprop.network import cost, forward
 EVERY = 5  # steps from one adaptation of the damping to the next
 LESS = 0.95**EVERY  # the damping is multiplied by it, or divided
 MOST = 1e3  # to which the damping may grow
+FEW = 32  # examples: with fewer, each step is judged by the next minibatch
+WORSE, MUCH_WORSE = 1.2, 4.0  # by which the damping grows then, where J rose, or doubled
 
 
 class QuadraticState(NamedTuple):
@@ -49,7 +51,9 @@ def by_quadratic_model(
     The damping is adapted: every 5 steps J after the step is compared with what the model said; the
     damping falls where J fell by more than 3/4 of that, and grows where it fell by less than 1/4.
     J and the model are of one minibatch, which flatters the model: large minibatches suit it best,
-    and `min_damping` holds it where they are small.
+    and `min_damping` holds it where they are small. With fewer than 32 examples it fails: there the
+    next minibatch tells at each step whether the last one raised J, for one more forward pass; the
+    damping grows where it did, and a step that at least doubled J is undone.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
@@ -102,12 +106,14 @@ def by_quadratic_model(
                 "by_quadratic_model (and so dp.kfac without a learning rate) must be given params,"
                 " value=J, cache= and Y= with its update; fit gives them, but not with privacy"
             )
+        lam, undo = jnp.clip(state.damping, *limits), None
+        if cache.A[0].shape[-1] < FEW:
+            factor, undo = _by_these(state.last, params, value, cache, Y, weights)
+            lam = jnp.clip(lam * factor, *limits)
         extra = {"value": value, "cache": cache, "Y": Y, "weights": weights, **extra}
-        direction, inner_state = inner.update(
-            grads, state.inner, params, damping=state.damping, **extra
-        )
+        direction, inner_state = inner.update(grads, state.inner, params, damping=lam, **extra)
         both = direction, state.last
-        a, b, promised = _minimum(grads, both, cache, weights, state.damping)
+        a, b, promised = _minimum(grads, both, cache, weights, lam)
         step = jax.tree.map(lambda d, last: _sum_of(a, d, b, last), *both)
 
         def kept() -> Array:
@@ -118,13 +124,33 @@ def by_quadratic_model(
             return jnp.where(telling, (cost(after, Y, weights) - value) / promised, 0.5)
 
         def adapted() -> Array:
-            return jnp.clip(state.damping * _factor(kept()), *limits)
+            return jnp.clip(lam * _factor(kept()), *limits)
 
         steps = state.steps + 1
-        lam = jax.lax.cond(steps % EVERY == 0, adapted, lambda: state.damping)
-        return step, QuadraticState(steps, lam, step, inner_state)
+        damping = jax.lax.cond(steps % EVERY == 0, adapted, lambda: lam)
+        last = step
+        if undo is not None:
+            step = jax.tree.map(lambda new, old: jnp.where(undo, -old, new), step, state.last)
+            last = jax.tree.map(lambda new: jnp.where(undo, 0, new), step)
+        return step, QuadraticState(steps, damping, last, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _by_these(
+    last: Params, params: Params, value: ArrayLike, cache: Cache, Y: Any, weights: Any
+) -> tuple[Array, Array]:
+    """By which the damping grows where the last step raised J of these examples; and the undoing.
+
+    The model of a few examples is too good: it sees no curvature where they have none, so its steps
+    are far too long there, and J of the same examples falls all the same. The next ones tell.
+    """
+    before = jax.tree.map(jnp.subtract, params, last)
+    J = cost(forward(before, cache.A[0])[1], Y, weights)
+    change = jnp.asarray(value) - J
+    undo = jnp.logical_not(change <= jnp.abs(J))  # where it is not finite too
+    factor = jnp.where(undo, MUCH_WORSE, jnp.where(change > 0, WORSE, 1.0))
+    return factor.astype(jnp.float32), undo
 
 
 def check_whole(name: str, params: Params) -> None:

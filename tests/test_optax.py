@@ -89,9 +89,7 @@ def traced(optimizer):
     """An epoch of fit, not compiled."""
     params, X, Y, _ = problem(1, [3, 4, 1], 8, output="identity", dtype=np.float32)
     key, epoch = jax.random.key(1), partial(one_epoch, optimizer=optimizer, batch_size=4)
-    jax.eval_shape(
-        lambda p: epoch(p, optimizer.init(p), key, 1, jnp.asarray(X.T), jnp.asarray(Y.T)), params
-    )
+    jax.eval_shape(lambda p, X, Y: epoch(p, optimizer.init(p), key, 1, X, Y), params, X.T, Y.T)
 
 
 OTHERS = {

@@ -116,25 +116,34 @@ def by_quadratic_model(
         a, b, promised = _minimum(grads, both, cache, weights, lam)
         step = jax.tree.map(lambda d, last: _sum_of(a, d, b, last), *both)
 
-        def kept() -> Array:
-            """What J fell by, by what the model promised."""
-            _, after = forward(optax.apply_updates(params, step), cache.A[0])
-            rounding = 10 * float(np.finfo(promised.dtype).eps) * jnp.abs(value)
-            telling = jnp.abs(promised) > rounding  # at a minimum it is not: 1/2 changes nothing
-            return jnp.where(telling, (cost(after, Y, weights) - value) / promised, 0.5)
-
         def adapted() -> Array:
-            return jnp.clip(lam * _factor(kept()), *limits)
+            J_after = _cost(optax.apply_updates(params, step), cache, Y, weights)
+            return jnp.clip(lam * _factor(_reduction_ratio(value, J_after, promised)), *limits)
 
         steps = state.steps + 1
         damping = jax.lax.cond(steps % EVERY == 0, adapted, lambda: lam)
-        last = step
-        if undo is not None:
-            step = jax.tree.map(lambda new, old: jnp.where(undo, -old, new), step, state.last)
-            last = jax.tree.map(lambda new: jnp.where(undo, 0, new), step)
+        step, last = (step, step) if undo is None else _undone(undo, step, state.last)
         return step, QuadraticState(steps, damping, last, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _cost(params: Params, cache: Cache, Y: Any, weights: Any) -> Array:
+    """J of the cache's examples with other parameters."""
+    return cost(forward(params, cache.A[0])[1], Y, weights)
+
+
+def _reduction_ratio(value: ArrayLike, J_after: Array, promised: Array) -> Array:
+    """The reduction ratio: actual over predicted decrease of J."""
+    rounding = 10 * float(np.finfo(promised.dtype).eps) * jnp.abs(value)
+    telling = jnp.abs(promised) > rounding  # at a minimum it is not: 1/2 changes nothing
+    return jnp.where(telling, (J_after - value) / promised, 0.5)
+
+
+def _undone(undo: Array, step: Params, before: Params) -> tuple[Params, Params]:
+    """The step, or back to where the last one began; and what the next takes for the last one."""
+    step = jax.tree.map(lambda new, old: jnp.where(undo, -old, new), step, before)
+    return step, jax.tree.map(lambda new: jnp.where(undo, 0, new), step)
 
 
 def _by_these(
@@ -145,8 +154,7 @@ def _by_these(
     The model of a few examples is too good: it sees no curvature where they have none, so its steps
     are far too long there, and J of the same examples falls all the same. The next ones tell.
     """
-    before = jax.tree.map(jnp.subtract, params, last)
-    J = cost(forward(before, cache.A[0])[1], Y, weights)
+    J = _cost(jax.tree.map(jnp.subtract, params, last), cache, Y, weights)
     change = jnp.asarray(value) - J
     undo = jnp.logical_not(change <= jnp.abs(J))  # where it is not finite too
     factor = jnp.where(undo, MUCH_WORSE, jnp.where(change > 0, WORSE, 1.0))
@@ -175,9 +183,9 @@ def _sum_of(a: Array, d: Array, b: Array, last: Array) -> Array:
     return (a * d + b * last).astype(dtype)
 
 
-def _factor(kept: Array) -> Array:
+def _factor(ratio: Array) -> Array:
     """By which the damping is multiplied."""
-    factor = jnp.where(kept > 0.75, LESS, jnp.where(kept > 0.25, 1.0, 1 / LESS))
+    factor = jnp.where(ratio > 0.75, LESS, jnp.where(ratio > 0.25, 1.0, 1 / LESS))
     return factor.astype(jnp.float32)
 
 

@@ -20,6 +20,7 @@ from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer
 from deepprop.loop import Fit, TrainingError
 from deepprop.memory import MemoryPlan, memory_plan
+from deepprop.mixed_precision import with_products
 from deepprop.model_file import load, load_extra, save
 from deepprop.moments import (
     NoiseScale,
@@ -27,7 +28,7 @@ from deepprop.moments import (
     gradient_variance,
     squared_gradients,
 )
-from deepprop.network import cost, forward, init_params, predict, with_products
+from deepprop.network import cost, forward, init_params, predict
 from deepprop.per_example import (
     per_example_gradients,
     per_example_norms,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-from deepprop.clipping import check_above_zero
+from deepprop._checks import check_above_zero
 
 FINEST = 1e-3  # of the grid, in units of the privacy loss
 CONVERGED = 1e-3  # relative change of epsilon from one grid to a finer one

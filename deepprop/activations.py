@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from deepprop.validation import by_name
+from deepprop._checks import by_name
 
 
 @dataclass(frozen=True)

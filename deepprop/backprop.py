@@ -17,15 +17,11 @@ from functools import partial
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_cache
 from deepprop._arithmetic import times_each, wide
+from deepprop._checks import example_weights, sum_of_weights
 from deepprop.equations import layer_gradient
-from deepprop.layers import (
-    Cache,
-    Layer,
-    Params,
-    check_cache,
-)
-from deepprop.validation import example_weights, sum_of_weights
+from deepprop.layers import Cache, Layer, Params
 from deepprop.walk import down, each_layer
 
 Backward = Callable[[Cache, Array, Array | None], Params]  # cache, Y and weights to gradients

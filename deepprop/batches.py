@@ -18,13 +18,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arithmetic import over_largest
+from deepprop._checks import is_known, plain_weights
 from deepprop.backprop import Backward
 from deepprop.examples import examples
 from deepprop.identity import name_of
 from deepprop.layers import Params
 from deepprop.programs import Programs
 from deepprop.training import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.validation import is_known, plain_weights
 
 LARGE = 1e20  # of a batch's sum of weights
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)

@@ -13,10 +13,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arithmetic import times_each, wide
+from deepprop._checks import check_above_zero, real_array
 from deepprop.backprop import error_signals, gradients
 from deepprop.layers import Cache, Layer, Params, number_of_layers
 from deepprop.per_example import per_example_norms
-from deepprop.validation import real_array
 from deepprop.walk import by_entry, layer_map
 
 MaxNorm = ArrayLike | Sequence[float]  # one number, or L, one a layer
@@ -106,18 +106,3 @@ def max_norms(max_norm: MaxNorm, L: int, dtype: np.dtype) -> Array:
         )
     check_above_zero("max_norm", C)
     return C
-
-
-def check_above_zero(name: str, value: MaxNorm) -> None:
-    """Raise unless it is finite and above 0, as far as it is known.
-
-    Raises:
-        ValueError: it is not.
-        TypeError: it is not real numbers.
-    """
-    real_array(name, value)
-    if isinstance(value, jax.core.Tracer):
-        return
-    values = np.asarray(value)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"{name} must be finite and above 0, got {value}")

@@ -15,12 +15,13 @@ import numpy as np
 from jax import Array
 
 import deepprop as dp
+from deepprop._arguments import output_of
 from deepprop._arithmetic import wide
 from deepprop.activations import ACTIVATIONS
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.data import Scaling, load_examples, scaled
 from deepprop.files import atomic_write, check_writable
-from deepprop.layers import Layer, Params, depth, is_stack, output_of
+from deepprop.layers import Layer, Params, depth, is_stack
 from deepprop.model_file import checked_classes, checked_scaling
 from deepprop.targets import encoded
 

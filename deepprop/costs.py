@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from deepprop._checks import by_name
 from deepprop.activations import Activation, Given, activation, identity, sigmoid, softplus
-from deepprop.validation import by_name
 
 
 @dataclass(frozen=True)

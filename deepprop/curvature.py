@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_cache, output_of
 from deepprop._arithmetic import product
+from deepprop._checks import check_key, example_weights, sum_of_weights
 from deepprop.costs import OUTPUTS
-from deepprop.layers import Cache, Layer, check_cache, output_of
+from deepprop.layers import Cache, Layer
 from deepprop.per_example import columns
-from deepprop.validation import check_key, example_weights, sum_of_weights
 from deepprop.walk import layer_map
 
 Entry = TypeVar("Entry")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deepprop._arguments import check_domain
 from deepprop.costs import OUTPUTS
 from deepprop.files import as_text, npz_names, read_npz
-from deepprop.layers import check_domain
 from deepprop.targets import encoded, kind_of
 
 LAYOUT = "x_train, y_train, x_test and y_test, or X and y"

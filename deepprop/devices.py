@@ -18,16 +18,17 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_params
 from deepprop._arithmetic import wide
-from deepprop.backprop import Backward, manual_backward
-from deepprop.layers import Cache, Layer, Params, check_params, is_stack
-from deepprop.validation import (
+from deepprop._checks import (
     dense_array,
     example_weights,
     is_known,
     plain_weights,
     whole_number,
 )
+from deepprop.backprop import Backward, manual_backward
+from deepprop.layers import Cache, Layer, Params, is_stack
 
 AXES = ("data", "model")
 WHOLE: tuple[str | None, ...] = (None, None)

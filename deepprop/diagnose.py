@@ -7,21 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from deepprop._arguments import check_cache, check_like, signals
 from deepprop._arithmetic import root_of_squares, wide
 from deepprop.activations import Activation
 from deepprop.backprop import gradients
 from deepprop.diagnosis import FLAT, Diagnosis, steepest
 from deepprop.equations import slope
-from deepprop.layers import (
-    Cache,
-    Layer,
-    Params,
-    activations,
-    check_cache,
-    check_like,
-    signals,
-    units,
-)
+from deepprop.layers import Cache, Layer, Params, activations, units
 from deepprop.walk import layer_map, recomputed
 
 FEW = 16  # examples: with fewer, many a healthy unit happens to be off for all

@@ -12,17 +12,18 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_params
+from deepprop._checks import check_key, real_array, whole_number
 from deepprop.advice import advice_for
 from deepprop.backprop import Backward, manual_backward
 from deepprop.examples import in_memory, parts_of
 from deepprop.fit import own_state, own_transfers, run_or_resume
-from deepprop.layers import Params, check_params
+from deepprop.layers import Params
 from deepprop.loop import Callback, Fit, Progress
 from deepprop.measure import Metric, Validation, measure_of
 from deepprop.optax_calls import started
 from deepprop.programs import Programs
 from deepprop.training import Trained, check_training, one_epoch
-from deepprop.validation import check_key, real_array, whole_number
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
 

@@ -17,16 +17,9 @@ from dataclasses import replace
 
 from jax import Array
 
+from deepprop._arguments import hidden_activation, output_of
 from deepprop._arithmetic import add_up, elementwise, hadamard, multiply, rows
-from deepprop.layers import (
-    Layer,
-    hidden_activation,
-    output_of,
-    type_of_dZ,
-    types_of_A,
-    types_of_dZ,
-    types_of_sums,
-)
+from deepprop.layers import Layer, type_of_dZ, types_of_A, types_of_dZ, types_of_sums
 
 
 def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:

@@ -8,10 +8,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_domain, inputs, output_of
 from deepprop._arithmetic import wide
-from deepprop.devices import check_together
-from deepprop.layers import Params, check_domain, inputs, output_of
-from deepprop.validation import (
+from deepprop._checks import (
     check_finite,
     check_shape,
     example_weights,
@@ -19,6 +18,8 @@ from deepprop.validation import (
     real_array,
     whole_number,
 )
+from deepprop.devices import check_together
+from deepprop.layers import Params
 
 
 def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:

@@ -13,9 +13,10 @@ from jax import export as jax_export
 from jax.typing import ArrayLike, DTypeLike
 
 from deepprop import network
+from deepprop._arguments import check_params
 from deepprop._arithmetic import wide
 from deepprop.files import atomic_write, check_writable
-from deepprop.layers import Params, check_params
+from deepprop.layers import Params
 from deepprop.model_file import checked_scaling
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

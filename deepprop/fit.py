@@ -15,6 +15,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_params
+from deepprop._checks import check_key, whole_number
 from deepprop.advice import advice_for
 from deepprop.backprop import Backward, manual_backward
 from deepprop.batches import Batches, check_batches, epoch_of_batches
@@ -22,14 +24,13 @@ from deepprop.checkpoint import checkpoints, setting_of
 from deepprop.devices import beside, shards_of
 from deepprop.examples import balanced_weights, in_memory, parts_of
 from deepprop.identity import name_of
-from deepprop.layers import Params, check_params
+from deepprop.layers import Params
 from deepprop.loop import Advice, Callback, Fit, Progress, Train, run
 from deepprop.measure import Measure, Metric, Validation, measure_of, names_of
 from deepprop.optax_calls import started
 from deepprop.private import Privacy, check_alone, private_training
 from deepprop.record import Record
 from deepprop.training import Trained, check_training, train_epoch
-from deepprop.validation import check_key, whole_number
 
 __all__ = ["balanced_weights", "fit", "fit_batches"]
 

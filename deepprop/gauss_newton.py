@@ -15,13 +15,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_cache, check_like
 from deepprop._arithmetic import product, wide
+from deepprop._checks import example_weights, sum_of_weights
 from deepprop.backprop import error_signals, gradients
 from deepprop.curvature import of_output
 from deepprop.equations import slope
-from deepprop.layers import Cache, Layer, Params, check_cache, check_like, type_of_dZ
+from deepprop.layers import Cache, Layer, Params, type_of_dZ
 from deepprop.moments import squared_gradients
-from deepprop.validation import example_weights, sum_of_weights
 from deepprop.walk import inputs_of_layers, layer_scan, recomputed
 
 

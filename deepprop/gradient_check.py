@@ -18,13 +18,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_params, output_of, targets
+from deepprop._checks import dense_array, whole_number
 from deepprop.backprop import manual_backward
 from deepprop.equations import forward_layer, slope
-from deepprop.layers import Cache, Params, check_params, output_of, targets
-from deepprop.network import cost, forward, with_products
+from deepprop.layers import Cache, Params
+from deepprop.mixed_precision import with_products
+from deepprop.network import cost, forward
 from deepprop.own_backward import as_layers
 from deepprop.stacks import unstack
-from deepprop.validation import dense_array, whole_number
 
 EPS = float(np.finfo(np.float64).eps)
 BYTES_AT_ONCE = 2**23  # for the perturbed A of one chunk

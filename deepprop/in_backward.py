@@ -15,12 +15,12 @@ from jax import Array
 from jax.interpreters import partial_eval
 from jax.typing import ArrayLike
 
+from deepprop._checks import raw_key_shape
 from deepprop.activations import activation
 from deepprop.backprop import gradient_of
 from deepprop.layers import Cache, Layer, Params
 from deepprop.optax_calls import explained
 from deepprop.standins import check_each_alone
-from deepprop.validation import raw_key_shape
 from deepprop.walk import down, layer_map
 
 

@@ -17,12 +17,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arithmetic import product, wide
+from deepprop._checks import check_above_zero, check_key, real_array
 from deepprop.backprop import error_signals
-from deepprop.clipping import check_above_zero
 from deepprop.curvature import Factors, kfac_factors, sampled_targets
 from deepprop.layers import Cache, Layer, Params
 from deepprop.quadratic import by_quadratic_model, check_whole
-from deepprop.validation import check_key, real_array
 from deepprop.walk import layer_map
 
 

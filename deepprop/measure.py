@@ -9,11 +9,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arithmetic import wide
+from deepprop._checks import example_weights
 from deepprop.examples import examples
 from deepprop.layers import Params
 from deepprop.network import cost, forward
 from deepprop.programs import Programs
-from deepprop.validation import example_weights
 
 Metric = Callable[[Array, Array], Array]
 Validation: TypeAlias = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike | None]

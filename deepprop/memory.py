@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deepprop._arguments import check_params
 from deepprop._arithmetic import wide
+from deepprop._checks import whole_number
 from deepprop.costs import Output
 from deepprop.equations import slope
 from deepprop.in_backward import InBackward, check_optimizer, depend
-from deepprop.layers import Layer, Params, check_params, depth, is_stack, type_of_A, type_of_dZ
+from deepprop.layers import Layer, Params, depth, is_stack, type_of_A, type_of_dZ
 from deepprop.optax_calls import started
-from deepprop.validation import whole_number
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from deepprop._arguments import check_params
+from deepprop._checks import check_unmasked, real_array
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output, output
 from deepprop.files import as_text, atomic_write, npz_names, read_npz
-from deepprop.layers import Layer, Params, check_params
-from deepprop.network import with_products
-from deepprop.validation import check_unmasked, real_array
+from deepprop.layers import Layer, Params
+from deepprop.mixed_precision import with_products
 
 BASE = ("format", "dtype", "activations")
 STATIC = ("residual", "keep", "products")

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import check_cache, signals
 from deepprop._arithmetic import wide
 from deepprop.backprop import gradients
-from deepprop.layers import Cache, Params, check_cache, like, signals
-from deepprop.network import with_products
+from deepprop.layers import Cache, Params, like
+from deepprop.mixed_precision import with_products
 from deepprop.per_example import per_example_norms
 from deepprop.walk import recomputed
 

@@ -6,7 +6,6 @@ L layers; m examples, one a column; n_l units in layer l:
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -17,19 +16,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from deepprop import costs
-from deepprop.activations import Activation, activation
-from deepprop.costs import Cost, Output
-from deepprop.layers import (
-    Cache,
-    Layer,
-    Params,
-    check_params,
-    inputs,
-    output_of,
-    targets,
-)
-from deepprop.stacks import one_by_one
-from deepprop.validation import (
+from deepprop._arguments import inputs, output_of, targets
+from deepprop._checks import (
     by_name,
     check_finite,
     check_key,
@@ -37,6 +25,11 @@ from deepprop.validation import (
     is_known,
     sum_of_weights,
 )
+from deepprop.activations import Activation, activation
+from deepprop.costs import Cost, Output
+from deepprop.layers import Cache, Layer, Params
+from deepprop.mixed_precision import with_products
+from deepprop.stacks import one_by_one
 from deepprop.walk import to_the_top, up
 
 INITIALISERS = {
@@ -123,57 +116,6 @@ def init_params(
         equal = Layer(W, jnp.zeros((len(W), n, 1), dtype), g_l, residual=add)
         params += [equal] if stack and len(W) > 1 else one_by_one(equal)
     return with_products(tuple(params), products)
-
-
-def with_products(params: Params, dtype: DTypeLike | None) -> Params:
-    """The same parameters, with matrix products of factors in a narrow type: mixed precision.
-
-    The parameters stay as they are, and so does the type of their gradients. What is in which type:
-
-    - bfloat16, float16: W, A[l-1] and dZ[l] as they enter a product; of the hidden layers b as it
-      is added, and Z[l] and A[l] as they are kept; dA[l] and dZ[l] with bfloat16.
-    - float32: every sum, over units and over examples; Z[L], A[L] and J; dW and db, as the
-      parameters; with float16 dA[l] and dZ[l].
-
-    With float16, whose range is small, W and dZ are multiplied by a power of 2 before they enter a
-    product, and the product is divided by it: the loss scale of mixed precision, but found anew for
-    each product from its largest number, so that there is none to choose and no step to skip.
-
-    >>> import jax, deepprop as dp, jax.numpy as jnp
-    >>> params = with_products(dp.init_params(jax.random.key(0), [3, 4, 2]), "bfloat16")
-    >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
-    >>> grads = dp.manual_backward(cache, A)
-    >>> str(cache.A[1].dtype), str(A.dtype), str(grads[0].W.dtype)
-    ('bfloat16', 'float32', 'float32')
-
-    Args:
-        params: the layers, in float32 or wider.
-        dtype: of the factors, "bfloat16" or "float16"; None for the type of the parameters.
-
-    Returns:
-        The layers, with the same arrays.
-
-    Raises:
-        TypeError: `dtype` is neither, `params` are no wider, or they are no layers.
-
-    Source:
-        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740.
-    """
-    check_params(params)
-    kind = None if dtype is None else _narrow_type(dtype)
-    if kind is not None and params[0].W.dtype.itemsize < 4:
-        raise TypeError(f"params must be wider than products {kind}, got {params[0].W.dtype}")
-    return tuple(replace(layer, products=kind) for layer in params)
-
-
-def _narrow_type(dtype: DTypeLike) -> np.dtype:
-    try:
-        kind = jnp.dtype(dtype)
-    except TypeError:
-        kind = None
-    if kind not in (jnp.bfloat16, jnp.float16):
-        raise TypeError(f'products must be "bfloat16", "float16" or None, got {dtype!r}')
-    return kind
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:

@@ -24,11 +24,13 @@ import optax
 from jax import Array
 
 from deepprop._arithmetic import wide
+from deepprop._checks import check_above_zero
 from deepprop.accountant import noise_for, spending
 from deepprop.backprop import error_signals, gradients
-from deepprop.clipping import check_above_zero, clip_factors, max_norms
+from deepprop.clipping import clip_factors, max_norms
 from deepprop.layers import Cache, Layer, Params, like, number_of_layers
-from deepprop.network import cost, forward, with_products
+from deepprop.mixed_precision import with_products
+from deepprop.network import cost, forward
 from deepprop.optax_calls import check_state, updated
 from deepprop.per_example import per_example_norms
 from deepprop.programs import Programs

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arithmetic import wide
-from deepprop.clipping import check_above_zero
+from deepprop._checks import check_above_zero
 from deepprop.gauss_newton import gauss_newton_form
 from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from deepprop._arguments import check_params
 from deepprop.costs import Output
-from deepprop.layers import Layer, Params, check_params, depth, is_stack
+from deepprop.layers import Layer, Params, depth, is_stack
 
 
 def stack(params: Params, keep: int | str | None = None) -> Params:

@@ -15,17 +15,18 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import targets
 from deepprop._arithmetic import wide
+from deepprop._checks import example_weights
 from deepprop.backprop import Backward, manual_backward, mean_gradient
 from deepprop.in_backward import InBackward, check_optimizer, update_in_backward
-from deepprop.layers import Params, targets
+from deepprop.layers import Params
 from deepprop.network import forward, mean_loss
 from deepprop.optax_calls import check_state, updated
 from deepprop.own_backward import as_layers
 from deepprop.programs import Programs
 from deepprop.record import Record, named, watching
 from deepprop.shuffle import gathered, minibatches
-from deepprop.validation import example_weights
 
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
 Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from deepprop._arguments import signals, targets
 from deepprop._arithmetic import rows
 from deepprop._loops import Visit, down_stack, forward_stack, predict_stack
 from deepprop.equations import error_signal, forward_layer, output_signal, signal_below
-from deepprop.layers import Cache, Params, depth, is_stack, signals, targets, top
+from deepprop.layers import Cache, Params, depth, is_stack, top
 
 
 def up(params: Params, A_0: Array) -> Cache:

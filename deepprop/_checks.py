@@ -254,3 +254,18 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
         limit = "" if most is None else f" and at most the {most} examples"
         raise ValueError(f"{name} must be above 0{limit}, got {number}")
     return number
+
+
+def check_above_zero(name: str, value: Any) -> None:
+    """Raise unless it is finite and above 0, as far as it is known.
+
+    Raises:
+        ValueError: it is not.
+        TypeError: it is not real numbers.
+    """
+    real_array(name, value)
+    if isinstance(value, jax.core.Tracer):
+        return
+    values = np.asarray(value)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"{name} must be finite and above 0, got {value}")

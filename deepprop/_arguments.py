@@ -1,0 +1,207 @@
+"""Whether arguments are of one network; each error names the argument."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop._checks import check_shape, check_unmasked, is_known, real_array
+from deepprop.activations import Activation
+from deepprop.costs import Output
+from deepprop.layers import Cache, Layer, Params, type_of_dZ
+
+ROUNDING = 1e-6  # by which a number of Y may be outside of the output's domain
+
+
+def output_of(params: Params) -> Output:
+    """The output and cost of the network: what the last layer has for an activation.
+
+    Raises:
+        TypeError: the last layer has a plain activation, and so no cost.
+    """
+    last = params[-1].activation
+    if not isinstance(last, Output):
+        raise TypeError(
+            "the last layer's activation must be a dp.Output, such as dp.output('softmax'),"
+            f" got {last!r}"
+        )
+    return last
+
+
+def hidden_activation(layer: Layer) -> Activation:
+    """The activation of a hidden layer.
+
+    Raises:
+        TypeError: it is anything else, such as an output that belongs in the last layer.
+    """
+    if not isinstance(layer.activation, Activation):
+        raise TypeError(
+            "a hidden layer's activation must be a dp.Activation, such as dp.activation('relu'),"
+            f" got {layer.activation!r}"
+        )
+    return layer.activation
+
+
+def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
+    """X as A[0], after a look at the layers' shapes."""
+    check_params(params)
+    first = params[0]
+    n_0, dtype = first.W.shape[-1], first.products or first.W.dtype
+    if first.W.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise TypeError(
+            "params must not be float64 while jax's x64 is off: turn it on, by"
+            ' jax.config.update("jax_enable_x64", True), or cast W and b to float32'
+        )
+    X = real_array(name, X, dtype)
+    check_shape(name, X.shape, n_0, None)
+    return X
+
+
+def targets(cache: Cache, Y: ArrayLike) -> Array:
+    """Y as an array of A[L]'s shape and type.
+
+    Raises:
+        ValueError: the shape is another, or a number that is known is outside the output's domain.
+        TypeError: Y is not real numbers, or `cache` is no cache.
+    """
+    check_cache(cache)
+    A_L = cache.A[-1]
+    Y = real_array("Y", Y, A_L.dtype)
+    check_shape("Y", Y.shape, A_L.shape[0], A_L.shape[1])
+    if is_known(Y):
+        numbers = np.asarray(Y)
+        check_domain("Y", numbers.min(), numbers.max(), output_of(cache.params))
+    return Y
+
+
+def check_domain(name: str, least: Any, largest: Any, output: Output) -> None:
+    """Raise unless the numbers of Y are where the output's loss has a minimum.
+
+    Raises:
+        ValueError: they are not, as labels -1 and 1 for sigmoid, or counts below 0 for exp.
+    """
+    low, high = output.domain
+    least, largest = float(least), float(largest)
+    if least < low - ROUNDING or largest > high + ROUNDING:
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}] for the output {output.name}, got numbers from"
+            f" {least:.4g} to {largest:.4g}"
+        )
+
+
+def signals(cache: Cache, dZ: Sequence[ArrayLike]) -> list[Array]:
+    """dZ as arrays of the parameters' type, after a look whether it belongs to the cache.
+
+    Raises:
+        ValueError: dZ has another number of layers, units or examples than the cache.
+        TypeError: dZ is not real numbers, or `cache` is no cache.
+    """
+    check_cache(cache)
+    dZ, m = list(dZ), cache.A[0].shape[-1]
+    if len(dZ) != len(cache.params):
+        raise ValueError(
+            f"dZ must hold one array a layer, {len(cache.params)} for this cache, got {len(dZ)}:"
+            " is it of another network?"
+        )
+    arrays = []
+    for l, (layer, given) in enumerate(zip(cache.params, dZ, strict=True), start=1):
+        array = real_array(f"dZ[{l}]", given, type_of_dZ(layer))
+        *K, n, _ = layer.W.shape
+        check_shape(f"dZ[{l}]", array.shape, n, m, *K)
+        arrays.append(array)
+    return arrays
+
+
+def check_cache(cache: Any) -> None:
+    """Raise unless it is a cache.
+
+    Raises:
+        TypeError: it is anything else, such as params.
+    """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache must be the dp.Cache that forward gave, got {type(cache).__name__}")
+
+
+def check_like(name: str, given: Any, params: Params) -> None:
+    """Raise unless `given` has layers with W of the shapes that `params` has.
+
+    Raises:
+        ValueError: the shapes are others.
+        TypeError: it holds no layers.
+    """
+    if not isinstance(given, tuple) or not all(isinstance(layer, Layer) for layer in given):
+        raise TypeError(f"{name} must be layers like params, got {type(given).__name__}")
+    _check_unmasked(name, given)
+    shapes = [[tuple(layer.W.shape) for layer in layers] for layers in (params, given)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must hold W of shapes {shapes[0]}, got {shapes[1]}")
+
+
+def check_params(params: Any) -> None:
+    """Raise unless `params` is a tuple of layers that fit one another.
+
+    Raises:
+        ValueError: a layer's W or b has another shape than its neighbours ask for.
+        TypeError: it is no tuple of layers, they are of several types, a hidden layer has no
+            activation, or the last has no output.
+    """
+    if not isinstance(params, tuple) or not params:
+        raise TypeError(f"params must be a tuple of dp.Layer, got {type(params).__name__}")
+    for layer in params:
+        if not isinstance(layer, Layer) or not (
+            hasattr(layer.W, "shape") and hasattr(layer.b, "shape")
+        ):
+            raise TypeError(
+                f"params must be a tuple of dp.Layer with arrays, got {type(layer).__name__} in it"
+            )
+    _check_unmasked("params", params)
+    n, dtype = None, params[0].W.dtype
+    for l, layer in enumerate(params, start=1):
+        _check_shapes(l, layer, n)
+        n = layer.W.shape[-2]
+        W, b = layer.W, layer.b
+        if W.dtype != dtype or b.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"params must all have one floating type, W[1] has {dtype}, layer {l} has"
+                f" W {W.dtype} and b {b.dtype}"
+            )
+        if layer.products != params[0].products:
+            raise TypeError(
+                f"params must all have one type of products, layer 1 has {params[0].products},"
+                f" layer {l} has {layer.products}"
+            )
+        if l < len(params):
+            hidden_activation(layer)
+    output_of(params)
+
+
+def _check_unmasked(name: str, layers: Params) -> None:
+    for l, layer in enumerate(layers, start=1):
+        check_unmasked(f"W[{l}] of {name}", layer.W)
+        check_unmasked(f"b[{l}] of {name}", layer.b)
+
+
+def _check_shapes(l: int, layer: Layer, n_below: int | None) -> None:
+    W, b, name = layer.W, layer.b, f"W[{l}]"
+    due = "n_{l-1}" if n_below is None else n_below
+    last = isinstance(layer.activation, Output)
+    if W.ndim not in (2, 3) or n_below not in (None, W.shape[-1]):
+        raise ValueError(f"{name} must have shape (n_l, {due}), got {W.shape}")
+    if W.ndim == 3 and (W.shape[1] != W.shape[2] or last or 0 in W.shape):
+        raise ValueError(
+            f"{name} must have shape (n_l, {due}), or (K, n, n) for a stack of hidden layers,"
+            f" got {W.shape}"
+        )
+    if b.shape != (*W.shape[:-1], 1):
+        raise ValueError(f"b[{l}] must have shape {(*W.shape[:-1], 1)}, got {b.shape}")
+    if layer.keep < 1:
+        raise ValueError(f"layer {l} must keep every layer or every k-th, got keep {layer.keep}")
+    if layer.residual and (W.shape[-2] != W.shape[-1] or last):
+        raise ValueError(
+            f"layer {l} must be a hidden one with as many units as inputs to be residual, got W"
+            f" {W.shape}"
+        )

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from functools import partial
+from inspect import CO_NESTED
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,7 +18,9 @@ PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"  # which fixes wh
 
 
 def name_of(function: Any) -> str:
-    """The module and name of a function, or of the type of a callable object.
+    """The name of a function, or of the type of a callable object; of a library, with its module.
+
+    The module of a user's function may be another in the next process, such as __main__.
 
     >>> import jax.numpy as jnp, deepprop as dp
     >>> name_of(partial(dp.clipped_backward, max_norm=1.0))
@@ -26,7 +29,7 @@ def name_of(function: Any) -> str:
     if isinstance(function, partial):
         return f"partial of {name_of(function.func)}"
     what = function if hasattr(function, "__qualname__") else type(function)
-    return f"{what.__module__}.{what.__qualname__}"
+    return f"{what.__module__}.{what.__qualname__}" if _is_of_library(what) else str(what.__name__)
 
 
 def hash_of(function: Any) -> str:
@@ -61,7 +64,8 @@ def _inside(value: Any, hashed: Any) -> Any:
         case np.ndarray() | np.generic() | jax.Array():
             return _of_array(value, hashed)
         case CodeType():
-            counts = value.co_argcount, value.co_kwonlyargcount, value.co_flags
+            flags = value.co_flags & ~CO_NESTED  # which says where it stands, not what it does
+            counts = value.co_argcount, value.co_kwonlyargcount, flags
             return counts, value.co_code, value.co_names, hashed(value.co_consts)
         case FunctionType():
             code = None if _is_of_library(value) else value.__code__

@@ -205,6 +205,7 @@ def mean_loss(cache: Cache, Y: Array, w: Array | None) -> Array:
         )
     if w is None:
         return jnp.mean(losses)  # J = 1/m sum_i L(i)
+    w = w.astype(losses.dtype)  # of float64 parameters with narrow products
     return jnp.sum(w * losses) / sum_of_weights(w)
 
 

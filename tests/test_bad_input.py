@@ -1,6 +1,7 @@
 """Each bad input gives an error that names the argument, what it was and what it should be."""
 
 import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ TABLE = {
     "Y of -1e39": (lambda: dp.cost(CACHE, Y * np.float64(-1e39)), ValueError, r"Y must hold numbers up to 3.4e\+38 \(float32\), got 1e\+39"),
     "X of nan in predict": (lambda: dp.predict(PARAMS, np.where(X * 0 + np.arange(6) == 4, np.nan, 1)), ValueError, r"X must hold finite numbers, got X\[0, 4\] = nan"),
     "X of inf in predict": (lambda: dp.predict(PARAMS, jnp.asarray(X).at[2, 1].set(-jnp.inf)), ValueError, r"X must hold finite numbers, got X\[2, 1\] = -inf"),
-    "a sample of 0": (lambda: dp.check_gradients(PARAMS, X, Y, sample=0), ValueError, r"sample must be a number above 0"),
+    "a sample of 0": (lambda: dp.check_gradients(PARAMS, X, Y, sample=0), ValueError, r"sample must be above 0, got 0"),
 }  # fmt: skip
 
 
@@ -171,6 +172,7 @@ def test_a_domain_of_an_output_of_ones_own():
         dp.cost(cache, Y)
 
 
+NOWHERE = os.path.join(tempfile.gettempdir(), "deepprop-is-never-written.jax")
 ARRAYS = {  # every argument that takes an array: what is called with it
     "X of forward": lambda P: dp.forward(PARAMS, P(X)),
     "X of predict": lambda P: dp.predict(PARAMS, P(X)),
@@ -212,7 +214,7 @@ ARRAYS = {  # every argument that takes an array: what is called with it
     "weights of check_gradients": lambda P: dp.check_gradients(PARAMS, X, Y, P(np.ones(6))),
     "an array of place_examples": lambda P: dp.place_examples(dp.mesh(data=1), P(X)),
     "max_norm of Privacy": lambda P: dp.Privacy(max_norm=P(np.ones(2)), delta=1e-5, epsilon=1.0),
-    "scaling of export": lambda P: dp.export(os.devnull, PARAMS, scaling=(P(np.ones(4)), np.ones(4))),
+    "scaling of export": lambda P: dp.export(NOWHERE, PARAMS, scaling=(P(np.ones(4)), np.ones(4))),
 }  # fmt: skip
 
 

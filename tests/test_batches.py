@@ -172,7 +172,7 @@ def once():
 BAD = {
     "a generator for two epochs": (once(), ValueError, "batches must begin anew for each of the 2 epochs, and a generator is used up"),
     "no iterable": (3, TypeError, "batches must be an iterable of .X, Y., .*got int"),
-    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: it is called as batches\(1\) for the first, but tests.test_batches.once does not take one argument"),
+    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: it is called as batches\(1\) for the first, but once does not take one argument"),
     "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"it is called as batches\(1\)"),
     "a function that returns nothing": (lambda epoch: None, TypeError, r"batches\(1\) must return an iterable of \(X, Y\), got NoneType"),
     "a sparse batch": ([(sparse.csr_matrix(X), Y)], TypeError, "epoch 1, batch 0: X must be a dense array"),

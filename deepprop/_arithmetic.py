@@ -211,7 +211,7 @@ def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:
 
 def over_largest(w: Array) -> Array:
     """w over a power of 2, exactly, so that its largest number, if not 0, is in [1/2, 1)."""
-    return times_power_of_2(w, -1 - _exponent(jnp.max(w)))
+    return times_power_of_2(w, -1 - _exponent(jnp.max(jnp.abs(w))))
 
 
 def times_power_of_2(P: Array, k: Array) -> Array:

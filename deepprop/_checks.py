@@ -141,8 +141,9 @@ def example_weights(weights: Any, m: int, dtype: DTypeLike, name: str = "weights
     w = _checked_weights(name, weights, m)
     if is_known(w) and not np.asarray(w).any():
         raise ValueError(f"{name} must not all be zero: J is the mean over their sum")
-    if isinstance(w, jax.Array):
+    if isinstance(w, jax.Array) and (not is_known(w) or w.committed):
         return over_largest(w).astype(dtype)
+    w = np.asarray(w, np.float64)  # where subnormal numbers of float32 are not flushed to 0
     return jnp.asarray(np.ldexp(w, -np.frexp(w.max())[1]), dtype)
 
 
@@ -171,7 +172,7 @@ def _checked_weights(name: str, weights: Any, m: int) -> Any:
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if wrong.size:
             raise ValueError(
-                f"{name} must be finite and not negative, got {name}[{wrong[0]}] ="
+                f"{name} must be finite and not negative, got {name.split(': ')[-1]}[{wrong[0]}] ="
                 f" {values[wrong[0]]}"
             )
     return w
@@ -188,9 +189,9 @@ def sum_of_weights(w: Array) -> Array:
     Where values are not known, a negative weight can't raise an error: it makes the sum nan. Both
     sums over examples are one exchange between devices.
     """
-    total, absolute = jnp.sum(w), jnp.sum(jnp.abs(w))
+    total, negative = jnp.sum(w), jnp.sum((w < 0).astype(w.dtype))
     positive = jnp.where(total > 0, total, 1)
-    return jnp.where(total < absolute, jnp.nan, positive)
+    return jnp.where(negative > 0, jnp.nan, positive)
 
 
 def check_key(key: Any) -> None:

@@ -162,6 +162,8 @@ def _parts(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.nda
     names = npz_names(path, HINT)
     folded = {name.lower() for name in names}
     train = ("x_train", "y_train") if "x_train" in folded else ("x", "y")
+    if {"x", "y", "x_train", "y_train"} <= folded:
+        raise ValueError(f"{path}: holds x_train and y_train, and X and y; keep one pair of them")
     if any(name not in folded for name in train):
         raise ValueError(f"{path}: must hold {LAYOUT}; holds {', '.join(names) or 'nothing'}")
     pairs: list[np.ndarray | None] = []

@@ -331,6 +331,8 @@ def run_or_resume(
         advice: as for `run`.
     """
     first_epoch = whole_number("first_epoch", first_epoch)
+    if first_epoch + epochs > 2**31:  # the order of an epoch is drawn from its number, an int32
+        raise ValueError(f"first_epoch must leave the epochs below 2^31, got {first_epoch}")
     if patience is not None:
         patience = whole_number("patience", patience)
         if measure is None:

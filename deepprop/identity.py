@@ -14,6 +14,7 @@ import numpy as np
 
 # Told apart by name: what their functions do is for their releases to keep.
 LIBRARIES = ("deepprop", "jax", "jaxlib", "optax", "numpy", "builtins")
+PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array, FunctionType)
 PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"  # which fixes what code compiles to
 
 
@@ -36,7 +37,8 @@ def hash_of(function: Any) -> str:
     """A hash of the code, constants, defaults and closure of a function, the same in each process.
 
     Within one version of Python alone, as others compile to other code. Functions of a library
-    count by their names, and so do the globals that the code refers to.
+    count by their names. Of the globals that the code names, numbers, text, arrays and functions
+    count by what they are, others not at all.
     """
     return _hashed(function, {})
 
@@ -71,7 +73,8 @@ def _inside(value: Any, hashed: Any) -> Any:
             code = None if _is_of_library(value) else value.__code__
             cells = [_content(cell, hashed) for cell in value.__closure__ or ()]
             settings = value.__defaults__, value.__kwdefaults__
-            return name_of(value), hashed(code), hashed(settings), cells
+            read = {} if code is None else _globals(code, value.__globals__)
+            return name_of(value), hashed(code), hashed(settings), cells, hashed(read)
         case MethodType():
             return hashed(value.__func__), hashed(value.__self__)
         case partial():
@@ -83,6 +86,16 @@ def _inside(value: Any, hashed: Any) -> Any:
     if hasattr(value, "__wrapped__"):  # by jax.jit
         return hashed(value.__wrapped__)
     return _of_object(value, hashed)
+
+
+def _globals(code: CodeType, all_globals: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values and functions among the globals that the code, or code within it, names."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    read = {name: all_globals[name] for name in code.co_names if name in all_globals}
+    read = {name: value for name, value in read.items() if isinstance(value, PLAIN)}
+    for other in inner:
+        read |= _globals(other, all_globals)
+    return read
 
 
 def _of_object(value: Any, hashed: Any) -> Any:

@@ -92,7 +92,8 @@ def local(cache: Cache, dZ: Sequence[ArrayLike]) -> tuple[Params, list[Array], l
     Raises:
         ValueError, TypeError: as `each_layer`.
     """
-    return cache.params, signals(cache, dZ), inputs_of_layers(recomputed(cache))
+    dZ = signals(cache, dZ)
+    return cache.params, dZ, inputs_of_layers(recomputed(cache))
 
 
 def layer_map(

@@ -104,3 +104,11 @@ def test_a_state_of_fewer_networks_is_refused():
         with pytest.raises(ValueError, match="state must be the state of this optimizer"):
             fit_ensemble(first.params, state=state, epochs=1, first_epoch=2)
     assert not first.state[0].mu[0].W.is_deleted()
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_a_first_epoch_beyond_32_bits_is_refused(train):
+    with pytest.raises(
+        ValueError, match=r"first_epoch must leave the epochs below 2\^31, got 2147483648"
+    ):
+        train(epochs=1, first_epoch=2**31)

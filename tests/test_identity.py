@@ -152,3 +152,23 @@ def test_what_can_not_be_looked_into_counts_by_its_type():
         return lambda A, Y: lock
 
     assert hash_of(f(threading.Lock())) == hash_of(f(threading.Lock()))
+
+
+RATE = 0.5
+
+
+def reads_a_global(A, Y):
+    return RATE * helper(A)
+
+
+def helper(A):
+    return A + 1
+
+
+def test_the_globals_that_a_function_reads_count(monkeypatch):
+    before = hash_of(reads_a_global)
+    assert hash_of(reads_a_global) == before
+    monkeypatch.setitem(globals(), "RATE", 0.9)
+    other_rate = hash_of(reads_a_global)
+    monkeypatch.setitem(globals(), "helper", lambda A: A + 2)
+    assert len({before, other_rate, hash_of(reads_a_global)}) == 3

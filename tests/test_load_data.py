@@ -221,3 +221,11 @@ def test_a_saved_scaling_is_the_one_of_training(npz, tmp_path):
     extra = dp.load_extra(tmp_path / "m.npz")
     np.testing.assert_array_equal(extra["scale"], data.scaling.scale)
     np.testing.assert_array_equal(extra["shift"], data.scaling.shift)
+
+
+def test_two_layouts_in_one_file_are_refused(tmp_path):
+    x, y = np.ones((4, 2)), np.array([0, 1, 0, 1])
+    path = str(tmp_path / "both.npz")
+    np.savez(path, x_train=x, y_train=y, X=x, y=y)
+    with pytest.raises(ValueError, match="holds x_train and y_train, and X and y; keep one pair"):
+        load_data(path)

@@ -173,12 +173,23 @@ def test_only_ratios_of_weights_matter(name, compiled):
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
+def test_subnormal_weights_of_jax_count_by_their_ratios(name):
+    """XLA's CPU takes a float32 below 1.2e-38 for 0; NumPy does not."""
+    tiny = jnp.asarray(1e-38 * WEIGHTS, jnp.float32)
+    due = jax.tree.leaves(WEIGHTED[name](np.asarray(tiny, np.float64)))
+    for found, expected in zip(jax.tree.leaves(WEIGHTED[name](tiny)), due, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
 def test_a_negative_weight_is_an_error_and_under_jit_nan(name):
     """m times off it is never: where the sum is below 0 the gradient used to be divided by 1."""
     w = np.array([-1.0, -2, -3, 1, -1, -2], np.float32)
     with pytest.raises(ValueError, match=r"weights must be finite and not negative, got weights"):
         WEIGHTED[name](w)
-    for some in (w, -w, np.array([1, -1, 1, -1, 1, -1], np.float32)):
+    zero_sum = np.array([1, -1, 1, -1, 1, -1], np.float32)
+    of_zeros = -np.array([1, 0, 2, 0, 1, 1], np.float32)  # whose largest is -0.0
+    for some in (w, -w, zero_sum, of_zeros, np.array([1, 1, 1, 1, 1, -1e-9], np.float32)):
         leaves = jax.tree.leaves(jax.jit(WEIGHTED[name])(some))
         assert all(np.isnan(np.asarray(leaf)).any() for leaf in leaves)
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.stacks import by_entry
+from deepprop.walk import by_entry
 from tests.problems import HIDDEN, autodiff, by_hand, problem, public_cost, worst_error
 
 KEEPS = [1, 2, 3, "sqrt", 100]

@@ -171,8 +171,8 @@ def check_whole(name: str, params: Params) -> None:
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise ValueError(
             f"{name} must be given every layer, so not within optax.masked, multi_transform or"
-            " partition; to leave layers as they are, pass optax.chain(dp.kfac(learning_rate),"
-            " optax.masked(optax.set_to_zero(), mask)) with a mask that is True for those"
+            " partition; to leave layers as they are, chain it with optax.set_to_zero, masked so"
+            " that the mask is True for those layers"
         )
 
 

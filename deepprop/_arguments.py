@@ -66,7 +66,7 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
 
     Raises:
         ValueError: the shape is another, or a number that is known is outside the output's domain.
-        TypeError: Y is not real numbers, or `cache` is no cache.
+        TypeError: Y is not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
     A_L = cache.A[-1]

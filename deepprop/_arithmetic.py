@@ -75,7 +75,7 @@ def times_each(w: Array, dZ: Array) -> Array:
 
 
 def rows(P: Array) -> Array:
-    """P (n, m), as it is; compiled for a CPU it lies in memory with an example per row.
+    """P (n, m), unchanged; compiled for a CPU it lies in memory with an example per row.
 
     In a CPU's memory the numbers of an example are better side by side: so minibatches are
     gathered, and so XLA's products are fastest. XLA would fold a transpose into the product beside
@@ -166,7 +166,7 @@ def product(
     """P Q on the last two axes: added up in the wide type, then rounded once to `dtype` (P's).
 
     With `factors`, P and Q are rounded to that type first, whatever they are. As (Q^T P^T)^T: where
-    Q has an example a column, the product's rows are examples (`rows`).
+    Q has an example per column, the product's rows are examples (`rows`).
     """
     dtype = P.dtype if dtype is None else dtype
     if factors is None:

@@ -124,7 +124,7 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
         if before != now:
             raise ValueError(
                 f"{where} is of another {name}: {before}, and now it is {now};"
-                " give another folder to begin anew"
+                " give another folder to start again"
             )
     notes["history"] = tuple(notes["history"])
     at = replace(at, **notes)

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 import deepprop as dp
-from deepprop.training import train_epoch
+from deepprop.training.epoch import train_epoch
 
 RATE = 1e-3
 _COMPILED_BY_TORCH = tempfile.TemporaryDirectory()

@@ -17,7 +17,7 @@ import optax
 from report import RESULTS, folder, markdown, setting, spread, today, write
 
 import deepprop as dp
-from deepprop.data import load_data
+from deepprop.command.data import load_data
 
 L, N, M = 256, 256, 256  # layers, units, examples
 KEEP = 16

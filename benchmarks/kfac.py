@@ -27,7 +27,7 @@ from report import RESULTS, folder, stem
 from training import each
 
 import deepprop as dp
-from deepprop.data import load_data
+from deepprop.command.data import load_data
 
 DOWN = {"digits": [128, 64, 32, 8], "file": [1000, 500, 250, 30]}  # from X to the code
 TUNING_SEED, SEEDS = 100, (0, 1, 2)

@@ -20,7 +20,7 @@ from report import RESULTS, folder, markdown, setting, spread, today, write
 from training import each
 
 import deepprop as dp
-from deepprop.data import load_data
+from deepprop.command.data import load_data
 
 MAX_NORM = 1.0
 SETTINGS = {  # epochs, expected batch, rate and momentum of SGD, units, epsilon, delta

@@ -16,7 +16,7 @@ from report import RESULTS, folder, markdown, setting, spread, today, write
 from training import NETWORKS, data
 
 import deepprop as dp
-from deepprop.training import train_epoch
+from deepprop.training.epoch import train_epoch
 
 EVERY = [None, 50, 10, 1]
 SIZES = ["small", "medium", "deep"]
@@ -35,7 +35,7 @@ def epoch_of(network, every):
         begin = time.perf_counter()
         trained = train_epoch(
             params, state, jax.random.key(1), 1, X, Y, optimizer=optimizer, batch_size=batch_size,
-            record=None if every is None else dp.diagnose, record_every=every or 1,
+            record=None if every is None else dp.Record(dp.diagnose, every),
         )  # fmt: skip
         jax.block_until_ready(trained)
         return time.perf_counter() - begin

@@ -54,7 +54,7 @@ def stepping(program, carry, x, y):
 def deepprop_step(params, X, Y, optimizer, rate, *, products=None):
     """dp.train_step."""
     optimizer = getattr(optax, optimizer)(rate)
-    start = dp.with_products(jax.tree.map(jnp.copy, params), products)
+    start = dp.with_compute_dtype(jax.tree.map(jnp.copy, params), products)
     X, Y = jnp.asarray(X), jnp.asarray(Y)
     carry = start, optimizer.init(start)
     with in_full(products):

@@ -1,51 +1,60 @@
 """deepprop: deep feed-forward networks in JAX, with the backward pass written out by hand."""
 
-from deepprop.accountant import epsilon_spent, noise_for
+from deepprop import files, optimizers, scale, signals, training
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
-from deepprop.clipping import clipped_backward
 from deepprop.costs import Cost, Output, output
-from deepprop.curvature import Factors, kfac_factors, sampled_targets
-from deepprop.devices import data_parallel, mesh, place, place_examples
-from deepprop.diagnose import diagnose
-from deepprop.diagnosis import Diagnosis, diagnosis_of, findings
-from deepprop.ensemble import fit_ensemble
-from deepprop.examples import balanced_weights
-from deepprop.export import export
-from deepprop.fit import fit, fit_batches
-from deepprop.gauss_newton import gauss_newton_diagonal, gauss_newton_product
+from deepprop.files import export, load, load_extra, save
 from deepprop.gradient_check import GradientError, GradientReport, check_gradients
-from deepprop.in_backward import in_backward
-from deepprop.kfac import kfac, scale_by_kfac
 from deepprop.layers import Cache, Layer
-from deepprop.loop import Fit, TrainingError
-from deepprop.memory import MemoryPlan, memory_plan
-from deepprop.mixed_precision import with_products
-from deepprop.model_file import load, load_extra, save
-from deepprop.moments import (
+from deepprop.mixed_precision import with_compute_dtype, with_products
+from deepprop.network import cost, forward, init_params, predict
+from deepprop.optimizers import by_quadratic_model, in_backward, kfac, scale_by_kfac, weight_mask
+from deepprop.scale import MemoryPlan, data_parallel, memory_plan, mesh, place, place_examples
+from deepprop.signals import (
+    Diagnosis,
+    Factors,
     NoiseScale,
+    clipped_backward,
+    diagnose,
+    diagnosis_of,
+    findings,
+    gauss_newton_diagonal,
+    gauss_newton_product,
     gradient_noise_scale,
     gradient_variance,
-    squared_gradients,
-)
-from deepprop.network import cost, forward, init_params, predict
-from deepprop.per_example import (
+    kfac_factors,
     per_example_gradients,
     per_example_norms,
     per_example_products,
+    sampled_targets,
+    squared_gradients,
 )
-from deepprop.private import Privacy
-from deepprop.quadratic import by_quadratic_model
-from deepprop.report import plot_layers, progress_bar
 from deepprop.stacks import stack, unstack
-from deepprop.training import train_step
-from deepprop.weight_mask import weight_mask
+from deepprop.training import (
+    Checkpoint,
+    Fit,
+    Privacy,
+    Record,
+    TrainingError,
+    Validation,
+    balanced_weights,
+    epsilon_spent,
+    fit,
+    fit_batches,
+    fit_ensemble,
+    noise_for,
+    plot_layers,
+    progress_bar,
+    train_step,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
     "Cache",
+    "Checkpoint",
     "Cost",
     "Diagnosis",
     "Factors",
@@ -57,7 +66,9 @@ __all__ = [
     "NoiseScale",
     "Output",
     "Privacy",
+    "Record",
     "TrainingError",
+    "Validation",
     "activation",
     "balanced_weights",
     "by_quadratic_model",
@@ -70,6 +81,7 @@ __all__ = [
     "epsilon_spent",
     "error_signals",
     "export",
+    "files",
     "findings",
     "fit",
     "fit_batches",
@@ -90,6 +102,7 @@ __all__ = [
     "memory_plan",
     "mesh",
     "noise_for",
+    "optimizers",
     "output",
     "per_example_gradients",
     "per_example_norms",
@@ -101,11 +114,15 @@ __all__ = [
     "progress_bar",
     "sampled_targets",
     "save",
+    "scale",
     "scale_by_kfac",
+    "signals",
     "squared_gradients",
     "stack",
     "train_step",
+    "training",
     "unstack",
     "weight_mask",
+    "with_compute_dtype",
     "with_products",
 ]

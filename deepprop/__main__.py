@@ -2,7 +2,7 @@
 
 import sys
 
-from deepprop.cli import main
+from deepprop.command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -50,7 +50,7 @@ def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
     """X as A[0], after a look at the layers' shapes."""
     check_params(params)
     first = params[0]
-    n_0, dtype = first.W.shape[-1], first.products or first.W.dtype
+    n_0, dtype = first.W.shape[-1], first.compute_dtype or first.W.dtype
     if first.W.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise TypeError(
             "params must not be float64 while jax's x64 is off: turn it on, by"
@@ -169,10 +169,10 @@ def check_params(params: Any) -> None:
                 f"params must all have one floating type, W[1] has {dtype}, layer {l} has"
                 f" W {W.dtype} and b {b.dtype}"
             )
-        if layer.products != params[0].products:
+        if layer.compute_dtype != params[0].compute_dtype:
             raise TypeError(
-                f"params must all have one type of products, layer 1 has {params[0].products},"
-                f" layer {l} has {layer.products}"
+                f"params must all have one compute_dtype, layer 1 has {params[0].compute_dtype},"
+                f" layer {l} has {layer.compute_dtype}"
             )
         if l < len(params):
             hidden_activation(layer)

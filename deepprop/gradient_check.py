@@ -20,12 +20,12 @@ from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params, output_of, targets
 from deepprop._checks import dense_array, whole_number
+from deepprop._own_backward import as_layers
 from deepprop.backprop import manual_backward
 from deepprop.equations import forward_layer, slope
 from deepprop.layers import Cache, Params
-from deepprop.mixed_precision import with_products
+from deepprop.mixed_precision import with_compute_dtype
 from deepprop.network import cost, forward
-from deepprop.own_backward import as_layers
 from deepprop.stacks import unstack
 
 EPS = float(np.finfo(np.float64).eps)
@@ -146,7 +146,7 @@ def check_gradients(
     X, Y = dense_array("X", X), dense_array("Y", Y)
     weights = None if weights is None else np.asarray(dense_array("weights", weights))
     with jax.enable_x64(True):
-        params, X, Y, weights = _in_float64((with_products(params, None), X, Y, weights))
+        params, X, Y, weights = _in_float64((with_compute_dtype(params, None), X, Y, weights))
         _, cache = forward(params, X)
         report = _check(cache, targets(cache, Y), weights, backward, tolerance, sample)
     if not report.ok:

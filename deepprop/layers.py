@@ -8,11 +8,13 @@ import numpy as np
 from jax import Array
 
 from deepprop._arithmetic import Types, has_range_of_float32, wide
+from deepprop._renamed import renamed_field
 from deepprop.activations import ACTIVATIONS, Activation, activation
 from deepprop.costs import Output, output
 
 
 @jax.tree_util.register_dataclass
+@renamed_field("products", "compute_dtype")
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One layer: W (n_l, n_{l-1}), b (n_l, 1) and, as static data, its activation.
@@ -28,8 +30,8 @@ class Layer:
         residual: whether the layer adds its input: A[l] = A[l-1] + g(Z[l]).
         keep: of a stack: the forward pass keeps A of every `keep`-th layer, and of the last; what
             is between is computed again on the way back. With 1 it keeps all Z and A.
-        products: the type to which the factors of matrix products are rounded, in which hidden Z
-            and A are kept too; None for that of W. See `deepprop.with_products`.
+        compute_dtype: the dtype to which the factors of matrix products are rounded, and in which
+            hidden Z and A are stored; None for that of W. See `deepprop.with_compute_dtype`.
     """
 
     W: Array
@@ -37,7 +39,7 @@ class Layer:
     activation: Activation | Output = field(metadata={"static": True})
     residual: bool = field(default=False, metadata={"static": True})
     keep: int = field(default=1, metadata={"static": True})
-    products: np.dtype | None = field(default=None, metadata={"static": True})
+    compute_dtype: np.dtype | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Take the name of an activation, or of an output where no activation has it."""
@@ -114,27 +116,27 @@ def top(A: Array) -> Array:
 
 def type_of_A(layer: Layer) -> np.dtype:
     """The type of a layer's Z and A: the output's, from which J comes, is wide."""
-    dtype = layer.W.dtype if layer.products is None else layer.products
+    dtype = layer.W.dtype if layer.compute_dtype is None else layer.compute_dtype
     return wide(dtype) if isinstance(layer.activation, Output) else np.dtype(dtype)
 
 
 def type_of_dZ(layer: Layer) -> np.dtype:
     """The type of a layer's dZ and dA, which must reach far down."""
-    if layer.products is None or has_range_of_float32(layer.products):
-        return np.dtype(layer.W.dtype if layer.products is None else layer.products)
-    return wide(layer.products)
+    if layer.compute_dtype is None or has_range_of_float32(layer.compute_dtype):
+        return np.dtype(layer.W.dtype if layer.compute_dtype is None else layer.compute_dtype)
+    return wide(layer.compute_dtype)
 
 
 def types_of_A(layer: Layer) -> Types:
     """The types in which Z[l] is computed."""
-    return Types(type_of_A(layer), layer.products)
+    return Types(type_of_A(layer), layer.compute_dtype)
 
 
 def types_of_dZ(layer: Layer) -> Types:
     """The types in which dA[l-1] is computed."""
-    return Types(type_of_dZ(layer), layer.products)
+    return Types(type_of_dZ(layer), layer.compute_dtype)
 
 
 def types_of_sums(layer: Layer) -> Types:
     """The types in which examples are added up."""
-    return Types(wide(layer.W.dtype), layer.products)
+    return Types(wide(layer.W.dtype), layer.compute_dtype)

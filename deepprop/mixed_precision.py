@@ -7,10 +7,17 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from deepprop._arguments import check_params
+from deepprop._renamed import warn_renamed
 from deepprop.layers import Params
 
 
 def with_products(params: Params, dtype: DTypeLike | None) -> Params:
+    """The former name of `with_compute_dtype`."""
+    warn_renamed("with_products", "with_compute_dtype")
+    return with_compute_dtype(params, dtype)
+
+
+def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
     """The same parameters, with matrix products of factors in a narrow type: mixed precision.
 
     The parameters stay as they are, and so does the type of their gradients. What is in which type:
@@ -25,7 +32,7 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
     each product from its largest number, so that there is none to choose and no step to skip.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
-    >>> params = with_products(dp.init_params(jax.random.key(0), [3, 4, 2]), "bfloat16")
+    >>> params = with_compute_dtype(dp.init_params(jax.random.key(0), [3, 4, 2]), "bfloat16")
     >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
     >>> grads = dp.manual_backward(cache, A)
     >>> str(cache.A[1].dtype), str(A.dtype), str(grads[0].W.dtype)
@@ -47,8 +54,8 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
     check_params(params)
     kind = None if dtype is None else _narrow_type(dtype)
     if kind is not None and params[0].W.dtype.itemsize < 4:
-        raise TypeError(f"params must be wider than products {kind}, got {params[0].W.dtype}")
-    return tuple(replace(layer, products=kind) for layer in params)
+        raise TypeError(f"params must be wider than compute_dtype {kind}, got {params[0].W.dtype}")
+    return tuple(replace(layer, compute_dtype=kind) for layer in params)
 
 
 def _narrow_type(dtype: DTypeLike) -> np.dtype:
@@ -57,5 +64,5 @@ def _narrow_type(dtype: DTypeLike) -> np.dtype:
     except TypeError:
         kind = None
     if kind not in (jnp.bfloat16, jnp.float16):
-        raise TypeError(f'products must be "bfloat16", "float16" or None, got {dtype!r}')
+        raise TypeError(f'compute_dtype must be "bfloat16", "float16" or None, got {dtype!r}')
     return kind

@@ -25,10 +25,11 @@ from deepprop._checks import (
     is_known,
     sum_of_weights,
 )
+from deepprop._renamed import renamed_argument
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output
 from deepprop.layers import Cache, Layer, Params
-from deepprop.mixed_precision import with_products
+from deepprop.mixed_precision import with_compute_dtype
 from deepprop.stacks import one_by_one
 from deepprop.walk import to_the_top, up
 
@@ -42,6 +43,7 @@ INITIALISERS = {
 }
 
 
+@renamed_argument("products", "compute_dtype")
 def init_params(
     key: Array,
     sizes: Sequence[int],
@@ -52,7 +54,7 @@ def init_params(
     dtype: DTypeLike = jnp.float32,
     residual: bool = False,
     stack: bool = False,
-    products: DTypeLike | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Params:
     """The parameters of a new network: random W, and b = 0.
 
@@ -75,7 +77,8 @@ def init_params(
             g(Z[l]), and divides the W of R such layers by R: so A stays of its size, however many
             they are.
         stack: holds runs of equal hidden layers as one, with a leading axis: see `deepprop.stack`.
-        products: the type of the factors of matrix products: see `deepprop.with_products`.
+        compute_dtype: the dtype of the factors of matrix products: see
+            `deepprop.with_compute_dtype`.
 
     Returns:
         L layers: W (n_l, n_{l-1}) and b (n_l, 1) each; with `stack` fewer entries.
@@ -115,7 +118,7 @@ def init_params(
         W = W * jnp.asarray(share, dtype) if add else W
         equal = Layer(W, jnp.zeros((len(W), n, 1), dtype), g_l, residual=add)
         params += [equal] if stack and len(W) > 1 else one_by_one(equal)
-    return with_products(tuple(params), products)
+    return with_compute_dtype(tuple(params), compute_dtype)
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:

@@ -73,3 +73,18 @@ def worst_error(grads, expected):
     return max(
         float(abs(g - e).max()) / max(float(abs(e).max()), 1e-6 * largest, 1e-5) for g, e in pairs
     )
+
+
+def grouped(metrics=None, patience=None, record_every=None, checkpoint_every=None, **options):
+    """The options of `fit`, with what belongs to a group in it."""
+    if metrics is not None or patience is not None:
+        given = {"metrics": metrics, "patience": patience}
+        given = {name: value for name, value in given.items() if value is not None}
+        options["validation"] = dp.Validation(*options["validation"], **given)
+    if record_every is not None:
+        options["record"] = dp.Record(options["record"], record_every)
+    if checkpoint_every is not None:
+        folder = options.get("checkpoint")
+        checkpoint = dp.Checkpoint("" if folder is None else folder, checkpoint_every)
+        options["checkpoint"] = None if folder is None else checkpoint
+    return options

@@ -10,7 +10,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 
 import deepprop as dp
-from deepprop.accountant import spending
+from deepprop.training.accountant import spending
 
 
 def by_a_fine_grid(sigma, q, steps, delta):

@@ -127,7 +127,7 @@ for autodiff in kept:
 
 import tempfile, numpy as np, optax, deepprop as dp
 from deepprop.activations import ACTIVATIONS
-from deepprop.cli import main
+from deepprop.command.cli import main
 from deepprop.costs import COSTS, OUTPUTS
 
 key = jax.random.key(0)
@@ -152,7 +152,7 @@ private = dp.Privacy(max_norm=1.0, delta=1e-3, noise_multiplier=1.0)
 for options in ({"privacy": private}, {"record": dp.diagnose}):
     dp.fit(dp.init_params(key, [4, 5, 3]), dp.kfac(0.1) if "record" in options else optimizer, X, Y,
            epochs=1, batch_size=2, key=key, **options)
-deep = dp.init_params(key, [4, *[5] * 6, 3], residual=True, stack=True, products="bfloat16")
+deep = dp.init_params(key, [4, *[5] * 6, 3], residual=True, stack=True, compute_dtype="bfloat16")
 dp.fit(dp.stack(deep, "sqrt"), dp.in_backward(optimizer), X, Y, epochs=1, batch_size=2, key=key)
 dp.memory_plan(deep, 3, optimizer)
 mesh = dp.mesh(data=1)

@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 import deepprop as dp
-from deepprop.batches import _ahead, _train_minibatch
+from deepprop.training.batches import _ahead, _train_minibatch
 from tests.problems import problem, public_cost
 
 pytestmark = pytest.mark.usefixtures("optax_types")

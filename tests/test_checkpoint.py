@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.identity import PYTHON
-from tests.problems import problem
+from deepprop.training.identity import PYTHON
+from tests.problems import grouped, problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
@@ -24,7 +24,7 @@ ADAM = optax.adam(0.01)
 
 def run(folder=None, params=PARAMS, optimizer=ADAM, X=X, Y=Y, **options):
     options = {"epochs": 3, "batch_size": 8, "key": jax.random.key(1), **options}
-    return dp.fit(params, optimizer, X, Y, checkpoint=folder, **options)
+    return dp.fit(params, optimizer, X, Y, **grouped(checkpoint=folder, **options))
 
 
 def assert_same(a, b):
@@ -188,12 +188,12 @@ SEVERAL = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), PARAMS)
 
 
 def run_batches(folder, **options):
-    return dp.fit_batches(PARAMS, ADAM, [(X, Y)], checkpoint=folder, **options)
+    return dp.fit_batches(PARAMS, ADAM, [(X, Y)], **grouped(checkpoint=folder, **options))
 
 
 def run_ensemble(folder, **options):
     options = {"batch_size": 8, "key": jax.random.key(1), **options}
-    return dp.fit_ensemble(SEVERAL, ADAM, X, Y, checkpoint=folder, **options)
+    return dp.fit_ensemble(SEVERAL, ADAM, X, Y, **grouped(checkpoint=folder, **options))
 
 
 CASES = [(run, change) for change in (*CHANGES, *RECORDS)]
@@ -385,7 +385,7 @@ X, Y = rng.standard_normal((20, 200)), np.eye(5)[:, rng.integers(5, size=200)]
 params = dp.init_params(jax.random.key(0), [20, 64, 64, 5])
 fit = dp.fit(
     params, optax.adam(0.01), X, Y, epochs=int(sys.argv[2]), batch_size=20, key=jax.random.key(1),
-    validation=(X[:, :50], Y[:, :50]), patience=10**6, checkpoint=sys.argv[3] or None,
+    validation=dp.Validation(X[:, :50], Y[:, :50], patience=10**6), checkpoint=sys.argv[3] or None,
     callbacks=[lambda epoch, row, params: print(epoch, flush=True)],
 )
 dp.save(sys.argv[1], fit.params, history=fit.history["cost"])

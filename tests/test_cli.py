@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.cli import main
-from deepprop.files import read_npz
+from deepprop.command.cli import main
+from deepprop.files.archive import read_npz
 
 QUICK = ["--hidden", "16", "--epochs", "2", "--no-check"]
 
@@ -572,7 +572,7 @@ def test_without_the_extras(tmp_path, module, argv, status, says):
     """A fresh process in which the extra is not to be had."""
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
-        "from deepprop.cli import main\n"
+        "from deepprop.command.cli import main\n"
         f"sys.exit(main(['train', '--hidden', '8', '--no-check', *{argv!r}]))"
     )
     run = subprocess.run(

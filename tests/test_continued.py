@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from tests.problems import problem
+from tests.problems import grouped, problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
@@ -18,7 +18,7 @@ SOME = dp.Privacy(max_norm=0.5, delta=1e-4, noise_multiplier=5.0)
 
 
 def fit(params=PARAMS, **options):
-    return dp.fit(params, ADAM, X, Y, batch_size=8, key=KEY, **options)
+    return dp.fit(params, ADAM, X, Y, batch_size=8, key=KEY, **grouped(**options))
 
 
 def private(params=PARAMS, **options):
@@ -26,7 +26,7 @@ def private(params=PARAMS, **options):
 
 
 def fit_ensemble(params=SEVERAL, **options):
-    return dp.fit_ensemble(params, ADAM, X, Y, batch_size=8, key=KEY, **options)
+    return dp.fit_ensemble(params, ADAM, X, Y, batch_size=8, key=KEY, **grouped(**options))
 
 
 def swept(params=SEVERAL, **options):
@@ -73,7 +73,9 @@ def test_epsilon_is_of_the_epochs_of_this_call():
 def test_patience_does_not_count_epochs_before():
     """Wrong held-out labels: the run is stopped 3 epochs after the best, whatever its number."""
     options = {"validation": (X, np.roll(Y, 1, axis=0)), "patience": 3, "epochs": 50}
-    late = dp.fit(PARAMS, optax.adam(0.1), X, Y, batch_size=8, key=KEY, first_epoch=50, **options)
+    late = dp.fit(
+        PARAMS, optax.adam(0.1), X, Y, batch_size=8, key=KEY, first_epoch=50, **grouped(**options)
+    )
     assert late.stopped == "patience"
     assert len(late.history["cost"]) == late.history["val_cost"].argmin() + 1 + 3
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from tests.problems import problem
+from tests.problems import grouped, problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
@@ -18,16 +18,23 @@ BY_KEY = {"epochs": 2, "batch_size": 8, "key": jax.random.key(1)}
 
 def fit(folder, **options):
     options = {"validation": (X, Y), **BY_KEY, **options}
-    return dp.fit(PARAMS, SGD, X, Y, record=dp.diagnose, checkpoint=folder, **options)
+    return dp.fit(PARAMS, SGD, X, Y, **grouped(record=dp.diagnose, checkpoint=folder, **options))
 
 
 def fit_batches(folder, **options):
     options = {"epochs": 2, "validation": (X, Y), **options}
-    return dp.fit_batches(PARAMS, SGD, [(X, Y)] * 2, checkpoint=folder, **options)
+    return dp.fit_batches(PARAMS, SGD, [(X, Y)] * 2, **grouped(checkpoint=folder, **options))
 
 
 def fit_ensemble(folder, **options):
-    return dp.fit_ensemble(SEVERAL, SGD, X, Y, checkpoint=folder, **{**BY_KEY, **options})
+    return dp.fit_ensemble(
+        SEVERAL, SGD, X, Y, **grouped(checkpoint=folder, **{**BY_KEY, **options})
+    )
+
+
+def in_words(name):
+    group = name.removesuffix("_every")
+    return name if group == name else f"every of a {group}"
 
 
 COUNTS = [
@@ -54,12 +61,12 @@ def test_a_count_of_any_integer_type_is_that_number(tmp_path, train, name):
     "wrong", [2.5, 2.0, "2", True, np.True_, jnp.float32(2), [2], np.array([2, 2])]
 )
 def test_what_is_not_a_count_is_named(train, name, wrong):
-    with pytest.raises(TypeError, match=f"^{name} must be a whole number, got"):
+    with pytest.raises(TypeError, match=f"^{in_words(name)} must be a whole number, got"):
         train(None, **{name: wrong})
 
 
 @pytest.mark.parametrize(("train", "name"), COUNTS)
 @pytest.mark.parametrize("wrong", [0, -1, np.int8(-3), jnp.int32(0)])
 def test_a_count_is_above_0(train, name, wrong):
-    with pytest.raises(ValueError, match=f"^{name} must be above 0"):
+    with pytest.raises(ValueError, match=f"^{in_words(name)} must be above 0"):
         train(None, **{name: wrong})

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import deepprop as dp
+from deepprop.command.data import load_data
 from deepprop.costs import OUTPUTS
-from deepprop.data import load_data
-from deepprop.gauss_newton import gauss_newton_form
+from deepprop.signals.gauss_newton import gauss_newton_form
 from tests.problems import problem, worst_error
 from tests.test_per_example import one_by_one, signals_of
 

@@ -4,8 +4,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from deepprop.data import load_data, load_examples, scaled
-from deepprop.files import read_npz
+from deepprop.command.data import load_data, load_examples, scaled
+from deepprop.files.archive import read_npz
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 4, 3), dtype=np.uint8)

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import deepprop as dp
-from deepprop.shuffle import gathered, minibatches
-from deepprop.training import train_epoch
+from deepprop.training.epoch import train_epoch
+from deepprop.training.shuffle import gathered, minibatches
 from tests.problems import autodiff, by_hand, problem, public_cost, worst_error
 
 SIZES = [16, 32, 64, 32, 8]  # 4 layers: two pairs of rows and columns

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.data import load_data
+from deepprop.command.data import load_data
 from tests.problems import HIDDEN, problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
@@ -83,7 +83,7 @@ def test_a_deep_relu_network_of_he_initialisation_is_healthy():
 def test_a_network_that_learns_well_stays_healthy(hidden, optimizer):
     fit = dp.fit(
         new(hidden), optimizer, DATA.X, DATA.Y, epochs=15, batch_size=64, key=jax.random.key(1),
-        record=dp.diagnose, record_every=10,
+        record=dp.Record(dp.diagnose, 10),
     )  # fmt: skip
     assert fit.history["cost"][-1] < 0.1
     entries = fit.history["A"].shape[0] * fit.history["A"].shape[1]
@@ -147,7 +147,7 @@ def test_unscaled_inputs_are_found(factor, expected):
 def test_a_learning_rate_that_is_too_high_is_found(optimizer):
     fit = dp.fit(
         new("relu"), optimizer, DATA.X, DATA.Y, epochs=1, batch_size=64, key=jax.random.key(1),
-        record=dp.diagnose, record_every=5,
+        record=dp.Record(dp.diagnose, 5),
     )  # fmt: skip
     found = dp.findings(dp.diagnosis_of(fit.history, fit.params, 0))
     assert any("an update is" in f and "smaller learning rate" in f for f in found)
@@ -156,7 +156,7 @@ def test_a_learning_rate_that_is_too_high_is_found(optimizer):
 def test_a_learning_rate_that_is_too_low_is_found():
     fit = dp.fit(
         new("relu"), optax.adam(1e-8), DATA.X, DATA.Y, epochs=1, batch_size=64,
-        key=jax.random.key(1), record=dp.diagnose, record_every=5,
+        key=jax.random.key(1), record=dp.Record(dp.diagnose, 5),
     )  # fmt: skip
     (found,) = dp.findings(dp.diagnosis_of(fit.history, fit.params))
     assert found.startswith("all layers: updates are at most")
@@ -209,10 +209,10 @@ def test_a_record_has_every_kth_step():
 
     optimizer = optax.sgd(0.1)
     common = {"batch_size": 4, "key": jax.random.key(1)}
-    fit = dp.fit(params, optimizer, X, Y, epochs=2, record=spy, record_every=4, **common)
+    fit = dp.fit(params, optimizer, X, Y, epochs=2, record=dp.Record(spy, 4), **common)
     assert fit.history["W"].shape == (2, 3, 4, 3)  # steps 0, 4 and 8 of 10
     np.testing.assert_array_equal(fit.history["W"][0, 0], params[0].W)
-    every = dp.fit(params, optimizer, X, Y, epochs=2, record=spy, record_every=1, **common)
+    every = dp.fit(params, optimizer, X, Y, epochs=2, record=dp.Record(spy, 1), **common)
     for name in ("W", "step", "J"):
         np.testing.assert_allclose(fit.history[name], every.history[name][:, ::4], rtol=1e-6)
     W = every.history["W"].reshape(20, 4, 3)
@@ -226,7 +226,7 @@ def test_a_record_has_every_kth_step():
 
 def test_a_record_goes_through_a_checkpoint(tmp_path):
     params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
-    common = {"batch_size": 8, "key": jax.random.key(1), "record": dp.diagnose, "record_every": 2}
+    common = {"batch_size": 8, "key": jax.random.key(1), "record": dp.Record(dp.diagnose, 2)}
     optimizer = optax.sgd(0.1)
     whole = dp.fit(params, optimizer, X, Y, epochs=3, **common)
     dp.fit(params, optimizer, X, Y, epochs=2, checkpoint=tmp_path, **common)
@@ -235,15 +235,21 @@ def test_a_record_goes_through_a_checkpoint(tmp_path):
         np.testing.assert_array_equal(values, rest.history[name])
     with pytest.raises(ValueError, match="of another record"):
         dp.fit(
-            params, optimizer, X, Y, epochs=4, checkpoint=tmp_path, **(common | {"record_every": 3})
+            params,
+            optimizer,
+            X,
+            Y,
+            epochs=4,
+            checkpoint=tmp_path,
+            **(common | {"record": dp.Record(dp.diagnose, 3)}),
         )
 
 
 def test_bad_input_of_a_record():
     params, X, Y, _ = problem(3, [3, 4, 2], 8, dtype=np.float32)
     common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="record_every must be above 0"):
-        dp.fit(params, optax.sgd(0.1), X, Y, record=dp.diagnose, record_every=0, **common)
+    with pytest.raises(ValueError, match="every of a record must be above 0"):
+        dp.fit(params, optax.sgd(0.1), X, Y, record=dp.Record(dp.diagnose, 0), **common)
     for name in ("cost", "val_cost", "epsilon"):
 
         def record(*_, name=name):
@@ -268,7 +274,7 @@ def test_bad_input_of_a_record():
 def test_the_table_and_the_picture(tmp_path):
     fit = dp.fit(
         new("relu"), optax.adam(1e-3), DATA.X, DATA.Y, epochs=2, batch_size=64,
-        key=jax.random.key(1), record=dp.diagnose, record_every=10,
+        key=jax.random.key(1), record=dp.Record(dp.diagnose, 10),
     )  # fmt: skip
     lines = str(dp.diagnosis_of(fit.history, fit.params)).splitlines()
     assert lines[0].split() == [
@@ -306,7 +312,7 @@ def test_a_record_without_updates_is_enough(tmp_path):
 
 
 def test_layers_are_named_as_people_say_them():
-    from deepprop.diagnosis import _layers
+    from deepprop.signals.diagnosis import _layers
 
     said = [_layers(which) for which in ([3], [1, 2], [1, 2, 3, 4], [1, 3, 4])]
     assert said == ["layer 3", "layers 1 and 2", "layers 1 to 4", "layers 1, 3 and 4"]

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.ensemble import _train_epoch
+from deepprop.training.ensemble import _train_epoch
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")

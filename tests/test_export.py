@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.cli import main
-from deepprop.export import PLATFORMS
+from deepprop.command.cli import main
+from deepprop.files.program import PLATFORMS
 from tests.problems import HIDDEN, OUTPUTS, problem
 
 SIZES = (1, 2, 7, 100)
@@ -83,8 +83,8 @@ NETWORKS = {
     "float16": lambda: network_of(HIDDEN, dtype=np.float16),
     "float64": lambda: network_of(HIDDEN, dtype=np.float64),
     "stack": deep_network,
-    "stack of bfloat16 products": lambda: deep_network(products="bfloat16"),
-    "stack of float16 products": lambda: deep_network(products="float16"),
+    "stack of bfloat16 products": lambda: deep_network(compute_dtype="bfloat16"),
+    "stack of float16 products": lambda: deep_network(compute_dtype="float16"),
     "scaled": network_of,
     "scaled bfloat16": lambda: network_of(dtype=jnp.bfloat16),
 }
@@ -122,7 +122,7 @@ def test_one_program_predicts_for_batches_of_every_size_without_deepprop(exporte
     """To the rounding of the type; bfloat16 and float16 may round another way in a product."""
     folder, networks = exported
     params = networks[name]
-    eps = float(jnp.finfo(params[0].products or params[0].W.dtype).eps)
+    eps = float(jnp.finfo(params[0].compute_dtype or params[0].W.dtype).eps)
     X, A = np.load(folder / f"{name}.npz"), np.load(folder / f"{name}.answers.npz")
     assert A.files == [str(m) for m in sizes_of(name)]
     for m in A.files:

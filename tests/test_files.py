@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.data import load_data, load_examples
-from deepprop.files import atomic_write, check_writable, read_npz
+from deepprop.command.data import load_data, load_examples
+from deepprop.files.archive import atomic_write, check_writable, read_npz
 from tests.problems import HIDDEN, problem
 
 
@@ -255,7 +255,7 @@ def test_formats_of_0_1_0_by_hand(tmp_path):
         _of_format(tmp_path / "model.npz", form)
         params = dp.load(tmp_path / "model.npz")
         assert (params[0].residual, params[1].residual) == (residual, False)
-        assert params[0].products == products
+        assert params[0].compute_dtype == products
         assert sorted(dp.load_extra(tmp_path / "model.npz")) == ["scale", "shift"]
 
 
@@ -275,10 +275,10 @@ def test_files_that_0_1_0_wrote(name):
             (True, 2),
             (False, 1),
         ]
-        assert {layer.products for layer in params} == {jnp.dtype("bfloat16")}
+        assert {layer.compute_dtype for layer in params} == {jnp.dtype("bfloat16")}
     else:  # which 0.1.0 itself took for entries of its own, and loaded another network
         assert sorted(extra) == ["A", "X", "keep", "products", "residual"]
-        assert not any(layer.residual or layer.products for layer in params)
+        assert not any(layer.residual or layer.compute_dtype for layer in params)
 
 
 def test_a_cost_of_your_own_is_given_again_to_load(tmp_path):

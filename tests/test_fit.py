@@ -10,8 +10,8 @@ import pytest
 from scipy import sparse
 
 import deepprop as dp
-from deepprop.training import train_epoch
-from tests.problems import problem
+from deepprop.training.epoch import train_epoch
+from tests.problems import grouped, problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 ADAM = optax.adam(0.01)
@@ -25,7 +25,7 @@ def small(seed=0, m=24):
 
 def run(*data, **options):
     options = {"epochs": 3, "batch_size": 8, "key": jax.random.key(1), **options}
-    return dp.fit(data[0], options.pop("optimizer", ADAM), *data[1:], **options)
+    return dp.fit(data[0], options.pop("optimizer", ADAM), *data[1:], **grouped(**options))
 
 
 def leaves(fit):
@@ -313,11 +313,10 @@ BAD = {
     "examples as rows": ({"X": X.T}, ValueError, "X must have shape .* pass X.T"),
     "a seed": ({"key": 0}, TypeError, "key must be one JAX random key"),
     "negative weights": ({"weights": -np.ones(24)}, ValueError, "weights must be finite and not negative"),
-    "metrics alone": ({"metrics": {"zero": lambda A, Y: 0.0}}, ValueError, "metrics need a validation set"),
     "a metric called cost": ({"metrics": {"cost": lambda A, Y: 0.0}, "validation": (X, Y)}, ValueError, 'metrics must not be called "cost"'),
-    "a validation set of four": ({"validation": (X, Y, None, None)}, ValueError, r"validation must be \(X, Y\) or \(X, Y, weights\), got a tuple of length 4"),
+    "a validation set of four": ({"validation": (X, Y, None, None)}, ValueError, r"validation must be \(X, Y\) or \(X, Y, weights\), or a dp.Validation, got a tuple of length 4"),
     "a validation set of one": ({"validation": [X]}, ValueError, r"validation must be .*, got a list of length 1"),
-    "validation X alone": ({"validation": X}, TypeError, r"validation must be \(X, Y\) or \(X, Y, weights\), got a ndarray"),
+    "validation X alone": ({"validation": X}, TypeError, r"validation must be \(X, Y\) or \(X, Y, weights\), or a dp.Validation, got a ndarray"),
     "validation weights of another m": ({"validation": (X, Y, np.ones(5))}, ValueError, r"validation weights must have shape \(24,\).* got shape \(5,\)"),
     "negative validation weights": ({"validation": (X, Y, -np.ones(24))}, ValueError, "validation weights must be finite and not negative"),
     "validation weights of 0": ({"validation": (X, Y, np.zeros(24))}, ValueError, "validation weights must not all be zero"),
@@ -331,13 +330,11 @@ BAD = {
     "a metric by itself": ({"metrics": abs, "validation": (X, Y)}, TypeError, "metrics must be a mapping .* got a builtin_function_or_method"),
     "a metric without a function": ({"metrics": {"m": 0.5}, "validation": (X, Y)}, TypeError, "metrics must be a mapping .* got 0.5 under 'm'"),
     "a metric without a name": ({"metrics": {3: abs}, "validation": (X, Y)}, TypeError, "metrics must be a mapping .* got the name 3"),
-    "a list of metrics without a set": ({"metrics": [abs]}, TypeError, "metrics must be a mapping"),
     "another optimizer's state": ({"state": optax.sgd(0.1).init(PARAMS)}, ValueError, "state must be the state of this optimizer"),
     "another network's state": ({"state": ADAM.init(small()[0][:1])}, ValueError, "state must be the state of this optimizer"),
     "first_epoch of 0": ({"first_epoch": 0}, ValueError, "first_epoch must be above 0, got 0"),
     "one callback": ({"callbacks": print}, TypeError, "callbacks must be a sequence of functions"),
     "what is no callback": ({"callbacks": [print, 3]}, TypeError, "callbacks must be a sequence of functions"),
-    "patience alone": ({"patience": 3}, ValueError, "patience needs a validation set"),
     "patience of 0": ({"patience": 0, "validation": (X, Y)}, ValueError, "patience must be above 0"),
     "a validation set of another kind": ({"validation": (X[:2], Y)}, ValueError, r"validation X must have shape \(4, m\)"),
     "validation targets of another m": ({"validation": (X, Y[:, :5])}, ValueError, r"validation Y must have shape \(3, 24\)"),

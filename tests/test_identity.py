@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.identity import hash_of, name_of
+from deepprop.training.identity import hash_of, name_of
 
 
 def scaled(A, Y, factor=1.0, *, shift=0.0):

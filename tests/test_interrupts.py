@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop import loop
+from deepprop.training import loop
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.data import load_data, load_examples
-from deepprop.targets import encoded
+from deepprop.command.data import load_data, load_examples
+from deepprop.command.targets import encoded
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 2))

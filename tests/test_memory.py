@@ -21,12 +21,12 @@ OPTIMIZERS = {
 }
 
 
-def network(sizes, hidden="tanh", keep=1, residual=False, products=None, stack=True):
+def network(sizes, hidden="tanh", keep=1, residual=False, compute_dtype=None, stack=True):
     """The shapes and types of a network."""
 
     def make():
         params = dp.init_params(
-            jax.random.key(0), sizes, hidden=hidden, residual=residual, products=products
+            jax.random.key(0), sizes, hidden=hidden, residual=residual, compute_dtype=compute_dtype
         )
         return dp.stack(params, keep) if stack else params
 
@@ -66,7 +66,7 @@ CASES = [
     (HUNDRED, 256, {"hidden": "elu"}, "none"),
     ([128] * 401 + [10], 64, {"hidden": "gelu", "keep": "sqrt"}, "none"),
     ([512] * 9 + [10], 512, {"hidden": "relu"}, "none"),
-    ([64] * 51 + [10], 512, {"products": "float16", "keep": 4}, "none"),
+    ([64] * 51 + [10], 512, {"compute_dtype": "float16", "keep": 4}, "none"),
     ([64] * 100 + [10], 256, {"hidden": "relu"}, "adam"),
     ([64] * 1001 + [10], 32, {"keep": "sqrt"}, "adam"),
     ([784, *[64] * 51, 10], 32, {"hidden": "relu", "keep": 3}, "momentum"),
@@ -126,7 +126,7 @@ def test_gradients_are_alive_only_without_in_backward():
 
 
 def test_products_in_a_narrow_type_keep_half():
-    plans = [dp.memory_plan(network([64] * 51, products=p), 64) for p in (None, "bfloat16")]
+    plans = [dp.memory_plan(network([64] * 51, compute_dtype=p), 64) for p in (None, "bfloat16")]
     ratio = plans[1].activations / plans[0].activations
     assert 0.5 <= ratio < 0.52
     assert plans[0].gradients == plans[1].gradients

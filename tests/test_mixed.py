@@ -1,4 +1,4 @@
-"""Parameters and sums in float32, factors of products in bfloat16 or float16: `with_products`."""
+"""Parameters and sums in float32, factors of products in bfloat16 or float16: `with_compute_dtype`."""
 
 import re
 from dataclasses import replace
@@ -24,11 +24,11 @@ TINY = {"bfloat16": 0.0, "float16": 2.0**-25}
 def mixed(kind, sizes=(3, 4, 2), m=5, hidden="tanh", output="identity", weighted=False, seed=17):
     """A network with products of that type, and the data."""
     params, X, Y, w = problem(seed, list(sizes), m, hidden, output, weighted, np.float32)
-    return dp.with_products(params, kind), X, Y, w
+    return dp.with_compute_dtype(params, kind), X, Y, w
 
 
 def plain(params):
-    return dp.with_products(params, None)
+    return dp.with_compute_dtype(params, None)
 
 
 backward = jax.jit(by_hand)  # each of them one program
@@ -38,14 +38,14 @@ gradients = jax.jit(dp.gradients)
 exactly = jax.jit(autodiff)
 
 
-def output_layer(W, b, products="bfloat16", output="identity"):
+def output_layer(W, b, compute_dtype="bfloat16", output="identity"):
     W, b = (jnp.asarray(P, jnp.float32) for P in (W, b))
-    return dp.Layer(W, b, dp.output(output), products=np.dtype(products))
+    return dp.Layer(W, b, dp.output(output), compute_dtype=np.dtype(compute_dtype))
 
 
-def hidden_layer(W, b, products="bfloat16", activation="identity"):
+def hidden_layer(W, b, compute_dtype="bfloat16", activation="identity"):
     W, b = (jnp.asarray(P, jnp.float32) for P in (W, b))
-    return dp.Layer(W, b, dp.activation(activation), products=np.dtype(products))
+    return dp.Layer(W, b, dp.activation(activation), compute_dtype=np.dtype(compute_dtype))
 
 
 # Against float64, within a running error analysis.
@@ -474,12 +474,12 @@ def test_fit_comes_to_the_cost_that_float32_comes_to(kind, stacked):
     options = {"optimizer": optax.adam(0.01), "weights": np.ones(256), "validation": data(), "record": dp.diagnose}  # fmt: skip
     keys = jax.random.split(jax.random.key(1), 2)
     orders = [trained(make(), key=key, **options).history["cost"][-1] for key in keys]
-    got, expected = trained(make(products=kind), **options), trained(make(), **options)
+    got, expected = trained(make(compute_dtype=kind), **options), trained(make(), **options)
     assert got.history["cost"][-1] < 0.2 * got.history["cost"][0]
     spread = max(orders) - min(orders)
     for name in ("cost", "val_cost"):
         assert abs(got.history[name][-1] - expected.history[name][-1]) < spread
-    assert (got.params[0].W.dtype, got.params[0].products) == (np.float32, np.dtype(kind))
+    assert (got.params[0].W.dtype, got.params[0].compute_dtype) == (np.float32, np.dtype(kind))
     for name in ("A", "dZ", "dW"):  # the record of the first step: 5 layers, as above
         seen = got.history[name][0, 0]
         np.testing.assert_allclose(seen, expected.history[name][0, 0], rtol=5 * 11 * U[kind])
@@ -489,7 +489,7 @@ def test_fit_comes_to_the_cost_that_float32_comes_to(kind, stacked):
 def test_other_ways_to_train():
     """Of float16, where dZ is of one type and A of another; K-FAC's steps are traced below."""
     kind = "float16"
-    params = dp.init_params(jax.random.key(0), [4, 8, 3], hidden="tanh", products=kind)
+    params = dp.init_params(jax.random.key(0), [4, 8, 3], hidden="tanh", compute_dtype=kind)
     private = {"epochs": 2, "privacy": dp.Privacy(1.0, 1e-3, noise_multiplier=1.0), "optimizer": optax.sgd(0.1)}  # fmt: skip
     got, expected = (trained(p, **private) for p in (params, plain(params)))
     # The private sums are float32's: X alone is rounded.
@@ -522,7 +522,7 @@ def test_steps_of_kfac_and_in_backward_keep_strict_types(kind, stacked):
 
 def test_parameters_in_float64(x64, optax_types):
     params, X, Y, w = problem(17, [3, 4, 2], 8, weighted=True)
-    params = dp.with_products(params, "float16")
+    params = dp.with_compute_dtype(params, "float16")
     with jax.numpy_dtype_promotion("strict"):
         grads = backward(params, X, Y, w)
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {np.dtype(np.float64)}
@@ -537,7 +537,7 @@ def test_parameters_in_float64(x64, optax_types):
 
 @pytest.mark.parametrize("kind", NARROW)
 def test_a_checkpoint_and_a_file_know_the_type_of_products(kind, tmp_path):
-    params = dp.init_params(jax.random.key(0), [4, 16, 3], products=kind)
+    params = dp.init_params(jax.random.key(0), [4, 16, 3], compute_dtype=kind)
     dp.save(tmp_path / "model.npz", params)
     assert jax.tree.structure(dp.load(tmp_path / "model.npz")) == jax.tree.structure(params)
     trained(params, optax.sgd(0.1), epochs=1, checkpoint=tmp_path / "run")
@@ -609,11 +609,11 @@ def test_autodiff_of_bfloat16_products_is_what_is_by_hand():
 # Bad input.
 
 BAD = {
-    "int8": 'products must be "bfloat16", "float16" or None, got \'int8\'',
-    "float32": 'products must be "bfloat16", "float16" or None, got \'float32\'',
-    "fp16": 'products must be "bfloat16", "float16" or None, got \'fp16\'',
-    "float8_e4m3fn": 'products must be "bfloat16", "float16" or None',
-    3: 'products must be "bfloat16", "float16" or None, got 3',
+    "int8": 'compute_dtype must be "bfloat16", "float16" or None, got \'int8\'',
+    "float32": 'compute_dtype must be "bfloat16", "float16" or None, got \'float32\'',
+    "fp16": 'compute_dtype must be "bfloat16", "float16" or None, got \'fp16\'',
+    "float8_e4m3fn": 'compute_dtype must be "bfloat16", "float16" or None',
+    3: 'compute_dtype must be "bfloat16", "float16" or None, got 3',
 }
 
 
@@ -621,8 +621,8 @@ BAD = {
 def test_another_type_is_refused(kind):
     params = plain(mixed("float16")[0])
     for make in (
-        lambda: dp.with_products(params, kind),
-        lambda: dp.init_params(jax.random.key(0), [3, 2], products=kind),
+        lambda: dp.with_compute_dtype(params, kind),
+        lambda: dp.init_params(jax.random.key(0), [3, 2], compute_dtype=kind),
     ):
         with pytest.raises(TypeError, match=BAD[kind]):
             make()
@@ -631,18 +631,20 @@ def test_another_type_is_refused(kind):
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("kind", NARROW)
 def test_params_that_are_narrow_already_are_refused(kind, dtype):
-    with pytest.raises(TypeError, match=f"params must be wider than products {kind}, got {dtype}"):
-        dp.init_params(jax.random.key(0), [3, 2], dtype=dtype, products=kind)
+    with pytest.raises(
+        TypeError, match=f"params must be wider than compute_dtype {kind}, got {dtype}"
+    ):
+        dp.init_params(jax.random.key(0), [3, 2], dtype=dtype, compute_dtype=kind)
     with pytest.raises(TypeError, match=r"params must be a tuple of dp\.Layer"):
-        dp.with_products([1], kind)
+        dp.with_compute_dtype([1], kind)
 
 
-def test_with_products_gives_the_same_arrays_and_none_takes_it_back():
+def test_with_compute_dtype_gives_the_same_arrays_and_none_takes_it_back():
     params = dp.init_params(jax.random.key(0), [3, 4, 2])
-    narrow = dp.with_products(params, jnp.float16)
-    assert [p.products for p in narrow] == [np.dtype(np.float16)] * 2
+    narrow = dp.with_compute_dtype(params, jnp.float16)
+    assert [p.compute_dtype for p in narrow] == [np.dtype(np.float16)] * 2
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (params, narrow)), strict=True))
-    assert jax.tree.structure(dp.with_products(narrow, None)) == jax.tree.structure(params)
-    made = dp.init_params(jax.random.key(0), [3, 4, 2], products="float16")
+    assert jax.tree.structure(dp.with_compute_dtype(narrow, None)) == jax.tree.structure(params)
+    made = dp.init_params(jax.random.key(0), [3, 4, 2], compute_dtype="float16")
     assert jax.tree.structure(made) == jax.tree.structure(narrow)
-    assert jax.tree.structure(dp.with_products(narrow, "bfloat16")) != jax.tree.structure(made)
+    assert jax.tree.structure(dp.with_compute_dtype(narrow, "bfloat16")) != jax.tree.structure(made)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.training import one_epoch
+from deepprop.training.epoch import one_epoch
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")

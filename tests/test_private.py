@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 import deepprop as dp
-from deepprop.private import _add_up, private_epoch, sampling
-from deepprop.training import no_sums
+from deepprop.training.epoch import no_sums
+from deepprop.training.private import _add_up, private_epoch, sampling
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")

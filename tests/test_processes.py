@@ -35,8 +35,10 @@ EACH = """
     params = dp.place(dp.load(f"{folder}/model.npz"), mesh)
     fit = dp.fit(
         params, optax.adam(0.01), X, Y, weights=w, epochs=epochs, batch_size=32,
-        key=jax.random.key(1), checkpoint=f"{folder}/checkpoint", validation=(X, Y), shards=4,
-        metrics={"right": lambda A, Y: (A.argmax(0) == Y.argmax(0)).mean()},
+        key=jax.random.key(1), checkpoint=f"{folder}/checkpoint", shards=4,
+        validation=dp.Validation(
+            X, Y, metrics={"right": lambda A, Y: (A.argmax(0) == Y.argmax(0)).mean()}
+        ),
     )
     whole = jax.jit(lambda p: p, out_shardings=jax.NamedSharding(mesh, jax.P()))(fit.params)
     if rank == 0:
@@ -80,8 +82,10 @@ def test_processes_train_as_one(tmp_path, processes, devices, model):
     for rank, part in enumerate(np.split(np.arange(96), processes)):
         np.savez(tmp_path / f"part{rank}.npz", X=X[:, part], Y=Y[:, part], w=w[part])
     options = {
-        "weights": w, "batch_size": 32, "key": jax.random.key(1), "validation": (X, Y), "shards": 4,
-        "metrics": {"right": lambda A, Y: (A.argmax(0) == Y.argmax(0)).mean()},
+        "weights": w, "batch_size": 32, "key": jax.random.key(1), "shards": 4,
+        "validation": dp.Validation(
+            X, Y, metrics={"right": lambda A, Y: (A.argmax(0) == Y.argmax(0)).mean()}
+        ),
     }  # fmt: skip
     one = dp.fit(params, optax.adam(0.01), X, Y, epochs=5, **options)
     train(tmp_path, processes, devices, 3, model)

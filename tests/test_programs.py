@@ -14,9 +14,9 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop import batches, ensemble, measure, private, training
-from deepprop.programs import STRONG, Programs
-from tests.problems import problem
+from deepprop.training import batches, ensemble, epoch, measure, private
+from deepprop.training.programs import STRONG, Programs
+from tests.problems import grouped, problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
@@ -26,7 +26,7 @@ SGD = optax.sgd(0.1)
 
 
 def fit(optimizer=SGD, **options):
-    return dp.fit(PARAMS, optimizer, X, Y, epochs=2, batch_size=8, key=KEY, **options)
+    return dp.fit(PARAMS, optimizer, X, Y, epochs=2, batch_size=8, key=KEY, **grouped(**options))
 
 
 def with_metric(metric):
@@ -41,7 +41,9 @@ def private_epoch(optimizer):
 
 
 def fit_ensemble(optimizer=SGD, **options):
-    return dp.fit_ensemble(SEVERAL, optimizer, X, Y, epochs=2, batch_size=8, key=KEY, **options)
+    return dp.fit_ensemble(
+        SEVERAL, optimizer, X, Y, epochs=2, batch_size=8, key=KEY, **grouped(**options)
+    )
 
 
 def fit_batches(optimizer=SGD, **options):
@@ -84,13 +86,13 @@ class Mean:
 
 # What makes the object, what trains with it, what in it must die, and where its programs were.
 OBJECTS = {
-    "optimizer": (lambda: optax.adam(0.1), fit, lambda o: o.update, training.train_epoch),
-    "chain": (lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)), fit, lambda o: o.update, training.train_epoch),
-    "in_backward": (lambda: dp.in_backward(optax.sgd(0.1)), fit, lambda o: o.update, training.train_epoch),
-    "bound methods": (Rule, lambda rule: fit(rule.transformation()), lambda rule: rule, training.train_epoch),
-    "backward": (new_backward, lambda f: fit(backward=f), lambda f: f, training.train_epoch),
-    "partial": (lambda: partial(halved, factor=0.5), lambda f: fit(backward=f), lambda f: f, training.train_epoch),
-    "record": (new_record, lambda f: fit(record=f), lambda f: f, training.train_epoch),
+    "optimizer": (lambda: optax.adam(0.1), fit, lambda o: o.update, epoch.train_epoch),
+    "chain": (lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)), fit, lambda o: o.update, epoch.train_epoch),
+    "in_backward": (lambda: dp.in_backward(optax.sgd(0.1)), fit, lambda o: o.update, epoch.train_epoch),
+    "bound methods": (Rule, lambda rule: fit(rule.transformation()), lambda rule: rule, epoch.train_epoch),
+    "backward": (new_backward, lambda f: fit(backward=f), lambda f: f, epoch.train_epoch),
+    "partial": (lambda: partial(halved, factor=0.5), lambda f: fit(backward=f), lambda f: f, epoch.train_epoch),
+    "record": (new_record, lambda f: fit(record=f), lambda f: f, epoch.train_epoch),
     "metric": (new_metric, with_metric, lambda f: f, measure._measured),
     "jitted metric": (lambda: jax.jit(new_metric()), with_metric, lambda f: f, measure._measured),
     "callable object": (Mean, with_metric, lambda f: f, measure._measured),
@@ -127,10 +129,10 @@ def test_an_optimizer_goes_without_the_garbage_collector():
         optimizer = optax.adam(0.1)
         fit(optimizer)
         alive = weakref.ref(optimizer.update)
-        before = len(training.train_epoch)
+        before = len(epoch.train_epoch)
         del optimizer
         assert alive() is None
-        assert len(training.train_epoch) == before - 1
+        assert len(epoch.train_epoch) == before - 1
     finally:
         gc.enable()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deepprop.shuffle import random_order
+from deepprop.training.shuffle import random_order
 
 
 def orders(m, count):

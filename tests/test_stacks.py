@@ -317,7 +317,7 @@ def trained(params, optimizer, **options):
 @pytest.mark.parametrize("keep", [1, 3])
 def test_fit_goes_the_same_way(keep):
     params, *_ = deep("tanh", residual=True)
-    options = {"record": dp.diagnose, "record_every": 2, "weights": np.linspace(0.5, 1, 50)}
+    options = {"record": dp.Record(dp.diagnose, 2), "weights": np.linspace(0.5, 1, 50)}
     one = trained(params, optax.adam(1e-2), **options)
     other = trained(dp.stack(params, keep), optax.adam(1e-2), **options)
     np.testing.assert_allclose(one.history["cost"], other.history["cost"], rtol=1e-9)
@@ -366,7 +366,7 @@ def test_checkpoints_tell_residual_networks_apart(tmp_path):
 @pytest.mark.parametrize("keep", [1, 3])
 def test_a_saved_stack_is_what_it_was(tmp_path, keep):
     params, X, *_ = deep("tanh", residual=True, dtype=np.float32)
-    stacked = dp.with_products(dp.stack(params, keep), "bfloat16")
+    stacked = dp.with_compute_dtype(dp.stack(params, keep), "bfloat16")
     dp.save(tmp_path / "model.npz", stacked, classes=np.arange(3))
     again = dp.load(tmp_path / "model.npz")
     assert jax.tree.structure(again) == jax.tree.structure(stacked)
@@ -393,8 +393,8 @@ def test_bad_input_is_named():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             f()
-    with pytest.raises(TypeError, match="one type of products, layer 1 has None, layer 2"):
-        dp.forward((first, replace(middle, products=np.dtype("float16")), last), X)
+    with pytest.raises(TypeError, match="one compute_dtype, layer 1 has None, layer 2"):
+        dp.forward((first, replace(middle, compute_dtype=np.dtype("float16")), last), X)
 
 
 def test_rows_of_all_layers_go_to_their_entries():

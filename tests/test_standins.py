@@ -134,7 +134,7 @@ def test_it_takes_no_memory_of_the_size_of_the_parameters():
     n = 10**7
     make = lambda n, below, g: dp.Layer(jax.ShapeDtypeStruct((n, below), jnp.float32), jax.ShapeDtypeStruct((n, 1), jnp.float32), g)  # noqa: E731 # fmt: skip
     params = (make(n, n, dp.activation("tanh")), make(n, n, dp.activation("tanh")), make(5, n, dp.output("softmax")))  # fmt: skip
-    from deepprop.standins import check_each_alone
+    from deepprop.optimizers.independence import check_each_alone
 
     check_each_alone(optax.with_extra_args_support(optax.adam(0.1)), params)
     with pytest.raises(ValueError, match="updates layer 2 of these params otherwise"):

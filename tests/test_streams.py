@@ -13,9 +13,9 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.cli import main
-from deepprop.report import epoch_lines
-from deepprop.streams import Tolerant
+from deepprop.command.cli import main
+from deepprop.training.report import epoch_lines
+from deepprop.training.streams import Tolerant
 
 CLASSES = ["chi\u00e9n", "\u732b"]  # a dog that Latin-1 has, a cat that it has not
 pytestmark = pytest.mark.usefixtures("optax_types")

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.shuffle import random_order
-from deepprop.training import train_epoch
+from deepprop.training.epoch import train_epoch
+from deepprop.training.shuffle import random_order
 from tests.problems import problem, public_cost
 
 pytestmark = pytest.mark.usefixtures("optax_types")

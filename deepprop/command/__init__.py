@@ -1,0 +1,1 @@
+"""The command line: `deepprop train`, `predict`, `export` and `check`."""

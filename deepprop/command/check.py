@@ -1,0 +1,67 @@
+"""deepprop check: gradients against central differences, on one network or on all kinds."""
+
+import argparse
+from typing import Any
+
+import jax
+import numpy as np
+
+import deepprop as dp
+from deepprop._arguments import output_of
+from deepprop.activations import ACTIVATIONS
+from deepprop.command.words import (
+    describe,
+    hidden_of,
+    named,
+)
+from deepprop.costs import COSTS, OUTPUTS
+from deepprop.layers import Params
+
+
+def check(args: argparse.Namespace) -> int:
+    """Hold the gradients of one network, or of each activation and output, against differences."""
+    given = (args.hidden, args.activation, args.output)
+    if args.model is not None:
+        if given != (None, None, None):
+            raise ValueError("a saved network has its own --hidden, --activation and --output")
+        networks = {args.model: dp.load(args.model, own=[named(name) for name in args.own])}
+    elif given != (None, None, None):
+        hidden = [16, 12] if args.hidden is None else args.hidden
+        activations = hidden_of(args.activation, len(hidden))
+        networks = {"": _new(args.seed, hidden, activations, named(args.output or "softmax"))}
+    else:
+        pairs = [(a, "softmax") for a in ACTIVATIONS] + [("tanh", o) for o in OUTPUTS]
+        pairs += [("tanh", f"{a}+{c}") for a in ("identity", "tanh") for c in COSTS]
+        networks = {f"{a}, {o}": _new(args.seed, [16, 12], a, o) for a, o in pairs}
+    failed = 0
+    for name, params in networks.items():
+        try:
+            report = dp.check_gradients(
+                params, *_random_examples(params, args.examples, args.seed),
+                tolerance=args.tolerance, sample=args.sample,
+            )  # fmt: skip
+        except dp.GradientError as error:
+            report, failed = error.report, failed + 1
+        print(f"{'ok   ' if report.ok else 'WRONG'} {name or describe(params):28} {report}")
+    return 1 if failed else 0
+
+
+def _new(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:
+    return dp.init_params(jax.random.key(seed), [8, *hidden, 4], hidden=activation, output=output)
+
+
+def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """X from the standard normal, and Y of the kind that the output takes."""
+    rng = np.random.default_rng(seed)
+    n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
+    X = rng.standard_normal((n_0, m))
+    match output_of(params).name:
+        case "softmax":
+            Y = np.eye(n_L)[:, rng.integers(n_L, size=m)]
+        case "sigmoid":
+            Y = rng.integers(2, size=(n_L, m)).astype(float)
+        case "exp":
+            Y = rng.poisson(3.0, (n_L, m)).astype(float)
+        case _:
+            Y = rng.standard_normal((n_L, m))
+    return X, Y

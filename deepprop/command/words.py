@@ -1,0 +1,98 @@
+"""What the commands share: what an option names, and how networks and values are printed."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import deepprop as dp
+from deepprop._arguments import output_of
+from deepprop.command.data import Scaling
+from deepprop.files.model import checked_classes, checked_scaling
+from deepprop.layers import Layer, Params, depth, is_stack
+
+ADVICE = "(dp.save(..., scaling=...) stores one)"
+
+
+def named(name: str) -> Any:
+    """What `module:name` stands for, with the current folder importable; else the name itself."""
+    if ":" not in name:
+        return name
+    module, attribute = name.split(":", 1)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = import_module(module)
+    except Exception as error:  # the module is the user's, and may raise anything
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
+    if not hasattr(found, attribute):
+        raise ValueError(f"{name}: the module {module} has no {attribute}")
+    return getattr(found, attribute)
+
+
+def hidden_of(text: str | None, layers: int) -> Any:
+    """The activations that --activation stands for."""
+    names = [named(name.strip()) for name in (text or "relu").split(",")]
+    return names * layers if len(names) == 1 else names
+
+
+def describe(params: Params) -> str:
+    """Units and activations, layer by layer."""
+    return " - ".join([str(params[0].W.shape[-1]), *map(_described, params)])
+
+
+def _described(layer: Layer) -> str:
+    times = f"{depth(layer)} x " if is_stack(layer) else ""
+    residual = " residual" if layer.residual else ""
+    return f"{times}{layer.W.shape[-2]} {layer.activation.name}{residual}"
+
+
+def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
+    """What is measured beside the cost: its name, and a function of A[L] and Y."""
+    name = output_of(params).name
+    if name == "softmax":
+        return "accuracy", lambda A, Y: jnp.mean(jnp.argmax(A, 0) == jnp.argmax(Y, 0))
+    if name == "sigmoid":
+        return "accuracy", lambda A, Y: jnp.mean((A > 0.5) == (Y > 0.5))
+    return "rmse", lambda A, Y: jnp.sqrt(jnp.mean((A - Y) ** 2))
+
+
+def shown(metric: str, value: float) -> str:
+    """A measured value as people read it."""
+    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, str]:
+    """How the examples are scaled and what the classes are called, from a model file.
+
+    Returns:
+        The scaling, the classes or None, and a line that says so where the file holds no scaling.
+
+    Raises:
+        ValueError: the file holds a scaling or classes that do not fit the network.
+    """
+    extra = dp.load_extra(path)
+    n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
+    pair = [extra[name] for name in ("shift", "scale") if name in extra]
+    note = "" if pair else f"no scaling in {path}: inputs are taken as they are {ADVICE}\n"
+    classes = extra.get("classes")
+    if classes is None and output_of(params).name == "softmax":
+        classes = np.arange(n_L)
+    try:
+        if len(pair) == 1:
+            raise ValueError("has shift or scale alone, must have both or neither")
+        scaling = checked_scaling(pair or (np.zeros(n_0), np.ones(n_0)), n_0, np.float64)
+        # The label of a single unit is no answer: it would be the same for all examples.
+        classes = None if classes is None or n_L == 1 else checked_classes(classes, n_L)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Scaling(*scaling), classes, note
+
+
+def first_of(items: np.ndarray) -> str:
+    """The first ten items, separated by commas."""
+    return ", ".join(str(item) for item in items[:10]) + (", ..." if len(items) > 10 else "")

@@ -1,0 +1,183 @@
+"""The Gauss-Newton matrix: its diagonal, and its product with a direction, without the matrix.
+
+It is 1/m sum_i J_i^T H_i J_i, where J_i is the derivative of example i's Z[L] by the parameters,
+and H_i that of its loss by Z[L], twice. For the four outputs with a name of their own it is the
+Fisher matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop._arguments import check_cache, check_like
+from deepprop._arithmetic import product, wide
+from deepprop._checks import example_weights, sum_of_weights
+from deepprop.backprop import error_signals, gradients
+from deepprop.equations import slope
+from deepprop.layers import Cache, Layer, Params, type_of_dZ
+from deepprop.signals.fisher import of_output
+from deepprop.signals.moments import squared_gradients
+from deepprop.walk import inputs_of_layers, layer_scan, recomputed
+
+
+def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Params:
+    """The diagonal of the Gauss-Newton matrix, exactly: 1/m sum_i J_i^T H_i J_i.
+
+    J_i is dZ[L]/d parameters of example i, and H_i its loss's second derivative by Z[L]. With
+    H_i = S S^T it is the sum over the columns s of S of the squared gradients that come of
+    dZ[L] = s: n_L backward passes instead of one. `squared_gradients` with `sampled_targets`
+    estimates the same in one.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 2], output="identity")
+    >>> _, cache = dp.forward(params, 2 * jnp.ones((3, 5)))
+    >>> dp.gauss_newton_diagonal(cache)[0].W[0]  # J is linear in W: the mean of X^2
+    Array([4., 4., 4.], dtype=float32)
+
+    Args:
+        cache: what `forward` gave.
+        weights: (m,), one an example: a mean over w_i / sum_i w_i.
+
+    Returns:
+        Layers like `params`, in float32 at least.
+
+    Raises:
+        ValueError: the output is not one of the four with a name of their own, or the weights do
+            not fit.
+        TypeError: the weights are not real numbers, or `cache` is no cache.
+
+    Source:
+        Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent;
+        Dangel et al. 2020, BackPACK, arXiv:1912.10985.
+    """
+    root = of_output(cache, ROOTS, "the Gauss-Newton diagonal")
+    A_L = cache.A[-1]
+
+    def of_column(total: Params, unit: Array) -> tuple[Params, None]:
+        dZ = _signals_from(cache, root(A_L, unit[:, None]))  # dZ[L] = s
+        return jax.tree.map(jnp.add, total, squared_gradients(cache, dZ, weights)), None
+
+    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), cache.params)
+    total: Params
+    total, _ = jax.lax.scan(of_column, zero, jnp.eye(len(A_L), dtype=A_L.dtype))
+    return total
+
+
+def tangent(cache: Cache, V: Params) -> Array:
+    """The derivative of Z[L] along V, layer by layer upwards: J_i v in column i.
+
+        RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]        RA[l] = g[l]'(Z[l]) * RZ[l]
+
+    and RA[l-1] more where a layer is residual.
+
+    Args:
+        cache: what `forward` gave.
+        V: a direction, like `params`: V[l] for W[l] and v[l] for b[l].
+
+    Returns:
+        RZ[L] (n_L, m), in float32 at least.
+
+    Source:
+        Pearlmutter 1994, Fast Exact Multiplication by the Hessian (the R operator).
+    """
+    check_cache(cache)
+    check_like("V", V, cache.params)
+    cache = recomputed(cache)
+    RA = jnp.zeros(cache.A[0].shape, type_of_dZ(cache.params[0]))
+    (*hidden, last), (*directions, v), (*inputs, A) = cache.params, V, inputs_of_layers(cache)
+    entries = directions, cache.Z[:-1], inputs, cache.A[1:-1]
+    RA = layer_scan(_tangent_above, RA, tuple(hidden), *entries)
+    return _tangent_at(RA, last, v, A, cache.Z[-1].dtype)
+
+
+def _tangent_at(RA: Array, layer: Layer, v: Layer, A_below: Array, dtype: np.dtype) -> Array:
+    """RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]."""
+    times = partial(product, dtype=dtype, factors=layer.compute_dtype)
+    at: Array = times(v.W, A_below) + v.b.astype(dtype) + times(layer.W, RA)
+    return at
+
+
+def _tangent_above(RA: Array, layer: Layer, v: Layer, Z: Array, A_below: Array, A: Array) -> Array:
+    """RA[l] in the type of dZ[l]: V may be as far from A in size as a gradient is."""
+    through = slope(layer, Z, A).astype(RA.dtype) * _tangent_at(RA, layer, v, A_below, RA.dtype)
+    above: Array = RA + through if layer.residual else through
+    return above
+
+
+def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = None) -> Params:
+    """G V, the Gauss-Newton matrix times a direction: 1/m sum_i J_i^T H_i J_i v.
+
+    `tangent` goes up with V, H_i is multiplied by, and the backward pass comes down with
+    dZ[L] = H J V: about the cost of one forward and one backward pass, and no matrix G.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 2], output="identity")
+    >>> _, cache = dp.forward(params, 2 * jnp.ones((3, 5)))
+    >>> along_b = (dp.Layer(jnp.zeros((2, 3)), jnp.ones((2, 1)), params[0].activation),)
+    >>> dp.gauss_newton_product(cache, along_b)[0].W  # the mean of x 1: 2 everywhere
+    Array([[2., 2., 2.],
+           [2., 2., 2.]], dtype=float32)
+
+    Args:
+        cache: what `forward` gave.
+        V: a direction, like `params`.
+        weights: (m,), one an example: a mean over w_i / sum_i w_i.
+
+    Returns:
+        Layers like `params`, in their type.
+
+    Raises:
+        ValueError: the output is not one of the four with a name of their own, V is of another
+            network, or the weights do not fit.
+        TypeError: V is no layers, the weights are not real numbers, or `cache` is no cache.
+
+    Source:
+        Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent.
+    """
+    times_H = of_output(cache, TIMES_H, "the Gauss-Newton product")
+    dZ_L = times_H(cache.A[-1], tangent(cache, V))
+    return gradients(cache, _signals_from(cache, dZ_L), weights)
+
+
+def gauss_newton_form(
+    cache: Cache, directions: Sequence[Params], weights: ArrayLike | None = None
+) -> Array:
+    """V_a^T G V_b for each pair of directions, without a backward pass: (k, k) for k of them."""
+    times_H = of_output(cache, TIMES_H, "the Gauss-Newton product")
+    R = jnp.stack([tangent(cache, V) for V in directions])  # (k, n_L, m)
+    w = jnp.ones(R.shape[-1], R.dtype)
+    w = w if weights is None else example_weights(weights, R.shape[-1], R.dtype)
+    HR = jax.vmap(partial(times_H, cache.A[-1]))(R) * (w / sum_of_weights(w))[None, None, :]
+    return jnp.einsum("aki,bki->ab", R, HR)
+
+
+def _signals_from(cache: Cache, dZ_L: Array) -> tuple[Array, ...]:
+    """The error signals that come of dZ[L] as it is given, for an output with dZ[L] = A[L] - Y."""
+    cache = replace(cache, A=(*cache.A[:-1], dZ_L))
+    return error_signals(cache, jnp.zeros_like(dZ_L))
+
+
+def _softmax_root(A: Array, unit: Array) -> Array:
+    """H = diag(A) - A A^T = sum_k A_k (e_k - A) (e_k - A)^T."""
+    return jnp.sqrt(jnp.sum(unit * A, axis=-2, keepdims=True)) * (unit - A)
+
+
+# By the output's name: the column of S that belongs to a unit, where S S^T = H; and H R.
+ROOTS: dict[str, Callable[[Array, Array], Array]] = {
+    "softmax": _softmax_root,
+    "sigmoid": lambda A, unit: jnp.sqrt(A * (1 - A)) * unit,
+    "identity": lambda A, unit: jnp.ones_like(A) * unit,
+    "exp": lambda A, unit: jnp.sqrt(A) * unit,
+}
+TIMES_H: dict[str, Callable[[Array, Array], Array]] = {
+    "softmax": lambda A, R: A * (R - jnp.sum(A * R, axis=-2, keepdims=True)),
+    "sigmoid": lambda A, R: A * (1 - A) * R,
+    "identity": lambda A, R: R,
+    "exp": lambda A, R: A * R,
+}

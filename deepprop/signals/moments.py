@@ -1,0 +1,160 @@
+"""How much gradients of single examples differ: squares, variance, and the gradient noise scale."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop._arguments import check_cache, signals
+from deepprop._arithmetic import wide
+from deepprop.backprop import gradients
+from deepprop.layers import Cache, Params, like
+from deepprop.mixed_precision import with_compute_dtype
+from deepprop.signals.per_example import per_example_norms
+from deepprop.walk import recomputed
+
+
+def squared_gradients(
+    cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None
+) -> Params:
+    """The mean of the squared gradients of single examples, 1/m dZ[l]^2 (A[l-1]^2)^T.
+
+    The square of an outer product is the outer product of the squares, so the mean of g_i^2 is one
+    matrix product a layer, as the mean of g_i is. For b: 1/m sum_i dz_i[l]^2. With weights:
+    sum_i w_i g_i^2 / sum_i w_i.
+
+    With dZ of the data's targets this is the diagonal of the empirical Fisher; with dZ of
+    `sampled_targets` it estimates that of the Fisher, which for the four outputs with a name of
+    their own is the Gauss-Newton matrix.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
+    >>> _, cache = dp.forward(params, jnp.array([[0.0, 0.0]]))
+    >>> float(dp.squared_gradients(cache, dp.error_signals(cache, [[3.0, -1.0]]))[0].b[0, 0])
+    5.0
+
+    Args:
+        cache: what `forward` gave.
+        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+        weights: (m,), one an example, none negative and not all 0.
+
+    Returns:
+        Layers like `params`, in float32 at least.
+
+    Raises:
+        ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
+        TypeError: the weights are not real numbers, or `cache` is no cache.
+
+    Source:
+        Dangel et al. 2020, BackPACK, arXiv:1912.10985.
+    """
+    widened = _widened(cache)
+    squares = replace(widened, A=tuple(jnp.square(A) for A in widened.A))
+    dZ_squares = [jnp.square(dZ_l) for dZ_l in signals(widened, dZ)]
+    return like(cache.params, gradients(squares, dZ_squares, weights))
+
+
+def gradient_variance(
+    cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None
+) -> Params:
+    """The variance of the gradients of single examples, 1/m sum_i g_i^2 - (1/m sum_i g_i)^2.
+
+    Parameter by parameter, of these m examples (divided by m, not m - 1). A variance far below the
+    square of the mean is lost in rounding; it is never negative.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
+    >>> _, cache = dp.forward(params, jnp.array([[0.0, 0.0]]))
+    >>> float(dp.gradient_variance(cache, dp.error_signals(cache, [[3.0, -1.0]]))[0].b[0, 0])
+    4.0
+
+    Args:
+        cache: what `forward` gave.
+        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+        weights: (m,), one an example: a mean over w_i / sum_i w_i.
+
+    Returns:
+        Layers like `params`, in float32 at least.
+
+    Raises:
+        ValueError, TypeError: as `squared_gradients`.
+    """
+    widened = _widened(cache)
+    mean, squares = gradients(widened, dZ, weights), squared_gradients(widened, dZ, weights)
+    variance: Params = jax.tree.map(lambda s, g: jnp.maximum(s - g * g, 0), squares, mean)
+    return like(cache.params, variance)
+
+
+class NoiseScale(NamedTuple):
+    """What `gradient_noise_scale` gives, each a scalar.
+
+    Attributes:
+        ratio: B = trace / squared_norm, in examples; infinite where `squared_norm` is not above 0.
+        trace: of the covariance of g_i, unbiased: how far gradients of single examples scatter.
+        squared_norm: of the true gradient, unbiased, and so perhaps below 0.
+    """
+
+    ratio: Array
+    trace: Array
+    squared_norm: Array
+
+
+def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
+    """B = tr(S) / |G|^2: the batch size at which noise and gradient are of one size.
+
+    Far below B a larger batch saves steps in proportion; far above, it saves hardly any. With g the
+    mean of the m gradients g_i, the unbiased estimates are
+
+        tr(S) = m / (m - 1) (1/m sum_i ||g_i||^2 - ||g||^2)
+        |G|^2 = 1 / (m - 1) (m ||g||^2 - 1/m sum_i ||g_i||^2)
+
+    The published method compares batches of two sizes; here a single one will do, as the ||g_i||
+    are known. Over several steps, average `trace` and `squared_norm` before dividing them.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 1], output="identity")
+    >>> _, cache = dp.forward(params, jax.random.normal(jax.random.key(1), (3, 8)))
+    >>> float(dp.gradient_noise_scale(cache, dp.error_signals(cache, jnp.ones((1, 8)))).ratio) > 0
+    True
+
+    Args:
+        cache: what `forward` gave, for at least two examples.
+        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+
+    Returns:
+        A `NoiseScale`.
+
+    Raises:
+        ValueError: dZ is of another network or batch than the cache, or there is one example only.
+        TypeError: dZ is not real numbers, or `cache` is no cache.
+
+    Source:
+        McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1,
+        arXiv:1812.06162.
+    """
+    cache = _widened(cache)
+    norms = per_example_norms(cache, dZ)
+    unit = jnp.max(norms)  # over it, squares neither overflow nor vanish
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    mean_square = jnp.mean(jnp.square(norms / unit))  # 1/m sum_i ||g_i||^2
+    m = cache.A[0].shape[-1]
+    if m < 2:
+        raise ValueError(f"cache must hold at least two examples to tell their noise, got {m}")
+    leaves = jax.tree.leaves(gradients(cache, dZ))
+    square = sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves)  # ||g||^2
+    trace = m / (m - 1) * (mean_square - square)
+    squared_norm = (m * square - mean_square) / (m - 1)
+    positive = squared_norm > 0
+    ratio = jnp.where(positive, trace / jnp.where(positive, squared_norm, 1), jnp.inf)
+    return NoiseScale(ratio, jnp.square(unit) * trace, jnp.square(unit) * squared_norm)
+
+
+def _widened(cache: Cache) -> Cache:
+    """The same in the type in which numbers are added up: squares need its range."""
+    check_cache(cache)
+    widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), recomputed(cache))
+    return replace(widened, params=with_compute_dtype(widened.params, None))

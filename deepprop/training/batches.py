@@ -1,0 +1,187 @@
+"""Batches as they come, from a generator, PyTorch's DataLoader or grain.
+
+The next batch is drawn and checked in another thread while the device works on the one before.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from inspect import signature
+from itertools import count
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop._arithmetic import over_largest
+from deepprop._checks import is_known, plain_weights
+from deepprop.backprop import Backward
+from deepprop.layers import Params
+from deepprop.training.epoch import Trained, end_of_epoch, minibatch, no_sums
+from deepprop.training.examples import examples
+from deepprop.training.identity import name_of
+from deepprop.training.programs import Programs
+
+LARGE = 1e20  # of a batch's sum of weights
+Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
+Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
+Prepared = tuple[Array, Array, Array | None]
+
+
+def check_batches(batches: Any, epochs: int) -> None:
+    """Raise unless `batches` can be gone through `epochs` times.
+
+    Raises:
+        TypeError: it is neither iterable nor a function of the epoch.
+        ValueError: it can be gone through once only.
+    """
+    if not isinstance(batches, Iterable) and not callable(batches):
+        raise TypeError(
+            f"batches must be an iterable of (X, Y), or a function of the epoch that gives one,"
+            f" got {type(batches).__name__}"
+        )
+    if epochs > 1 and isinstance(batches, Iterator):
+        raise ValueError(
+            f"batches must begin anew for each of the {epochs} epochs, and a generator is used up"
+            " after one: give a list, or a function of the epoch that makes one"
+        )
+    if not isinstance(batches, Iterable) and not _takes_one_argument(batches):
+        raise TypeError(
+            "batches must be a function of the epoch: it is called as batches(1) for the first, but"
+            f" {name_of(batches)} does not take one argument"
+        )
+
+
+def _takes_one_argument(function: Callable[..., Any]) -> bool:
+    """Whether it does, as far as its signature is known."""
+    try:
+        known = signature(function)
+    except ValueError:
+        return True
+    try:
+        known.bind(1)
+    except TypeError:
+        return False
+    return True
+
+
+def epoch_of_batches(
+    params: Params,
+    state: optax.OptState,
+    epoch: int,
+    *,
+    batches: Batches,
+    optimizer: optax.GradientTransformation,
+    backward: Backward,
+    latest: list[Array],
+) -> Trained:
+    """One epoch: what `end_of_epoch` returns; each batch's J is taken before its step.
+
+    Args:
+        params: the layers.
+        state: of the optimizer.
+        epoch: its number.
+        batches: as for `fit_batches`.
+        optimizer: an optax transformation.
+        backward: (cache, Y, weights) to gradients like params.
+        latest: is made to hold X (m, n_0) of the latest batch, for an error's message.
+
+    Raises:
+        ValueError: a batch does not fit the network, or there is none.
+        TypeError: a batch is not (X, Y) or (X, Y, weights) of real numbers.
+    """
+    drawn = batches if isinstance(batches, Iterable) else batches(epoch)
+    if not isinstance(drawn, Iterable):
+        raise TypeError(
+            f"batches({epoch}) must return an iterable of (X, Y), got {type(drawn).__name__}"
+        )
+    check, sums, size = partial(_prepared, params), no_sums(params), 0
+    params = jax.tree.map(jnp.copy, params)  # its memory is given away from step to step
+    for X, Y, w in _ahead(check, drawn, epoch):
+        before, size = sums, max(size, X.shape[0])
+        latest[:] = [X]
+        params, state, sums = _train_minibatch(
+            (params, state), sums, *_filled(X, Y, w, size), optimizer=optimizer, backward=backward
+        )
+        jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # stay one batch ahead
+    if not size:
+        raise ValueError(f"batches must give at least one batch, got none in epoch {epoch}")
+    trained: Trained = _end_of_epoch(params, state, sums)
+    return trained
+
+
+def _minibatch(
+    params_and_state: Any, sums: Any, X: Array, Y: Array, weights: Array | None, **static: Any
+) -> Any:
+    w = share = None
+    if weights is not None:  # within the batch only their ratios matter, among batches their sums
+        w, share = over_largest(weights), jnp.sum(weights)
+    return minibatch((*params_and_state, sums), X, Y, w, share, **static)
+
+
+_train_minibatch = Programs(_minibatch, static=("optimizer", "backward"), donate_argnums=(0,))
+_end_of_epoch = jax.jit(end_of_epoch)
+
+
+def _ahead(
+    check: Callable[[Batch, str], Prepared], batches: Iterable[Batch], epoch: int
+) -> Iterator[Prepared]:
+    """The batches, checked; each is drawn while the one before it is in use.
+
+    A batch is copied by `check` before the next is drawn, which may be into the same memory.
+    """
+    rest: Iterator[Any] = iter(batches)
+    end: Any = object()
+    with ThreadPoolExecutor(1, "deepprop batches") as thread:
+        drawn = thread.submit(next, rest, end)
+        for i in count():
+            if (batch := drawn.result()) is end:
+                return
+            checked = check(batch, f"epoch {epoch}, batch {i}: ")
+            drawn = thread.submit(next, rest, end)
+            yield checked
+
+
+def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
+    """Copies of X and Y with an example a row, and of the weights if there are any."""
+    if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
+        raise TypeError(f"{which}must be (X, Y) or (X, Y, weights), got {type(batch).__name__}")
+    X, Y = examples(params, batch[0], batch[1], which)
+    w = None
+    if len(batch) == 3:
+        w = jnp.array(plain_weights(f"{which}weights", batch[2], X.shape[1], Y.dtype))
+        _check_sum(f"{which}weights", w)
+    prepared = jnp.array(X.T), jnp.array(Y.T), w
+    jax.block_until_ready(prepared)  # type: ignore[no-untyped-call]
+    return prepared
+
+
+def _check_sum(name: str, w: Array) -> None:
+    """Raise unless a batch's sum of weights can be added to those of the others.
+
+    Raises:
+        ValueError: it is too large, or so small that J times it would vanish.
+    """
+    total = np.asarray(w, np.float64).sum() if is_known(w) else 0.0
+    if total and not 1 / LARGE <= total <= LARGE:
+        raise ValueError(
+            f"{name} must add up to a number from {1 / LARGE:g} to {LARGE:g}, as batches count by"
+            f" these sums, got {total:g}"
+        )
+
+
+def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Prepared:
+    """A batch that is shorter than another before it, filled with examples of weight 0.
+
+    Another size would be compiled anew.
+    """
+    lacking = size - X.shape[0]
+    if not lacking:
+        return X, Y, w
+    w = jnp.ones(X.shape[0], Y.dtype) if w is None else w
+    X, Y = (jnp.concatenate([M, jnp.zeros((lacking, M.shape[1]), M.dtype)]) for M in (X, Y))
+    return X, Y, jnp.concatenate([w, jnp.zeros(lacking, w.dtype)])

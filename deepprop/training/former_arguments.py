@@ -1,0 +1,50 @@
+"""Arguments of `fit` in 0.1.0 that a group holds now: they work for one release, and warn."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from deepprop._renamed import warn_renamed
+from deepprop.training.checkpoint import checkpoint_of
+from deepprop.training.measure import validation_of
+from deepprop.training.record import record_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+FORMER: dict[
+    str, tuple[str, str, Callable[[Any], Any]]
+] = {  # the argument of 0.1.0: the group, its field, and what makes the group
+    "metrics": ("validation", "metrics", validation_of),
+    "patience": ("validation", "patience", validation_of),
+    "record_every": ("record", "every", record_of),
+    "checkpoint_every": ("checkpoint", "every", checkpoint_of),
+}
+
+
+def takes_former_arguments(function: F) -> F:
+    """Decorate `fit` or a sibling so that it takes the arguments of 0.1.0, too."""
+
+    @functools.wraps(function)
+    def accepting(*args: Any, **kwargs: Any) -> Any:
+        for old in FORMER.keys() & kwargs.keys():
+            _move(old, kwargs)
+        return function(*args, **kwargs)
+
+    return accepting  # type: ignore[return-value]
+
+
+def _move(old: str, kwargs: dict[str, Any]) -> None:
+    """Take the former argument out, and put its value into its group.
+
+    Raises:
+        ValueError: metrics or a patience without a validation set.
+    """
+    name, field, group_of = FORMER[old]
+    value, group = kwargs.pop(old), group_of(kwargs.get(name))
+    warn_renamed(f"the argument {old}", f"{field} of dp.{name.capitalize()}", stacklevel=4)
+    if value is None:
+        return
+    if group is not None:
+        kwargs[name] = replace(group, **{field: value})
+    elif name == "validation":
+        raise ValueError(f"{old} needs a validation set, got validation=None")

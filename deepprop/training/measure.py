@@ -1,0 +1,173 @@
+"""What is measured on a validation set after each epoch: its cost, and metrics."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop._arithmetic import wide
+from deepprop._checks import example_weights, whole_number
+from deepprop.layers import Params
+from deepprop.network import cost, forward
+from deepprop.training.examples import examples
+from deepprop.training.programs import Programs
+
+Metric = Callable[[Array, Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """A validation set, what is measured on it after each epoch, and when that stops the training.
+
+    >>> import deepprop as dp, jax.numpy as jnp
+    >>> X, Y = jnp.ones((3, 5)), jnp.zeros((1, 5))
+    >>> error = lambda A, Y: jnp.mean(abs(A - Y))
+    >>> dp.Validation(X, Y, metrics={"error": error}, patience=5).patience
+    5
+
+    Attributes:
+        X: (n_0, m).
+        Y: (n_L, m), the targets.
+        weights: (m,), one per example, for a weighted mean as the cost. Metrics don't see them.
+        metrics: names, and functions of (A[L], Y) in JAX.
+        patience: stop when the validation cost has not fallen for this many epochs, and return the
+            parameters of the best one; None never stops.
+
+    Raises:
+        TypeError: `metrics` is not a mapping of names to functions, or `patience` is not a whole
+            number.
+        ValueError: a metric is called "cost", or `patience` is below 1.
+    """
+
+    X: ArrayLike
+    Y: ArrayLike
+    weights: ArrayLike | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: MappingProxyType({}))
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the metrics and the patience; the arrays are checked beside the network."""
+        _check_metrics(self.metrics)
+        if self.patience is not None:
+            object.__setattr__(self, "patience", whole_number("patience", self.patience))
+
+
+Pair = tuple[ArrayLike, ArrayLike]
+Triple = tuple[ArrayLike, ArrayLike, ArrayLike | None]
+
+
+def validation_of(given: Validation | Pair | Triple | None) -> Validation | None:
+    """The validation set; (X, Y) or (X, Y, weights) alone are one without metrics and patience.
+
+    Raises:
+        TypeError, ValueError: it is none of these.
+    """
+    if given is None or isinstance(given, Validation):
+        return given
+    if not isinstance(given, tuple | list) or len(given) not in (2, 3):
+        kind = type(given).__name__
+        many = f" of length {len(given)}" if isinstance(given, tuple | list) else ""
+        error = ValueError if many else TypeError
+        raise error(
+            f"validation must be (X, Y) or (X, Y, weights), or a dp.Validation, got a {kind}{many}"
+        )
+    return Validation(*given)
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """Measures "val_cost" and the metrics of params on a validation set.
+
+    Attributes:
+        X: (n_0, m).
+        Y: (n_L, m).
+        weights: (m,), of the cost; or None.
+        metrics: names, and functions of (A[L], Y).
+        patience: epochs without a lower cost after which to stop; None for never.
+        several: whether params are of several networks, with a leading axis.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    metrics: tuple[tuple[str, Metric], ...]
+    patience: int | None = None
+    several: bool = False
+
+    def __call__(self, params: Params) -> dict[str, Array]:
+        """The columns of the history by their names."""
+        measured: dict[str, Array] = _measured(
+            params, self.X, self.Y, self.weights, metrics=self.metrics, several=self.several
+        )
+        return measured
+
+    def parts(self) -> dict[str, Any]:
+        """What makes it the same in another run."""
+        return {
+            "validation X": self.X,
+            "validation Y": self.Y,
+            "validation weights": self.weights,
+            **{f"metric {name}": metric for name, metric in self.metrics},
+        }
+
+
+def measure_of(params: Params, validation: Validation | Pair | Triple | None) -> Measure | None:
+    """The `Measure` of a validation set, or None without one.
+
+    Raises:
+        ValueError: the set does not fit the network.
+        TypeError: it is not real numbers, or not a validation set.
+    """
+    validation = validation_of(validation)
+    if validation is None:
+        return None
+    X, Y = examples(params, validation.X, validation.Y, "validation ")
+    weights = validation.weights
+    if weights is not None:
+        dtype = wide(params[0].W.dtype)
+        weights = example_weights(weights, X.shape[1], dtype, "validation weights")
+    return Measure(X, Y, weights, tuple(validation.metrics.items()), validation.patience)
+
+
+def names_of(measure: Measure | None) -> list[str]:
+    """The columns of the history that are of the validation set."""
+    if measure is None:
+        return []
+    return ["val_cost", *(f"val_{name}" for name, _ in measure.metrics)]
+
+
+def _check_metrics(metrics: Any) -> None:
+    due = "metrics must be a mapping of names to functions of (A, Y), such as {'accuracy': f}"
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"{due}, got a {type(metrics).__name__}")
+    for name, metric in metrics.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{due}, got the name {name!r}")
+        if not callable(metric):
+            raise TypeError(f"{due}, got {metric!r} under {name!r}")
+        if name == "cost":
+            raise ValueError('metrics must not be called "cost", which is measured anyway')
+
+
+def _measure(
+    params: Params,
+    X: Array,
+    Y: Array,
+    weights: Array | None,
+    *,
+    metrics: tuple[tuple[str, Metric], ...],
+    several: bool,
+) -> dict[str, Array]:
+    def of_one(params: Params) -> dict[str, Array]:
+        A, cache = forward(params, X)
+        J = cost(cache, Y, weights)
+        return {"val_cost": J, **{f"val_{name}": metric(A, Y) for name, metric in metrics}}
+
+    return jax.vmap(of_one)(params) if several else of_one(params)
+
+
+_measured = Programs(_measure, static=("metrics", "several"))

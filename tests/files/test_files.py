@@ -262,7 +262,7 @@ def test_formats_of_0_1_0_by_hand(tmp_path):
 @pytest.mark.parametrize("name", ["format-1", "format-2", "format-1-extras"])
 def test_files_that_0_1_0_wrote(name):
     """Each holds X and what 0.1.0's `predict` gave for it, before it was saved."""
-    path = Path(__file__).parent / "data" / f"0.1.0-{name}.npz"
+    path = Path(__file__).parents[1] / "data" / f"0.1.0-{name}.npz"
     params, extra = dp.load(path), dp.load_extra(path)
     np.testing.assert_allclose(dp.predict(params, extra["X"]), extra["A"], rtol=1e-5)
     if name == "format-1":

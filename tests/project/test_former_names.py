@@ -63,7 +63,7 @@ def test_load_data_moved():
 
 
 def test_a_checkpoint_of_0_1_0_resumes(tmp_path):
-    shutil.unpack_archive(Path(__file__).parent / "data" / "0.1.0-checkpoint.zip", tmp_path)
+    shutil.unpack_archive(Path(__file__).parents[1] / "data" / "0.1.0-checkpoint.zip", tmp_path)
     X = jax.random.normal(jax.random.key(1), (2, 24))
     Y = (X[:1] * X[1:] > 0) * 1.0
     with pytest.warns(DeprecationWarning, match="is now .* of dp") as warned:

@@ -7,7 +7,7 @@ import pytest
 
 import deepprop as dp
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not BENCHMARKS.exists():
     pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
 

@@ -270,3 +270,14 @@ def check_above_zero(name: str, value: Any) -> None:
     values = np.asarray(value)
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def missing(what: str, package: str, extra: str) -> ImportError:
+    """The error where an optional package is not installed: it says what to install.
+
+    >>> missing("a progress bar", "rich", "progress")
+    ImportError('a progress bar needs rich: pip install rich (the extra "progress" has it)')
+    """
+    return ImportError(
+        f'{what} needs {package}: pip install {package} (the extra "{extra}" has it)'
+    )

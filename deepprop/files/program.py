@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from deepprop import network
 from deepprop._arguments import check_params
 from deepprop._arithmetic import wide
+from deepprop._checks import missing
 from deepprop.files.archive import atomic_write, check_writable
 from deepprop.files.model import checked_scaling
 from deepprop.layers import Params
@@ -150,4 +151,4 @@ def _require_flatbuffers() -> None:
     try:
         import flatbuffers  # noqa: F401
     except ImportError:
-        raise ImportError("export needs flatbuffers: pip install 'deepprop[export]'") from None
+        raise missing("export", "flatbuffers", "export") from None

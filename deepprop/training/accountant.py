@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-from deepprop._checks import check_above_zero
+from deepprop._checks import check_above_zero, missing
 
 FINEST = 1e-3  # of the grid, in units of the privacy loss
 CONVERGED = 1e-3  # relative change of epsilon from one grid to a finer one
@@ -248,7 +248,7 @@ def _accounting() -> Any:
     try:
         from dp_accounting.pld import privacy_loss_distribution
     except ImportError:
-        raise ImportError("privacy needs dp-accounting: pip install 'deepprop[privacy]'") from None
+        raise missing("privacy", "dp-accounting", "privacy") from None
     return privacy_loss_distribution
 
 

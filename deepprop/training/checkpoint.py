@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from deepprop._checks import whole_number
+from deepprop._checks import missing, whole_number
 from deepprop.layers import Layer
 from deepprop.training.identity import PYTHON, hash_of, name_of
 from deepprop.training.loop import Progress
@@ -83,9 +83,7 @@ def checkpoints(
     try:
         import orbax.checkpoint as ocp
     except ImportError:
-        raise ImportError(
-            "checkpoint needs orbax-checkpoint: pip install 'deepprop[checkpoints]'"
-        ) from None
+        raise missing("checkpoint", "orbax-checkpoint", "checkpoints") from None
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(_made(checkpoint.folder), options=options) as manager:
         now = setting()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deepprop._checks import missing
 from deepprop.files.archive import atomic_write
 from deepprop.signals.diagnosis import check_recorded
 from deepprop.training.streams import Tolerant
@@ -91,7 +92,7 @@ def _bar(before: str, *after: str, transient: bool = False) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        raise ImportError("a progress bar needs rich: pip install 'deepprop[progress]'") from None
+        raise missing("a progress bar", "rich", "progress") from None
     columns = TextColumn(before), BarColumn(), TimeRemainingColumn(), *map(TextColumn, after)
     console = Console(file=Tolerant(sys.stdout))  # type: ignore[arg-type]
     return Progress(*columns, transient=transient, console=console)
@@ -107,7 +108,7 @@ def require_matplotlib(path: Path, option: str = "--plot") -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(f"{option} needs matplotlib: pip install 'deepprop[plots]'") from None
+        raise missing(option, "matplotlib", "plots") from None
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise ValueError(f"{path} must end in one of {', '.join(sorted(formats))}")

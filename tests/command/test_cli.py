@@ -565,7 +565,7 @@ def test_bad_files_get_one_clear_line(run, tmp_path):
     ("module", "argv", "status", "says"),
     [
         ("rich", ["--epochs", "1"], 0, "result"),
-        ("matplotlib", ["--plot", "c.png"], 2, "pip install 'deepprop[plots]'"),
+        ("matplotlib", ["--plot", "c.png"], 2, "pip install matplotlib"),
     ],
 )
 def test_without_the_extras(tmp_path, module, argv, status, says):

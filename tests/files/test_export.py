@@ -265,7 +265,7 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 
 def test_without_flatbuffers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(ImportError, match=r"pip install 'deepprop\[export\]'"):
+    with pytest.raises(ImportError, match="pip install flatbuffers"):
         dp.export(tmp_path / "network.jax", network_of())
     assert not list(tmp_path.iterdir())
 

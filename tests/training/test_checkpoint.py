@@ -371,7 +371,7 @@ def test_a_folder_that_can_not_be_made(tmp_path):
 
 def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
-    with pytest.raises(ImportError, match=r"pip install 'deepprop\[checkpoints\]'"):
+    with pytest.raises(ImportError, match="pip install orbax-checkpoint"):
         run(tmp_path)
 
 

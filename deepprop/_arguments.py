@@ -1,4 +1,4 @@
-"""Whether arguments are of one network; each error names the argument."""
+"""Checks that arguments belong to one network. Each error names the argument."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from deepprop.activations import Activation
 from deepprop.costs import Output
 from deepprop.layers import Cache, Layer, Params, type_of_dZ
 
-ROUNDING = 1e-6  # by which a number of Y may be outside of the output's domain
+ROUNDING = 1e-6  # how far a value of Y may lie outside of the output's domain
 
 
 def output_of(params: Params) -> Output:
-    """The output and cost of the network: what the last layer has for an activation.
+    """Return the output and cost of the network, which the last layer has as its activation.
 
     Raises:
         TypeError: the last layer has a plain activation, and so no cost.
@@ -33,10 +33,10 @@ def output_of(params: Params) -> Output:
 
 
 def hidden_activation(layer: Layer) -> Activation:
-    """The activation of a hidden layer.
+    """Return the activation of a hidden layer.
 
     Raises:
-        TypeError: it is anything else, such as an output that belongs in the last layer.
+        TypeError: it is anything else, such as an output, which belongs in the last layer.
     """
     if not isinstance(layer.activation, Activation):
         raise TypeError(
@@ -47,7 +47,12 @@ def hidden_activation(layer: Layer) -> Activation:
 
 
 def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
-    """X as A[0], after a look at the layers' shapes."""
+    """Check the parameters and return X (n_0, m) as A[0].
+
+    Raises:
+        ValueError: a shape does not fit, or X holds numbers beyond the dtype's range.
+        TypeError: the parameters are not layers, or X is not real numbers.
+    """
     check_params(params)
     first = params[0]
     n_0, dtype = first.W.shape[-1], first.compute_dtype or first.W.dtype
@@ -62,10 +67,11 @@ def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
 
 
 def targets(cache: Cache, Y: ArrayLike) -> Array:
-    """Y as an array of A[L]'s shape and type.
+    """Return Y as an array of A[L]'s shape and dtype.
 
     Raises:
-        ValueError: the shape is another, or a number that is known is outside the output's domain.
+        ValueError: the shape differs, or a value lies outside of the output's domain. Under `jit`,
+            where values are not known, the domain can't be checked.
         TypeError: Y is not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
@@ -79,10 +85,10 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
 
 
 def check_domain(name: str, least: Any, largest: Any, output: Output) -> None:
-    """Raise unless the numbers of Y are where the output's loss has a minimum.
+    """Raise unless the values of Y lie where the output's loss has a minimum.
 
     Raises:
-        ValueError: they are not, as labels -1 and 1 for sigmoid, or counts below 0 for exp.
+        ValueError: they don't, as with labels -1 and 1 for sigmoid, or counts below 0 for exp.
     """
     low, high = output.domain
     least, largest = float(least), float(largest)
@@ -94,18 +100,18 @@ def check_domain(name: str, least: Any, largest: Any, output: Output) -> None:
 
 
 def signals(cache: Cache, dZ: Sequence[ArrayLike]) -> list[Array]:
-    """dZ as arrays of the parameters' type, after a look whether it belongs to the cache.
+    """Cast dZ to the dtype of the parameters, and check that it matches the cache.
 
     Raises:
         ValueError: dZ has another number of layers, units or examples than the cache.
-        TypeError: dZ is not real numbers, or `cache` is no cache.
+        TypeError: dZ is not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
     dZ, m = list(dZ), cache.A[0].shape[-1]
     if len(dZ) != len(cache.params):
         raise ValueError(
-            f"dZ must hold one array a layer, {len(cache.params)} for this cache, got {len(dZ)}:"
-            " is it of another network?"
+            f"dZ must hold one array per layer, {len(cache.params)} for this cache, got {len(dZ)}:"
+            " does it belong to another network?"
         )
     arrays = []
     for l, (layer, given) in enumerate(zip(cache.params, dZ, strict=True), start=1):
@@ -123,15 +129,17 @@ def check_cache(cache: Any) -> None:
         TypeError: it is anything else, such as params.
     """
     if not isinstance(cache, Cache):
-        raise TypeError(f"cache must be the dp.Cache that forward gave, got {type(cache).__name__}")
+        raise TypeError(
+            f"cache must be the dp.Cache returned by forward, got {type(cache).__name__}"
+        )
 
 
 def check_like(name: str, given: Any, params: Params) -> None:
     """Raise unless `given` has layers with W of the shapes that `params` has.
 
     Raises:
-        ValueError: the shapes are others.
-        TypeError: it holds no layers.
+        ValueError: the shapes differ.
+        TypeError: it does not hold layers.
     """
     if not isinstance(given, tuple) or not all(isinstance(layer, Layer) for layer in given):
         raise TypeError(f"{name} must be layers like params, got {type(given).__name__}")
@@ -145,9 +153,9 @@ def check_params(params: Any) -> None:
     """Raise unless `params` is a tuple of layers that fit one another.
 
     Raises:
-        ValueError: a layer's W or b has another shape than its neighbours ask for.
-        TypeError: it is no tuple of layers, they are of several types, a hidden layer has no
-            activation, or the last has no output.
+        ValueError: the shape of W or b does not fit the neighbouring layers.
+        TypeError: it is not a tuple of layers, their dtypes differ, a hidden layer has no
+            activation, or the last layer has no output.
     """
     if not isinstance(params, tuple) or not params:
         raise TypeError(f"params must be a tuple of dp.Layer, got {type(params).__name__}")
@@ -166,7 +174,7 @@ def check_params(params: Any) -> None:
         W, b = layer.W, layer.b
         if W.dtype != dtype or b.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params must all have one floating type, W[1] has {dtype}, layer {l} has"
+                f"params must all have one floating dtype, W[1] has {dtype}, layer {l} has"
                 f" W {W.dtype} and b {b.dtype}"
             )
         if layer.compute_dtype != params[0].compute_dtype:
@@ -199,9 +207,9 @@ def _check_shapes(l: int, layer: Layer, n_below: int | None) -> None:
     if b.shape != (*W.shape[:-1], 1):
         raise ValueError(f"b[{l}] must have shape {(*W.shape[:-1], 1)}, got {b.shape}")
     if layer.keep < 1:
-        raise ValueError(f"layer {l} must keep every layer or every k-th, got keep {layer.keep}")
+        raise ValueError(f"layer {l} must have a keep of at least 1, got {layer.keep}")
     if layer.residual and (W.shape[-2] != W.shape[-1] or last):
         raise ValueError(
-            f"layer {l} must be a hidden one with as many units as inputs to be residual, got W"
-            f" {W.shape}"
+            f"layer {l} must be hidden and have as many units as inputs to be residual,"
+            f" got W {W.shape}"
         )

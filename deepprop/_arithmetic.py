@@ -1,17 +1,17 @@
-"""The operations of the page, as the machine does them: in which type, and how they lie in memory.
+"""The operations of the equations on a machine: in which dtype, and with which memory layout.
 
-On the page an example is a column. In memory it is better a row (`rows`); sums are held in a wider
-type than what is added up, and factors may be rounded first (`product`). None of that is the
-mathematics' business. So the equations call these verbs, and know nothing of it:
+In the equations an example is a column. In memory a row is better (`rows`), sums need a wider dtype
+than their terms, and the factors of a product may be rounded first (`product`). The equations
+should not show any of that, so they call these verbs:
 
-    times(W, A)             W A                   examples stay columns
-    outer(dZ, A)            dZ A^T                summed over examples
-    total(dZ)               sum_i dz_i            summed over examples
+    times(W, A)             W A                   one column per example
+    outer(dZ, A)            dZ A^T                a sum over examples
+    total(dZ)               sum_i dz_i            a sum over examples
     elementwise(g, Z)       g(Z)
     hadamard(dA, slope)     dA * slope
     times_each(w, dZ)       w_i dz_i
 
-`times`, `outer` and `total` are made for types: `multiply(types)` and `add_up(types)`.
+`multiply(types)` makes `times` for given dtypes, and `add_up(types)` makes `outer` and `total`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-# Names of jax's primitives that go from number to number. One that is missing here costs speed, not
-# correctness.
+# JAX's elementwise primitives. One that is missing here costs speed, not correctness.
 ELEMENTWISE = frozenset(
     """
     abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
@@ -37,19 +36,19 @@ ELEMENTWISE = frozenset(
 
 
 class Types(NamedTuple):
-    """The type of a result, and that to which the factors of a product are rounded first."""
+    """The dtype of a result, and the one to which the factors of a product are rounded, or None."""
 
     result: np.dtype
     factors: np.dtype | None
 
 
 def multiply(types: Types) -> Callable[[Array, Array], Array]:
-    """The verb times: W A, for A with an example per column."""
+    """Return the verb times(W, A) = W A, for A with one example per column."""
     return lambda W, A: rows(product(W, A, *types))
 
 
 def add_up(types: Types) -> tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]:
-    """The verbs outer and total: dZ A^T = sum_i dz_i a_i^T, and sum_i dz_i as a column."""
+    """Return the verbs outer(dZ, A) = dZ A^T = sum_i dz_i a_i^T, and total(dZ) = sum_i dz_i."""
 
     def outer(dZ: Array, A: Array) -> Array:
         return product(dZ, A.mT, *types)
@@ -61,12 +60,12 @@ def add_up(types: Types) -> tuple[Callable[[Array, Array], Array], Callable[[Arr
 
 
 def hadamard(P: Array, Q: Array) -> Array:
-    """P * Q, in the type of P."""
+    """Return P * Q, in the dtype of P."""
     return rows(P * Q.astype(P.dtype))
 
 
 def times_each(w: Array, dZ: Array) -> Array:
-    """Column i of dZ (n_l, m) times w_i, in the type of dZ."""
+    """Multiply column i of dZ (n_l, m) by w_i, and keep the dtype of dZ."""
 
     def times(w_i: Array, dz: Array) -> Array:
         return (w_i * dz.astype(w.dtype)).astype(dZ.dtype)
@@ -75,13 +74,13 @@ def times_each(w: Array, dZ: Array) -> Array:
 
 
 def rows(P: Array) -> Array:
-    """P (n, m), unchanged; compiled for a CPU it lies in memory with an example per row.
+    """Return P (n, m) unchanged; on a CPU, its examples become rows in memory.
 
-    In a CPU's memory the numbers of an example are better side by side: so minibatches are
-    gathered, and so XLA's products are fastest. XLA would fold a transpose into the product beside
-    it, so it is told not to. Other devices choose for themselves. Without this a step of 64 layers
-    of 256 took 1.13 (jax 0.10.2) and 1.46 times (0.12) as long as in a scanned loop of autodiff;
-    with it 0.98 to 1.03 times.
+    On a CPU the entries of one example should be adjacent: minibatches are gathered that way, and
+    XLA's products are fastest that way. XLA would fold a plain transpose into the neighbouring
+    product; the barrier prevents it. Other devices choose their own layout. Without this, a step of
+    64 layers of 256 units took 1.13 times (jax 0.10.2) and 1.46 times (0.12) as long as in a
+    scanned loop with autodiff; with it, 0.98 to 1.03 times.
     """
     if not _matters(P):
         return P
@@ -90,11 +89,12 @@ def rows(P: Array) -> Array:
 
 
 def elementwise(g: Callable[..., Array], *P: Array) -> Array:
-    """g of each example's column (n, 1), for matrices (n, m), computed as they lie in memory.
+    """Return g(*P) for matrices (n, m), computed in their memory layout.
 
-    A user's g may look at more than one column, or at where a column stands, as one that centres
-    over the batch or multiplies by a mask (n, m). Column by column it would be another function.
-    So it is applied to whole matrices unless its jaxpr shows that it goes from number to number.
+    To follow the layout, g is mapped over examples, so it sees one column (n, 1) at a time. A
+    user's g may depend on other columns or on a column's position, for instance if it centres over
+    the batch or multiplies by a mask (n, m). Mapped, it would be another function. It is therefore
+    applied to whole matrices unless its jaxpr shows that it is elementwise.
     """
     if not _matters(P[0]) or not (_is_ours(g) or _is_elementwise(g, P)):
         return g(*P)
@@ -107,7 +107,7 @@ def _is_ours(g: Callable[..., Array]) -> bool:
 
 
 def _is_elementwise(g: Callable[..., Array], P: Sequence[Array]) -> bool:
-    """Whether each number of g(*P) provably depends on the same place of P alone, and alike."""
+    """Return whether g's jaxpr proves that each entry of g(*P) depends on that entry of P alone."""
     matrices = jax.make_jaxpr(g)(*P)
     if not all(jnp.size(c) == 1 for c in matrices.consts) or not _goes_by_number(matrices.jaxpr):
         return False
@@ -116,7 +116,7 @@ def _is_elementwise(g: Callable[..., Array], P: Sequence[Array]) -> bool:
 
 
 def _steps(jaxpr: Any) -> list[str]:
-    """The operations of a jaxpr and the numbers in it, without any shape."""
+    """List the operations and constants of a jaxpr, without shapes."""
     steps = []
     for eqn in jaxpr.eqns:
         numbers = [str(v.val) for v in eqn.invars if hasattr(v, "val")]
@@ -131,7 +131,7 @@ def _goes_by_number(jaxpr: Any) -> bool:
 
 def _is_known(eqn: Any) -> bool:
     called = _called(eqn)
-    if called:  # a function, such as jnp.where; of a loop over rows the shapes differ
+    if called:  # a call, as of jnp.where; in a loop over rows the shapes differ
         alike = all(_shapes(inner.invars) == _shapes(eqn.invars) for inner in called)
         return alike and all(map(_goes_by_number, called))
     if eqn.primitive.name == "broadcast_in_dim":
@@ -140,7 +140,7 @@ def _is_known(eqn: Any) -> bool:
 
 
 def _called(eqn: Any) -> list[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Return the jaxprs among an equation's parameters."""
     values = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else [p])]
     return [jaxpr for v in values if hasattr(jaxpr := getattr(v, "jaxpr", v), "eqns")]
 
@@ -150,12 +150,12 @@ def _shapes(variables: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def _matters(P: Array) -> bool:
-    """Whether a program is being made, which alone has layouts to choose, and for a CPU."""
+    """Return whether the layout can be chosen and matters: in a traced program, on a CPU."""
     return isinstance(P, jax.core.Tracer) and jax.default_backend() == "cpu"
 
 
 def wide(dtype: DTypeLike) -> np.dtype:
-    """The type in which numbers of `dtype` are added up: float32, or `dtype` if it is wider."""
+    """Return the dtype in which `dtype` is summed: float32, or `dtype` itself if it is wider."""
     dtype = np.dtype(dtype)
     return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
@@ -163,10 +163,11 @@ def wide(dtype: DTypeLike) -> np.dtype:
 def product(
     P: Array, Q: Array, dtype: DTypeLike | None = None, factors: DTypeLike | None = None
 ) -> Array:
-    """P Q on the last two axes: added up in the wide type, then rounded once to `dtype` (P's).
+    """Return P Q on the last two axes: summed in the wide dtype, then rounded once to `dtype`.
 
-    With `factors`, P and Q are rounded to that type first, whatever they are. As (Q^T P^T)^T: where
-    Q has an example per column, the product's rows are examples (`rows`).
+    `dtype` is that of P by default. With `factors`, P and Q are rounded to that dtype first. The
+    product is computed as (Q^T P^T)^T: if Q has one example per column, the rows of Q^T P^T are
+    examples, as they should be in memory (`rows`).
     """
     dtype = P.dtype if dtype is None else dtype
     if factors is None:
@@ -180,11 +181,11 @@ def product(
 
 
 def _product(P: Array, Q: Array) -> Array:
-    """P Q of one type, in the wide type."""
+    """Return P Q in the wide dtype, for P and Q of one dtype."""
     multiply = partial(jnp.matmul, preferred_element_type=wide(P.dtype))
     if P.dtype == wide(P.dtype):
         return multiply(Q.mT, P.mT).mT
-    # Of narrow numbers XLA's CPU has the product of some shapes only; widened they are exact.
+    # For narrow dtypes XLA's CPU backend lacks the products of some shapes; widening is exact.
     PQ: Array = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(multiply), default=multiply)
     return PQ.mT
 
@@ -194,41 +195,41 @@ def _widened(multiply: Callable[[Array, Array], Array]) -> Callable[[Array, Arra
 
 
 def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:
-    """P in `dtype`, and the power of 2 that is missing in it, None for none.
+    """Round P to `dtype` after scaling; return it and the exponent k of the missing 2^k, or None.
 
-    float16 reaches from 6e-8 to 65504, which dZ of a deep network leaves: so the largest finite
-    number of P is brought to about 2^14 first, the others keep their ratio to it. It is the loss
-    scale that is usual with float16, but found for each product, where it can neither overflow nor
+    float16 covers 6e-8 to 65504, and dZ of a deep network leaves that range. The largest finite
+    entry of P is therefore scaled to about 2^14 first; the others keep their ratio to it. This is
+    the usual loss scale of float16, but computed for each product, so it can neither overflow nor
     be too small.
     """
     if P.dtype == dtype or has_range_of_float32(dtype):
         return P.astype(dtype), None
     P = P.astype(jnp.float32)
     largest = jnp.max(jnp.where(jnp.isfinite(P), jnp.abs(P), 0))
-    exponent = jnp.minimum(13 - _exponent(largest), 126)  # so that its negative is one too
+    exponent = jnp.minimum(13 - _exponent(largest), 126)  # 2^-exponent must exist, too
     return (P * _power_of_2(exponent)).astype(dtype), -exponent
 
 
 def over_largest(w: Array) -> Array:
-    """w over a power of 2, exactly, so that its largest number, if not 0, is in [1/2, 1)."""
+    """Divide w by a power of 2, exactly, so that its largest entry, if not 0, is in [1/2, 1)."""
     return times_power_of_2(w, -1 - _exponent(jnp.max(jnp.abs(w))))
 
 
 def times_power_of_2(P: Array, k: Array) -> Array:
-    """2^k P, in two halves: 2^k itself may be beyond the type."""
+    """Return 2^k P, multiplied in two steps: 2^k itself may be out of range."""
     half = k // 2
     return P * _power_of_2(half, P.dtype) * _power_of_2(k - half, P.dtype)
 
 
 def _exponent(x: Array) -> Array:
-    """k of 2^k <= x < 2^(k+1), for a float32 or float64 x above 0; the least k for subnormal x."""
+    """Return k with 2^k <= x < 2^(k+1) for x > 0; the smallest k for subnormal x."""
     of = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
     bits: Array = jax.lax.bitcast_convert_type(x, _integers(x.dtype))
     return (bits >> of.nmant) - (of.maxexp - 1)
 
 
 def _power_of_2(k: Array, dtype: DTypeLike = jnp.float32) -> Array:
-    """2^k in float32 or float64, exactly, on every device: its bits are those of k."""
+    """Return 2^k in float32 or float64, exact on every device: made from the bits of k."""
     of = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     bits = (k + (of.maxexp - 1)).astype(_integers(dtype)) << of.nmant
     power: Array = jax.lax.bitcast_convert_type(bits, dtype)
@@ -240,11 +241,11 @@ def _integers(dtype: DTypeLike) -> Any:
 
 
 def root_of_squares(P: Array, axis: int | None = None) -> Array:
-    """sqrt(sum P^2) along an axis or over all, in the wide type; the axis stays.
+    """Return sqrt(sum P^2) along an axis or over all entries, in the wide dtype; the axis stays.
 
-    A float32 of 2e19 has no square in float32, and neither has one of 1e-23. So P is brought to
-    about 1 first, by a power of 2, which is exact. That power depends on P: XLA squares a constant
-    factor by itself, and then the squares are out of range again.
+    The squares of 2e19 and of 1e-23 are out of float32's range. P is therefore scaled to about 1
+    first, by a power of 2, which is exact. The power must depend on P: XLA would combine a constant
+    factor with the square, and the squares would be out of range again.
     """
     P = P.astype(wide(P.dtype))
     k = _exponent(jnp.max(jnp.abs(P), axis=axis, keepdims=True))
@@ -253,5 +254,5 @@ def root_of_squares(P: Array, axis: int | None = None) -> Array:
 
 
 def has_range_of_float32(dtype: DTypeLike) -> bool:
-    """Whether numbers of `dtype` reach as far up and down as float32's: bfloat16's do."""
+    """Return whether `dtype` covers the range of float32, as bfloat16 does."""
     return bool(jnp.finfo(dtype).minexp <= jnp.finfo(jnp.float32).minexp)  # type: ignore[no-untyped-call]

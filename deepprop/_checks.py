@@ -1,4 +1,4 @@
-"""Errors that name the argument, what it was and what it should be."""
+"""Checks of single arguments. Each error names the argument, what it was and what it should be."""
 
 import re
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ Entry = TypeVar("Entry")
 
 
 def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
-    """`value` as an array of real numbers, cast to `dtype` if one is given.
+    """Return `value` as an array of real numbers, cast to `dtype` if one is given.
 
     Raises:
         TypeError: it holds anything but real numbers (text, objects, complex numbers), is sparse,
             or has a mask, which a cast would drop.
-        ValueError: it holds finite numbers that `dtype` can't hold.
+        ValueError: it holds finite values beyond the range of `dtype`.
     """
     value = dense_array(name, value)
     if dtype is not None:
@@ -31,7 +31,7 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
 
 
 def dense_array(name: str, value: Any) -> Any:
-    """`value` as an array of real numbers, of jax if it was one, else of NumPy.
+    """Return `value` as an array of real numbers: a JAX array if it was one, else a NumPy array.
 
     Raises:
         TypeError: as `real_array`.
@@ -57,10 +57,10 @@ def check_unmasked(name: str, value: Any) -> None:
     """Raise if `value` is a NumPy masked array, or a sequence that holds one.
 
     Raises:
-        TypeError: it is; NumPy and jax would use the numbers under the mask.
+        TypeError: it is; NumPy and JAX would use the values under the mask.
     """
     if np.ma.isMaskedArray(value):
-        raise TypeError(f"{name} must not be a masked array: fill or drop what is masked")
+        raise TypeError(f"{name} must not be a masked array: fill or drop the masked values")
     if isinstance(value, list | tuple):
         for i, part in enumerate(value):
             if isinstance(part, list | tuple | np.ma.MaskedArray):
@@ -68,7 +68,7 @@ def check_unmasked(name: str, value: Any) -> None:
 
 
 def _check_range(name: str, value: Any, dtype: np.dtype) -> None:
-    """Raise if a finite number of `value`, as far as it is known, would be infinite in `dtype`."""
+    """Raise if a finite value, where known, would be infinite in `dtype`."""
     if not jnp.issubdtype(dtype, jnp.floating) or not value.size or not is_known(value):
         return
     limit = _largest(dtype)
@@ -89,10 +89,10 @@ def _largest(dtype: DTypeLike) -> float:
 
 
 def check_finite(name: str, P: np.ndarray) -> None:
-    """Raise unless all numbers of P (n, m) are finite.
+    """Raise unless all values of P (n, m) are finite.
 
     Raises:
-        ValueError: one is not; the message says where it is.
+        ValueError: one is not; the message says which.
     """
     strange = np.argwhere(~np.isfinite(P))
     if strange.size:
@@ -103,10 +103,10 @@ def check_finite(name: str, P: np.ndarray) -> None:
 def check_shape(
     name: str, shape: tuple[int, ...], rows: int, columns: int | None, *stack: int
 ) -> None:
-    """Raise unless `shape` is (*stack, rows, columns); columns=None is any number of examples.
+    """Raise unless `shape` is (*stack, rows, columns); columns=None allows any number of examples.
 
     Raises:
-        ValueError: the rank, the number of rows or the number of columns is another; or no example.
+        ValueError: the rank, the number of rows or of columns differs, or there is no example.
     """
     due = f"({rows}, {'m' if columns is None else columns})"
     if stack:
@@ -116,7 +116,7 @@ def check_shape(
     if len(shape) != 2:
         hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if name[-1:] == "Y" else ""
         raise ValueError(
-            f"{name} must have shape {due}, one example a column, got shape {shape}{hint}"
+            f"{name} must have shape {due}, one example per column, got shape {shape}{hint}"
         )
     if 0 in shape:
         raise ValueError(f"{name} must hold at least one example, got shape {shape}")
@@ -124,18 +124,19 @@ def check_shape(
         turned = shape[1] == rows and columns in (None, shape[0])
         hint = f"; the examples seem to be rows: pass {name[-1:]}.T" if turned else ""
         raise ValueError(
-            f"{name} must have shape {due}, one example a column, got shape {shape}{hint}"
+            f"{name} must have shape {due}, one example per column, got shape {shape}{hint}"
         )
 
 
 def example_weights(weights: Any, m: int, dtype: DTypeLike, name: str = "weights") -> Array:
-    """The weights (m,) of m examples over about the largest, checked as far as they are known.
+    """Check the weights (m,) and return them divided by a power of 2 close to the largest.
 
-    J and its gradients are means, so only ratios of weights matter: over a power of 2 that is close
-    to the largest they are below 1, and neither overflow nor all vanish.
+    J and its gradients are weighted means, so only the ratios of weights matter. Scaled to at most
+    about 1, they can neither overflow nor all underflow. Under `jit`, where values are not known,
+    only the shape and the dtype are checked.
 
     Raises:
-        ValueError: the shape is not (m,), or a weight is negative or not finite, or all are zero.
+        ValueError: the shape is not (m,), a weight is negative or non-finite, or all are zero.
         TypeError: the weights are not real numbers.
     """
     w = _checked_weights(name, weights, m)
@@ -143,15 +144,15 @@ def example_weights(weights: Any, m: int, dtype: DTypeLike, name: str = "weights
         raise ValueError(f"{name} must not all be zero: J is the mean over their sum")
     if isinstance(w, jax.Array) and (not is_known(w) or w.committed):
         return over_largest(w).astype(dtype)
-    w = np.asarray(w, np.float64)  # where subnormal numbers of float32 are not flushed to 0
+    w = np.asarray(w, np.float64)  # in which subnormal float32 values are not flushed to 0
     return jnp.asarray(np.ldexp(w, -np.frexp(w.max())[1]), dtype)
 
 
 def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
-    """The weights (m,) in the type `dtype`, checked as far as their values are known.
+    """Check the weights (m,), where their values are known, and cast them to `dtype`.
 
     Raises:
-        ValueError: the shape is not (m,), or a weight is negative or not finite.
+        ValueError: the shape is not (m,), or a weight is negative or non-finite.
         TypeError: the weights are not real numbers.
     """
     w = _checked_weights(name, weights, m)
@@ -159,7 +160,7 @@ def plain_weights(name: str, weights: Any, m: int, dtype: DTypeLike) -> Array:
 
 
 def _checked_weights(name: str, weights: Any, m: int) -> Any:
-    """The weights (m,) as an array of jax, or as one of NumPy in float64."""
+    """Return the checked weights (m,) as a JAX array, or as a NumPy array in float64."""
     w = dense_array(name, weights)
     if not isinstance(w, jax.Array):
         w = np.asarray(w, np.float64)
@@ -179,15 +180,15 @@ def _checked_weights(name: str, weights: Any, m: int) -> Any:
 
 
 def is_known(value: Any) -> bool:
-    """Whether its numbers are there, and in this process."""
+    """Return whether the values are known: not traced, and all in this process."""
     return not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
 
 
 def sum_of_weights(w: Array) -> Array:
-    """Sum_i w_i, which takes the place of m; 1 where all are 0, so that J and its gradients are 0.
+    """Return sum_i w_i, which takes the place of m; 1 if all are 0, so that J and gradients are 0.
 
-    Where values are not known, a negative weight can't raise an error: it makes the sum nan. Both
-    sums over examples are one exchange between devices.
+    Under `jit`, where values are not known, a negative weight can't raise an error: it makes the
+    sum nan instead. On a mesh both sums over examples share one exchange between devices.
     """
     total, negative = jnp.sum(w), jnp.sum((w < 0).astype(w.dtype))
     positive = jnp.where(total > 0, total, 1)
@@ -207,18 +208,18 @@ def check_key(key: Any) -> None:
 
 
 def raw_key_shape() -> tuple[int, ...]:
-    """The shape of jax.random.PRNGKey(0): (2,) for threefry2x32, (4,) for rbg."""
+    """Return the shape of jax.random.PRNGKey(0): (2,) for threefry2x32, (4,) for rbg."""
     shape: tuple[int, ...] = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape  # not cached
     return shape
 
 
 def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, float | None]:
-    """The entry that `name` or `name(number)` stands for in `table`, and the number.
+    """Return the entry of `table` that `name` or `name(number)` names, and the number or None.
 
     Raises:
-        ValueError: there is no such entry, it takes no number, or the number is none that is finite
-            and positive.
-        TypeError: `name` is no text.
+        ValueError: there is no such entry, it takes no number, or the number is not finite and
+            above 0.
+        TypeError: `name` is not a string.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a name, got {name!r}")
@@ -239,11 +240,11 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, fl
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
-    """`value` as an `int` from 1 to `most`: of Python, NumPy or JAX, but not a bool.
+    """Return `value` as an `int` from 1 to `most`. It may be an integer of Python, NumPy or JAX.
 
     Raises:
         ValueError: it is out of that range.
-        TypeError: it is not a whole number.
+        TypeError: it is not a whole number, or a bool.
     """
     try:
         if isinstance(value, bool | np.bool_):
@@ -258,7 +259,7 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
 
 
 def check_above_zero(name: str, value: Any) -> None:
-    """Raise unless it is finite and above 0, as far as it is known.
+    """Raise unless `value` is finite and above 0, where it is known.
 
     Raises:
         ValueError: it is not.
@@ -273,7 +274,7 @@ def check_above_zero(name: str, value: Any) -> None:
 
 
 def missing(what: str, package: str, extra: str) -> ImportError:
-    """The error where an optional package is not installed: it says what to install.
+    """Return the error for an optional package that is not installed; it says what to install.
 
     >>> missing("a progress bar", "rich", "progress")
     ImportError('a progress bar needs rich: pip install rich (the extra "progress" has it)')

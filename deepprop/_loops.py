@@ -1,6 +1,7 @@
-"""Up and down through a stack, in a loop that is compiled once however many layers there are.
+"""Up and down through a stack, in loops that compile once, however many layers there are.
 
-In the loops an example is a row, as it lies in memory (`rows`).
+Inside the loops examples are rows, as they are in memory (see `rows` in _arithmetic.py): a carry of
+columns would be transposed in every iteration.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from jax import Array, lax
 from deepprop.equations import error_signal, forward_layer, signal_below
 from deepprop.layers import Layer, depth, type_of_A
 
-# What is held of a layer, the layer, dZ[l] and A[l-1], to what is held of it then.
+# visit(state, layer, dZ[l], A[l-1]) returns the layer's new state.
 Visit = Callable[[Any, Layer, Array, Array], Any]
 
 
 def forward_stack(stack: Layer, A: Array) -> tuple[Any, Array]:
-    """Up through a stack: A below it (n, m) to Z and A (K, n, m); or to None and what is kept."""
+    """Return Z and A (K, n, m) of a stack from A below it (n, m); or None and the stored A."""
     K, k = depth(stack), stack.keep
     if k == 1:
         return _up(stack, A, 0, K, K)
@@ -30,12 +31,12 @@ def forward_stack(stack: Layer, A: Array) -> tuple[Any, Array]:
         P = lax.fori_loop(0, _count(K, k, start), one, P)
         return P, P
 
-    _, kept = lax.scan(segment, A.mT, jnp.arange(0, K, k))
-    return None, kept.mT
+    _, stored = lax.scan(segment, A.mT, jnp.arange(0, K, k))
+    return None, stored.mT
 
 
 def predict_stack(stack: Layer, A: Array) -> Array:
-    """Up through a stack, with nothing kept: A below it to A above it."""
+    """Return A above a stack (n, m) from A below it, without storing what is in between."""
 
     def one(P: Array, layer: Layer) -> tuple[Array, None]:
         return forward_layer(layer, P.mT)[1].mT, None
@@ -44,54 +45,55 @@ def predict_stack(stack: Layer, A: Array) -> Array:
 
 
 def down_stack(
-    stack: Layer | None, held: Any, visit: Visit, entry: tuple[Any, Array, Array], dA: Array
+    stack: Layer | None, state: Any, visit: Visit, entry: tuple[Any, Array, Array], dA: Array
 ) -> tuple[Any, Array]:
-    """Down through a stack: `visit` each layer from the highest on, and dA above it to dA below it.
+    """Visit each layer of a stack from the top down; return the states and dA below the stack.
 
     Args:
-        stack: the layers; None where they are what is held first, and `visit` changes them.
-        held: anything with a leading axis of K, of which `visit` replaces layer l's; or None.
-        visit: of one layer.
-        entry: Z and A of the cache for the stack, and A below it.
+        stack: the layers; None if `state` begins with them, and `visit` updates them.
+        state: a tree with a leading axis of K, in which `visit` replaces layer l's part; or None.
+        visit: a function of one layer.
+        entry: the cache's Z and A of the stack, and A below it.
         dA: (n, m), of the highest layer.
     """
     Z, A, A_below = entry
-    layers = _layers(stack, held)
+    layers = _layers(stack, state)
     K, k = depth(layers), layers.keep
-    if held is None:
-        held = zeros_of(jax.eval_shape(visit, None, layer_at(layers, 0), dA, A_below), K)
+    if state is None:
+        state = zeros_of(jax.eval_shape(visit, None, layer_at(layers, 0), dA, A_below), K)
     if Z is not None:
-        return _down(stack, held, visit, (Z, A, A_below), dA, 0, K)
+        return _down(stack, state, visit, (Z, A, A_below), dA, 0, K)
 
-    kept, lowest = A.mT, A_below.mT  # turned here, or XLA copies all that is kept into columns
+    # Transposed outside of the loop; inside, XLA would copy all of the stored A to columns.
+    stored, lowest = A.mT, A_below.mT
 
     def segment(carry: tuple[Any, Array], s: Array) -> tuple[tuple[Any, Array], None]:
-        held, dA_rows = carry
-        below = jnp.where(s > 0, layer_at(kept, jnp.maximum(s - 1, 0)), lowest).mT
+        state, dA_rows = carry
+        below = jnp.where(s > 0, layer_at(stored, jnp.maximum(s - 1, 0)), lowest).mT
         start = s * k
         count = _count(K, k, start)
-        Z_s, A_s = _up(_layers(stack, held), below, start, count, k)
-        held, dA = _down(stack, held, visit, (Z_s, A_s, below), dA_rows.mT, start, count)
-        return (held, dA.mT), None
+        Z_s, A_s = _up(_layers(stack, state), below, start, count, k)
+        state, dA = _down(stack, state, visit, (Z_s, A_s, below), dA_rows.mT, start, count)
+        return (state, dA.mT), None
 
-    (held, dA_rows), _ = lax.scan(segment, (held, dA.mT), jnp.arange(A.shape[0]), reverse=True)
-    return held, dA_rows.mT
+    (state, dA_rows), _ = lax.scan(segment, (state, dA.mT), jnp.arange(A.shape[0]), reverse=True)
+    return state, dA_rows.mT
 
 
-def _layers(stack: Layer | None, held: Any) -> Layer:
-    layers: Layer = held[0] if stack is None else stack
+def _layers(stack: Layer | None, state: Any) -> Layer:
+    layers: Layer = state[0] if stack is None else stack
     return layers
 
 
 def _count(K: int, k: int, start: Array) -> Array | int:
-    """How many layers a segment has: k, but for the highest."""
+    """Return the number of layers in a segment: k, or fewer in the highest one."""
     return k if K % k == 0 else jnp.minimum(k, K - start)
 
 
 def _up(
     stack: Layer, A: Array, start: Array | int, count: Array | int, most: int
 ) -> tuple[Array, Array]:
-    """Z and A of `count` layers from number `start` on, in room for `most`: (most, n, m) each."""
+    """Return Z and A of `count` layers from number `start` up, in arrays (most, n, m)."""
 
     def one(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         P, Z, A = carry
@@ -106,40 +108,42 @@ def _up(
 
 def _down(
     stack: Layer | None,
-    held: Any,
+    state: Any,
     visit: Visit,
     entry: tuple[Array, Array, Array],
     dA: Array,
     start: Array | int,
     count: Array | int,
 ) -> tuple[Any, Array]:
-    """Down through `count` layers from number start + count - 1 on; Z and A are of these alone.
+    """Visit `count` layers from number start + count - 1 down; Z and A are those layers' alone.
 
-    Where the layers themselves are held, what is new of one is written in the next turn, before
-    anything is read: only then does XLA write in place, instead of a copy of all in each turn.
+    When the layers themselves are updated in place, each write is delayed by one iteration, to
+    before that iteration's first read; the last layer is written after the loop. XLA then updates
+    the buffer in place. With the write after the reads of its own iteration, XLA copies the whole
+    stack every time: the temporary bytes of the compiled program show it.
     """
     Z, A, below = (P.mT for P in entry)
-    top, late = start + count - 1, stack is None
+    top, delayed = start + count - 1, stack is None
 
     def one(i: Array, carry: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
-        held, new, dA_rows = carry
+        state, new, dA_rows = carry
         j = count - 1 - i
         l = start + j
-        held = _put(held, jnp.minimum(l + 1, top), new) if late else held
-        layer, dA = layer_at(_layers(stack, held), l), dA_rows.mT
+        state = _put(state, jnp.minimum(l + 1, top), new) if delayed else state
+        layer, dA = layer_at(_layers(stack, state), l), dA_rows.mT
         dZ = error_signal(layer, dA, layer_at(Z, j).mT, layer_at(A, j).mT)
         A_below = jnp.where(j > 0, layer_at(A, jnp.maximum(j - 1, 0)), below).mT
-        new = visit(layer_at(held, l), layer, dZ, A_below)
-        held, new = (held, new) if late else (_put(held, l, new), ())
-        return held, new, signal_below(layer, dZ, dA).mT
+        new = visit(layer_at(state, l), layer, dZ, A_below)
+        state, new = (state, new) if delayed else (_put(state, l, new), ())
+        return state, new, signal_below(layer, dZ, dA).mT
 
-    begin = held, layer_at(held, top) if late else (), dA.mT
-    held, new, dA_rows = lax.fori_loop(0, count, one, begin)
-    return _put(held, start, new) if late else held, dA_rows.mT
+    begin = state, layer_at(state, top) if delayed else (), dA.mT
+    state, new, dA_rows = lax.fori_loop(0, count, one, begin)
+    return _put(state, start, new) if delayed else state, dA_rows.mT
 
 
 def layer_at(tree: Any, i: Array | int) -> Any:
-    """Layer i of a stack; or of anything with the same leading axis."""
+    """Return layer i of a stack, or entry i of any tree with a leading axis."""
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
 
 
@@ -150,5 +154,5 @@ def _put(tree: Any, i: Array | int, new: Any) -> Any:
 
 
 def zeros_of(one: Any, K: int) -> Any:
-    """Zeros for K of what one array or tree is like."""
+    """Return zeros with a leading axis of K, otherwise shaped like the tree `one`."""
     return jax.tree.map(lambda leaf: jnp.zeros((K, *leaf.shape), leaf.dtype), one)

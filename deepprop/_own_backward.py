@@ -1,4 +1,4 @@
-"""The gradients of a backward pass that somebody wrote: layers like params, or plain pairs."""
+"""Gradients from a backward pass written by a user: layers like params, or plain pairs."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,11 +13,11 @@ RETURN = "backward must return layers like params"
 
 
 def as_layers(grads: Any, params: Params) -> Params:
-    """The gradients as layers like `params`, from such layers or from pairs (dW, db).
+    """Return gradients as layers like `params`, from such layers or from pairs (dW, db).
 
     Raises:
-        ValueError: the number of layers or a shape is another; the message tells the first.
-        TypeError: something is not an array of real numbers, such as None.
+        ValueError: the number of layers or a shape differs; the message names the first.
+        TypeError: an entry is not an array of real numbers, such as None.
     """
     if isinstance(grads, Layer) or not isinstance(grads, tuple | list):
         raise TypeError(f"{RETURN}, or pairs (dW, db): got {_kind(grads)}")

@@ -1,10 +1,10 @@
-"""The activations: each g above its derivative g'.
+"""Activations: each g above its derivative g'.
 
-g maps Z to A, elementwise. g' is a function of (Z, A): where A alone gives the derivative, as
-1 - A^2 does for tanh, Z need not be kept for the backward pass.
+g maps Z to A, elementwise. g' takes both Z and A. Where the derivative follows from A alone, as
+1 - A^2 does for tanh, the compiled program need not store Z for the backward pass.
 
-At a kink g' is the derivative from the left: relu'(0) = 0, leaky_relu'(0) = slope,
-selu'(0) = 1.758... (scale * alpha), and elu'(0) = alpha. Every other g here is smooth.
+At a kink, g' is the derivative from the left: relu'(0) = 0, leaky_relu'(0) = slope,
+selu'(0) = 1.758... (scale * alpha) and elu'(0) = alpha. Every other g here is smooth.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from deepprop._checks import by_name
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise activation and its derivative: A = g(Z), and g'(Z) from (Z, A).
+    """An elementwise activation A = g(Z) and its derivative g'(Z), a function of (Z, A).
 
-    One of your own is used like those that ship:
+    Use your own like a built-in one:
 
     >>> import deepprop as dp, jax.numpy as jnp
     >>> square = dp.Activation("square", g=lambda Z: Z * Z, g_prime=lambda Z, A: 2 * Z)
@@ -31,12 +31,12 @@ class Activation:
     Array([6.], dtype=float32)
 
     Attributes:
-        name: what it is called in messages and in saved models.
-        g: Z to A, of the same shape and dtype.
-        g_prime: (Z, A) to the derivative of g at Z, of the same shape and dtype.
-        init: the initialisation that fits it: "he", "glorot" or "lecun", and "_normal" or
+        name: its name in messages and in saved models.
+        g: maps Z to A, of the same shape and dtype.
+        g_prime: maps (Z, A) to the derivative of g at Z, of the same shape and dtype.
+        init: the initialisation of W that suits it: "he", "glorot" or "lecun", with "_normal" or
             "_uniform".
-        parameter: for those that ship, the keyword of g and g_prime that "name(0.2)" sets.
+        parameter: for built-in activations, the keyword of g and g_prime that "name(0.2)" sets.
     """
 
     name: str
@@ -72,7 +72,7 @@ def tanh(Z: Array) -> Array:
 
 
 def tanh_prime(Z: Array, A: Array) -> Array:
-    """g' = 1 - A^2, factored: it cancels less near A = 1."""
+    """g' = 1 - A^2, factored to lose fewer digits near A = 1."""
     return (1 - A) * (1 + A)
 
 
@@ -104,7 +104,7 @@ def elu(Z: Array, alpha: float = 1.0) -> Array:
 def elu_prime(Z: Array, A: Array, alpha: float = 1.0) -> Array:
     """g' = 1 where Z > 0, else alpha exp(Z). At Z = 0 it is alpha.
 
-    It is A + alpha too, but that cancels where Z is far below 0.
+    A + alpha is the same number, but loses its digits to cancellation where Z is far below 0.
     """
     return jnp.where(Z > 0, 1, alpha * jnp.exp(jnp.minimum(Z, 0)))
 
@@ -157,7 +157,7 @@ def gelu_prime(Z: Array, A: Array) -> Array:
 
 
 def _normal_cdf(Z: Array) -> Array:
-    return 0.5 * lax.erfc(-0.7071067811865476 * Z)  # erfc: no cancellation at negative Z
+    return 0.5 * lax.erfc(-0.7071067811865476 * Z)  # erfc does not cancel at negative Z
 
 
 def gelu_tanh(Z: Array) -> Array:
@@ -167,7 +167,7 @@ def gelu_tanh(Z: Array) -> Array:
 
 def gelu_tanh_prime(Z: Array, A: Array) -> Array:
     """g' = 1/2 (1 + t) + 1/2 Z (1 - t^2) sqrt(2/pi) (1 + 0.134145 Z^2)."""
-    Z = jnp.clip(Z, -10, 10)  # beyond, 1 - t^2 is 0 in every type, and Z^2 must not be infinite
+    Z = jnp.clip(Z, -10, 10)  # outside, 1 - t^2 is 0 in every dtype, and Z^2 could overflow
     t = _gelu_t(Z)
     slope = 0.7978845608028654 * (1 + 3 * 0.044715 * Z * Z)
     return 0.5 * (1 + t) + 0.5 * Z * (1 - t) * (1 + t) * slope
@@ -196,10 +196,11 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class Given:
-    """f with some of its arguments given: `functools.partial`, but equal where these are equal.
+class EqualPartial:
+    """f with some arguments filled in: a `functools.partial` that compares equal by value.
 
-    Equal layers must be equal static data, or jit compiles again and trees do not match.
+    Activations are static data of a layer. If two equal ones compared as different, jit would
+    compile again, and trees of parameters and gradients would not match.
     """
 
     f: Callable[..., Array]
@@ -212,13 +213,13 @@ class Given:
 
 
 def check_elementwise(entry: Activation) -> None:
-    """Raise if a number of g(Z) or g'(Z) changes with another number of Z.
+    """Raise unless g and g' are elementwise, tried on a small Z.
 
-    dZ[l] = dA[l] * g[l]'(Z[l]) holds for an elementwise g alone. One number of a small Z is made
-    the largest, and all the others must stay as they were, bit for bit.
+    dZ[l] = dA[l] * g[l]'(Z[l]) holds only for an elementwise g. The test makes one entry of Z the
+    largest one; all other entries of g(Z) and g'(Z) must stay the same, bit for bit.
 
     Raises:
-        ValueError: one does not, as where g centres over the batch or divides by a norm.
+        ValueError: one changes, as where g centres over the batch or divides by a norm.
     """
     Z = np.linspace(-2, 2, 15, dtype=np.float32).reshape(3, 5)
     changed = Z.copy()
@@ -232,28 +233,31 @@ def check_elementwise(entry: Activation) -> None:
                 "g": (np.asarray(A), np.asarray(A_2)),
                 "g_prime": tuple(map(np.asarray, slopes)),
             }
-        except Exception:  # one that takes no Z of this shape, as a mask does, can't be tried
+        except Exception:  # it may need another shape of Z, as a mask does: then it can't be tried
             return
     for name, (P, Q) in pairs.items():
         if P.shape == Z.shape and not np.array_equal(P[others], Q[others], equal_nan=True):
             raise ValueError(
-                f"activation {entry.name} must be elementwise, but a number of its {name} changes"
-                " with other numbers of Z: dZ = dA * g'(Z) would not be its derivative"
+                f"activation {entry.name} must be elementwise, but entries of its {name} change"
+                " with other entries of Z: dZ = dA * g'(Z) would not be its derivative"
             )
 
 
 def activation(choice: str | Activation) -> Activation:
-    """The activation of that name, as "relu" or, with its parameter, "leaky_relu(0.2)".
+    """Return the activation of that name, such as "relu" or, with a parameter, "leaky_relu(0.2)".
 
     >>> activation("leaky_relu(0.2)").g(jnp.array([-1.0, 1.0]))
     Array([-0.2,  1. ], dtype=float32)
 
     Args:
-        choice: a name, or an Activation, which is given back as it is.
+        choice: a name, or an `Activation`, which is returned unchanged.
+
+    Returns:
+        The `Activation`.
 
     Raises:
-        ValueError: no activation has that name, or one of your own is not elementwise.
-        TypeError: `choice` is neither.
+        ValueError: no activation has that name, or your own is not elementwise.
+        TypeError: `choice` is neither a name nor an `Activation`.
     """
     if isinstance(choice, Activation):
         check_elementwise(choice)
@@ -264,5 +268,5 @@ def activation(choice: str | Activation) -> Activation:
     if number is None:
         return entry
     given = ((str(entry.parameter), number),)
-    g, g_prime = Given(entry.g, named=given), Given(entry.g_prime, named=given)
+    g, g_prime = EqualPartial(entry.g, named=given), EqualPartial(entry.g_prime, named=given)
     return replace(entry, name=f"{entry.name}({number!r})", g=g, g_prime=g_prime)

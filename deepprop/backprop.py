@@ -38,52 +38,52 @@ def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
     ([(4, 5), (2, 5)], True)
 
     Args:
-        cache: what `forward` gave.
-        Y: (n_L, m), the targets, one example a column.
+        cache: the cache returned by `forward`.
+        Y: (n_L, m), the targets, one example per column.
 
     Returns:
-        dZ[1], ..., dZ[L], each (n_l, m) in the type of the parameters: `dZ[l - 1]` is layer l's.
-        Column i is the derivative of the loss L(i) of example i, without 1/m.
+        dZ[1], ..., dZ[L], each (n_l, m) in the dtype of the parameters: `dZ[l - 1]` is layer l's.
+        Column i is the derivative of example i's own loss L(i), without 1/m.
 
     Raises:
         ValueError: the shape of Y does not fit the cache.
-        TypeError: Y is not real numbers, or `cache` is no cache.
+        TypeError: Y is not real numbers, or `cache` is not a cache.
     """
-    dZ = down(cache, Y, lambda _, layer, dZ, A_below: dZ.mT)  # in rows (`rows`)
+    dZ = down(cache, Y, lambda _, layer, dZ, A_below: dZ.mT)  # as rows: see _loops.py
     return tuple(dZ_l.mT for dZ_l in dZ)
 
 
 def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None) -> Params:
-    """The gradients of J from the error signals, each layer's from its own dZ[l] and A[l-1].
+    """Compute the gradients of J from the error signals: each layer's from its dZ[l] and A[l-1].
 
-    dW[l] = 1/m dZ[l] A[l-1]^T and db[l] = 1/m sum_i dZ[l](i); with weights, column i of dZ counts
-    w_i times, and the sum of the weights stands for m.
+    dW[l] = 1/m dZ[l] A[l-1]^T and db[l] = 1/m sum_i dZ[l](i). With weights w, column i of dZ is
+    multiplied by w_i, and sum_i w_i takes the place of m.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
     >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
-    >>> grads = dp.gradients(cache, dp.error_signals(cache, A))  # Y = A: nothing to mend
+    >>> grads = dp.gradients(cache, dp.error_signals(cache, A))  # Y = A[L]
     >>> float(jnp.abs(grads[0].W).max())
     0.0
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
-        weights: (m,), one an example, none negative and not all 0.
+        cache: the cache returned by `forward`.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
+        weights: (m,), one per example; none negative, not all 0.
 
     Returns:
-        A tuple of layers like `params`, with dJ/dW for W and dJ/db for b, in the parameters' type.
+        Layers like `params`, with dJ/dW in the place of W and dJ/db in that of b, in their dtype.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
-        TypeError: the weights are not real numbers, or `cache` is no cache.
+        ValueError: dZ belongs to another network or batch, or the weights do not fit.
+        TypeError: dZ or the weights are not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
     return each_layer(gradient_of(cache, weights_of(cache, weights)), cache, dZ)
 
 
 def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Params:
-    """The gradients of J: `gradients(cache, error_signals(cache, Y), weights)`.
+    """Compute the gradients of J: `gradients(cache, error_signals(cache, Y), weights)`.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -93,36 +93,36 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
     True
 
     Args:
-        cache: what `forward` gave.
-        Y: (n_L, m), the targets, one example a column; for softmax each column adds up to 1.
-        weights: (m,), one an example, none negative and not all 0.
+        cache: the cache returned by `forward`.
+        Y: (n_L, m), the targets, one example per column; for softmax each column sums to 1.
+        weights: (m,), one per example; none negative, not all 0.
 
     Returns:
-        A tuple of layers like `params`, with dJ/dW for W and dJ/db for b, in the parameters' type.
+        Layers like `params`, with dJ/dW in the place of W and dJ/db in that of b, in their dtype.
 
     Raises:
         ValueError: the shape of Y or of the weights does not fit the cache.
-        TypeError: Y or the weights are not real numbers, or `cache` is no cache.
+        TypeError: Y or the weights are not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
     return mean_gradient(cache, Y, weights_of(cache, weights))
 
 
 def mean_gradient(cache: Cache, Y: ArrayLike, w: Array | None) -> Params:
-    """What `manual_backward` returns, from weights that were checked; w is about 1 at the most."""
+    """Compute the gradients of J from arguments that were checked; w is at most about 1."""
     gradient = gradient_of(cache, w)
     return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
 
 
 def weights_of(cache: Cache, weights: ArrayLike | None) -> Array | None:
-    """The weights of a cache's examples, checked, and at most about 1."""
+    """Return the weights of a cache's examples, checked and scaled to at most about 1."""
     if weights is None:
         return None
     return example_weights(weights, cache.A[0].shape[-1], wide(cache.params[0].W.dtype))
 
 
 def gradient_of(cache: Cache, w: Array | None = None) -> Callable[[Layer, Array, Array], Layer]:
-    """The function of (layer, dZ[l], A[l-1]) that returns dW[l] and db[l], with these weights."""
+    """Return the function of (layer, dZ[l], A[l-1]) that computes dW[l] and db[l]."""
     if w is None:
         return partial(layer_gradient, m=cache.A[0].shape[-1])
     total = sum_of_weights(w)

@@ -1,13 +1,14 @@
-"""The output layer and its cost, as one choice: L(i) from Z[L], above dZ[L].
+"""The output layer and its cost, chosen together: each loss L(i) above its dZ[L].
 
-The cost is J = 1/m sum_i L(i), and L(i) adds up over the n_L output units. dZ[L] has one example
-a column, each the derivative of that example's own loss L(i), without 1/m.
+The cost is J = 1/m sum_i L(i), and L(i) is a sum over the n_L output units. Column i of dZ[L] is
+the derivative of example i's own loss L(i), without 1/m.
 
 The four outputs with a name of their own are canonical links: L = psi(Z) - Y Z + const with
-psi' = g, so dZ[L] = A[L] - Y. Each loss is computed from Z, so that it stays finite and exact
-where A rounds to 0 or 1. Any activation goes with any cost of A through dZ[L] = dA[L] * g'(Z[L]).
+psi' = g, so dZ[L] = A[L] - Y. Their losses are computed from Z, and so stay finite and exact where
+A rounds to 0 or 1. Any other pair of an activation and a cost uses dZ[L] = dA[L] * g'(Z[L]).
 
-Z[L] comes in float32 at least, whatever the layers hold: A - Y would cancel in a narrower type.
+Z[L] arrives in float32 or wider, whatever the dtype of the layers: in a narrower dtype A - Y would
+lose its digits to cancellation.
 """
 
 import math
@@ -20,7 +21,7 @@ import numpy as np
 from jax import Array
 
 from deepprop._checks import by_name
-from deepprop.activations import Activation, Given, activation, identity, sigmoid, softplus
+from deepprop.activations import Activation, EqualPartial, activation, identity, sigmoid, softplus
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Output:
     """An output layer with its cost: A[L] = g(Z[L]), the loss of each example, and dZ[L].
 
     Attributes:
-        name: what it is called in messages and in saved models.
-        g: Z (n_L, m) to A (n_L, m).
-        loss: (Z, Y) to the losses L(i), (m,).
-        dZ: (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
-        init: the initialisation that fits it, as in `Activation`.
-        domain: the least and the largest number that Y may hold: beyond, the loss has no minimum.
+        name: its name in messages and in saved models.
+        g: maps Z (n_L, m) to A (n_L, m).
+        loss: maps (Z, Y) to the losses L(i), (m,).
+        dZ: maps (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
+        init: the initialisation of W that suits it, as in `Activation`.
+        domain: the smallest and largest value that Y may have; outside, the loss has no minimum.
     """
 
     name: str
@@ -46,9 +47,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of A[L]: the loss of each example, and its derivative dA[L].
+    """A cost as a function of A[L]: the loss of each example, and its derivative dA[L].
 
-    One of your own goes with any activation: `output=("tanh", my_cost)`.
+    Pair your own with any activation: `output=("tanh", my_cost)`.
 
     >>> import deepprop as dp, jax.numpy as jnp
     >>> quartic = dp.Cost("quartic", loss=lambda A, Y: jnp.sum((A - Y) ** 4, axis=-2),
@@ -57,10 +58,10 @@ class Cost:
     'tanh+quartic'
 
     Attributes:
-        name: what it is called in messages and in saved models.
-        loss: (A, Y) to the losses L(i), (m,).
-        dA: (A, Y) to dA[L] (n_L, m); column i is the derivative of L(i), without 1/m.
-        parameter: for those that ship, the keyword of loss and dA that "name(0.5)" sets.
+        name: its name in messages and in saved models.
+        loss: maps (A, Y) to the losses L(i), (m,).
+        dA: maps (A, Y) to dA[L] (n_L, m); column i is the derivative of L(i), without 1/m.
+        parameter: for built-in costs, the keyword of loss and dA that "name(0.5)" sets.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Cost:
 
 
 def canonical_dZ(Z: Array, A: Array, Y: Array) -> Array:
-    """dZ[L] of each output whose loss is L = psi(Z) - Y Z + const with psi' = g."""
+    """Compute dZ[L] of an output whose loss is L = psi(Z) - Y Z + const with psi' = g."""
     return A - Y  # dZ[L] = A[L] - Y
 
 
@@ -81,10 +82,10 @@ def softmax(Z: Array) -> Array:
 
 
 def cross_entropy(Z: Array, Y: Array) -> Array:
-    """L = -sum_k Y_k log A_k = log sum_k exp(Z_k) - sum_k Y_k Z_k, for Y that adds up to 1."""
+    """L = -sum_k Y_k log A_k = log sum_k exp(Z_k) - sum_k Y_k Z_k, for Y that sums to 1."""
     c = jnp.max(Z, axis=-2, keepdims=True)
     log_sum = jnp.log(jnp.sum(jnp.exp(Z - c), axis=-2))
-    rest = c * (1 - jnp.sum(Y, axis=-2, keepdims=True))  # 0 where Y adds up to 1
+    rest = c * (1 - jnp.sum(Y, axis=-2, keepdims=True))  # 0 where Y sums to 1
     return log_sum - jnp.sum(Y * (Z - c), axis=-2) + jnp.sum(rest, axis=-2)
 
 
@@ -99,14 +100,15 @@ def half_squared_error(A: Array, Y: Array) -> Array:
 
 
 def exp(Z: Array) -> Array:
-    """A = exp(Z), held at the square root of the largest number, so that it stays finite."""
+    """A = exp(Z), capped at the square root of the dtype's largest number to stay finite."""
     return jnp.exp(jnp.minimum(Z, _exp_limit(Z)))
 
 
 def half_poisson_deviance(Z: Array, Y: Array) -> Array:
     """L = sum_k (Y log(Y / A) - (Y - A)) = sum_k (A - Y Z + Y log Y - Y), half the deviance.
 
-    Where A is held, its integral over Z goes on as a straight line: dL/dZ = A - Y everywhere.
+    Where A is capped, its integral over Z continues as a straight line, so that dL/dZ = A - Y
+    holds everywhere.
     """
     A_integral = exp(Z) * (1 + jnp.maximum(Z - _exp_limit(Z), 0))
     saturated = Y * jnp.log(jnp.where(Y > 0, Y, 1)) - Y  # Y log Y is 0 at Y = 0
@@ -140,7 +142,7 @@ def huber(A: Array, Y: Array, delta: float = 1.0) -> Array:
 
 
 def huber_dA(A: Array, Y: Array, delta: float = 1.0) -> Array:
-    """dA = A - Y, held between -delta and delta."""
+    """dA = A - Y, clipped to [-delta, delta]."""
     return jnp.clip(A - Y, -delta, delta)
 
 
@@ -180,23 +182,26 @@ def _cost(choice: str | Cost) -> Cost:
     if number is None:
         return entry
     given = ((str(entry.parameter), number),)
-    loss, dA = Given(entry.loss, named=given), Given(entry.dA, named=given)
+    loss, dA = EqualPartial(entry.loss, named=given), EqualPartial(entry.dA, named=given)
     return replace(entry, name=f"{entry.name}({number!r})", loss=loss, dA=dA)
 
 
 def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output:
-    """The output layer and cost of that name, or of an activation and a cost.
+    """Return the output layer and cost of that name, or made of an activation and a cost.
 
     >>> output("softmax").name, output("tanh+huber(0.5)").name
     ('softmax', 'tanh+huber(0.5)')
 
     Args:
         choice: "softmax", "sigmoid", "identity" or "exp", each with its own cost; or
-            "activation+cost", as "tanh+absolute_error"; or (activation, cost), each a name or one
-            of your own; or an Output, which is given back as it is.
+            "activation+cost", such as "tanh+absolute_error"; or (activation, cost), each a name or
+            your own; or an `Output`, which is returned unchanged.
+
+    Returns:
+        The `Output`.
 
     Raises:
-        ValueError: there is no output, activation or cost of that name.
+        ValueError: no output, activation or cost has that name.
         TypeError: `choice` is none of these.
     """
     if isinstance(choice, Output):
@@ -212,13 +217,16 @@ def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output
         )
     if choice[0] == "softmax":
         raise ValueError(
-            "output softmax goes with its own cost alone: dZ = dA * g' holds where each unit of A"
-            f" depends on its own Z, got {choice!r}"
+            "output softmax takes no other cost: dZ = dA * g' needs each unit of A to depend on its"
+            f" own Z alone, got {choice!r}"
         )
     if not isinstance(choice[1], str | Cost):
         raise TypeError(f"cost must be a name or a dp.Cost, got {choice[1]!r}")
     g, cost = activation(choice[0]), _cost(choice[1])
     through = (g, cost)
     return Output(
-        f"{g.name}+{cost.name}", g.g, Given(_loss_of_A, through), Given(_dZ_through_A, through)
+        f"{g.name}+{cost.name}",
+        g.g,
+        EqualPartial(_loss_of_A, through),
+        EqualPartial(_dZ_through_A, through),
     )

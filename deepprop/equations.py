@@ -1,16 +1,16 @@
 """One layer forward and backward: the equations, side by side.
 
-Each function is of one layer, with one example a column: A[l-1] (n_{l-1}, m); Z[l], A[l], dZ[l] and
-dA[l] (n_l, m). A network is a fold of them over its layers.
+Each function computes one step of one layer. Columns are examples: A[l-1] has shape (n_{l-1}, m);
+Z[l], A[l], dZ[l] and dA[l] have shape (n_l, m). The passes through a whole network are in walk.py.
 
-A residual layer adds its input, A[l] = A[l-1] + g[l](Z[l]). Then A[l-1] reaches the loss in two
-ways, through Z[l] and past it, and dA[l-1] is the sum of what comes back on both:
+A residual layer adds its input: A[l] = A[l-1] + g[l](Z[l]). A[l-1] then reaches the loss on two
+paths, through Z[l] and around it, and dA[l-1] is the sum of the derivatives along both:
 
     dZ[l] = dA[l] * g[l]'(Z[l])          dA[l-1] = W[l]^T dZ[l] + dA[l]
 
-Nothing else changes: dW[l] and db[l] come of dZ[l] and A[l-1] as before. So dA goes down even where
-all W or g' are small, which is why deep networks are made of such layers (He et al. 2016, Identity
-Mappings in Deep Residual Networks, arXiv:1603.05027).
+dW[l] and db[l] follow from dZ[l] and A[l-1] as before. The second path carries dA down the network
+even where W or g' is small, which is why deep networks use residual layers (He et al. 2016,
+Identity Mappings in Deep Residual Networks, arXiv:1603.05027).
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from deepprop.layers import Layer, type_of_dZ, types_of_A, types_of_dZ, types_of
 
 
 def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
-    """One layer forward: A[l-1] (n_{l-1}, m) to Z[l] and A[l] (n_l, m)."""
+    """Compute Z[l] and A[l] (n_l, m) from A[l-1] (n_{l-1}, m)."""
     types = types_of_A(layer)
     W, b, g, times = layer.W, layer.b.astype(types.result), layer.activation.g, multiply(types)
     Z = times(W, A) + b  # Z[l] = W[l] A[l-1] + b[l]
@@ -32,35 +32,35 @@ def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
 
 
 def error_signal(layer: Layer, dA: Array, Z: Array, A: Array) -> Array:
-    """One hidden layer's dZ[l], from dA[l] and from Z[l] and A[l]."""
+    """Compute dZ[l] (n_l, m) of a hidden layer from dA[l], Z[l] and A[l]."""
     return hadamard(dA, slope(layer, Z, A))  # dZ[l] = dA[l] * g[l]'(Z[l])
 
 
 def output_signal(layer: Layer, Z: Array, A: Array, Y: Array) -> Array:
-    """The last layer's dZ[L], from Z[L], A[L] and Y: see costs.py."""
+    """Compute dZ[L] (n_L, m) of the output layer from Z[L], A[L] and Y, as costs.py defines it."""
     dZ = output_of((layer,)).dZ(Z, A, Y)
     return rows(dZ.astype(type_of_dZ(layer)))
 
 
 def signal_below(layer: Layer, dZ: Array, dA: Array) -> Array:
-    """dA[l-1] (n_{l-1}, m), from dZ[l] and, where the layer is residual, dA[l]."""
+    """Compute dA[l-1] (n_{l-1}, m) from dZ[l] and, for a residual layer, dA[l]."""
     W, times = layer.W, multiply(types_of_dZ(layer))
     below = times(W.mT, dZ)  # dA[l-1] = W[l]^T dZ[l]
     return below + dA if layer.residual else below
 
 
 def slope(layer: Layer, Z: Array, A: Array) -> Array:
-    """g[l]'(Z[l]) of a hidden layer, from Z[l] and A[l]."""
+    """Compute g[l]'(Z[l]) of a hidden layer from Z[l] and A[l]."""
     g = hidden_activation(layer)
-    if layer.residual:  # whose A[l] is not g(Z[l])
+    if layer.residual:  # A[l] is not g(Z[l]) here
         return elementwise(lambda Z: g.g_prime(Z, g.g(Z)), Z)
     return elementwise(g.g_prime, Z, A)
 
 
 def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:
-    """dW[l] and db[l] of one layer, from its dZ[l] (n_l, m) and from A[l-1] (n_{l-1}, m).
+    """Compute dW[l] and db[l] from dZ[l] (n_l, m) and A[l-1] (n_{l-1}, m).
 
-    They are rounded once, after the sums over examples and the division by m.
+    They are rounded to the parameters' dtype once, after the sum over examples and the division.
     """
     outer, total = add_up(types_of_sums(layer))
     dW = outer(dZ, A) / m  # dW[l] = 1/m dZ[l] A[l-1]^T

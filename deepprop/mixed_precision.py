@@ -1,4 +1,4 @@
-"""Mixed precision: products of narrow factors, with parameters and sums in float32."""
+"""Mixed precision: matrix products of narrow factors, with parameters and sums in float32."""
 
 from dataclasses import replace
 
@@ -18,18 +18,18 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
 
 
 def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
-    """The same parameters, with matrix products of factors in a narrow type: mixed precision.
+    """Return the same parameters, set to round the factors of matrix products to a narrow dtype.
 
-    The parameters stay as they are, and so does the type of their gradients. What is in which type:
+    The arrays and the dtype of the gradients do not change. What is in which dtype:
 
-    - bfloat16, float16: W, A[l-1] and dZ[l] as they enter a product; of the hidden layers b as it
-      is added, and Z[l] and A[l] as they are kept; dA[l] and dZ[l] with bfloat16.
-    - float32: every sum, over units and over examples; Z[L], A[L] and J; dW and db, as the
-      parameters; with float16 dA[l] and dZ[l].
+    - narrow (bfloat16 or float16): W, A[l-1] and dZ[l] where they enter a product; in hidden
+      layers, b where it is added, and the stored Z[l] and A[l]; with bfloat16 also dA[l] and dZ[l].
+    - float32: every sum, over units and over examples; Z[L], A[L] and J; dW and db, like the
+      parameters; with float16 also dA[l] and dZ[l].
 
-    With float16, whose range is small, W and dZ are multiplied by a power of 2 before they enter a
-    product, and the product is divided by it: the loss scale of mixed precision, but found anew for
-    each product from its largest number, so that there is none to choose and no step to skip.
+    float16 has a small range. Before a product, W and dZ are therefore multiplied by a power of 2,
+    and the product is divided by it. This is the loss scale of mixed precision, but computed for
+    each product from its largest entry: there is no scale to choose and no step to skip.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = with_compute_dtype(dp.init_params(jax.random.key(0), [3, 4, 2]), "bfloat16")
@@ -40,13 +40,13 @@ def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
 
     Args:
         params: the layers, in float32 or wider.
-        dtype: of the factors, "bfloat16" or "float16"; None for the type of the parameters.
+        dtype: of the factors, "bfloat16" or "float16"; None for the dtype of the parameters.
 
     Returns:
         The layers, with the same arrays.
 
     Raises:
-        TypeError: `dtype` is neither, `params` are no wider, or they are no layers.
+        TypeError: `dtype` is none of these, `params` are not wider than it, or they are not layers.
 
     Source:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740.

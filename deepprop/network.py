@@ -1,6 +1,6 @@
 """A network: its parameters, the forward pass and the cost.
 
-L layers; m examples, one a column; n_l units in layer l:
+L layers; m examples, one per column; n_l units in layer l:
 
     W[l] (n_l, n_{l-1})    b[l] (n_l, 1)    Z[l], A[l] (n_l, m)    A[0] = X (n_0, m)    Y (n_L, m)
 """
@@ -56,7 +56,7 @@ def init_params(
     stack: bool = False,
     compute_dtype: DTypeLike | None = None,
 ) -> Params:
-    """The parameters of a new network: random W, and b = 0.
+    """Initialise the parameters of a network: random W, and b = 0.
 
     The variance of W is 2/n_{l-1} for He, 2/(n_{l-1} + n_l) for Glorot, 1/n_{l-1} for LeCun.
 
@@ -67,26 +67,28 @@ def init_params(
 
     Args:
         key: a JAX random key.
-        sizes: units a layer, n_0 to n_L, the inputs first.
-        hidden: the activation of the hidden layers, or a sequence of L - 1, one a layer.
+        sizes: units per layer, n_0 to n_L, the inputs first.
+        hidden: the activation of the hidden layers, or a sequence of L - 1 activations.
         output: the output layer and the cost: see `deepprop.output`.
-        init: "he", "glorot" or "lecun", and "_normal" or "_uniform"; None takes for each layer
-            what fits its activation.
+        init: "he", "glorot" or "lecun", with "_normal" or "_uniform"; None takes the one that suits
+            each layer's activation.
         dtype: of W and b; a floating type.
-        residual: makes hidden layers with as many units as the one below residual, A[l] = A[l-1] +
-            g(Z[l]), and divides the W of R such layers by R: so A stays of its size, however many
-            they are.
-        stack: holds runs of equal hidden layers as one, with a leading axis: see `deepprop.stack`.
+        residual: whether hidden layers with as many units as the layer below are residual:
+            A[l] = A[l-1] + g(Z[l]). The W of R such layers are divided by R, so that A keeps its
+            size however many there are.
+        stack: whether runs of equal hidden layers are stored as one, with a leading axis: see
+            `deepprop.stack`.
         compute_dtype: the dtype of the factors of matrix products: see
             `deepprop.with_compute_dtype`.
 
     Returns:
-        L layers: W (n_l, n_{l-1}) and b (n_l, 1) each; with `stack` fewer entries.
+        L layers, each with W (n_l, n_{l-1}) and b (n_l, 1); with `stack`, fewer entries.
 
     Raises:
         ValueError: a size is below 1, there are fewer than two, a name is unknown, `hidden` is a
             sequence of another length than L - 1, or no layer can be residual.
-        TypeError: `key` is no random key, a size is no integer, or `dtype` is no floating type.
+        TypeError: `key` is not a random key, a size is not an integer, or `dtype` is not a floating
+            type.
     """
     check_key(key)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -122,7 +124,7 @@ def init_params(
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
-    """The forward pass: Z[l] = W[l] A[l-1] + b[l], A[l] = g[l](Z[l]), for l = 1 to L.
+    """Run the forward pass: Z[l] = W[l] A[l-1] + b[l], A[l] = g[l](Z[l]), for l = 1 to L.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -131,38 +133,38 @@ def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
     ((2, 5), 3, 2)
 
     Args:
-        params: the layers, as `init_params` makes them.
-        X: (n_0, m), one example a column; it is cast to the type of the parameters.
+        params: the layers, as returned by `init_params`.
+        X: (n_0, m), one example per column; cast to the dtype of the parameters.
 
     Returns:
-        A[L] (n_L, m), in float32 at least, and the cache that the backward pass reads.
+        A[L] (n_L, m), in float32 or wider, and the cache for the backward pass.
 
     Raises:
         ValueError: the shape of X, or of a layer, does not fit the network.
-        TypeError: X is not real numbers, or params is no tuple of layers.
+        TypeError: X is not real numbers, or `params` is not a tuple of layers.
     """
     cache = up(params, inputs(params, X))
     return cache.A[-1], cache
 
 
 def predict(params: Params, X: ArrayLike) -> Array:
-    """A[L] of the forward pass, without a cache.
+    """Compute A[L] of the forward pass, without a cache.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
-    >>> float(dp.predict(params, jnp.ones((3, 5))).sum().round(3))  # softmax: 1 an example
+    >>> float(dp.predict(params, jnp.ones((3, 5))).sum().round(3))  # softmax: 1 per example
     5.0
 
     Args:
-        params: the layers, as `init_params` makes them.
-        X: (n_0, m), one example a column.
+        params: the layers, as returned by `init_params`.
+        X: (n_0, m), one example per column.
 
     Returns:
-        A[L] (n_L, m), in float32 at least.
+        A[L] (n_L, m), in float32 or wider.
 
     Raises:
-        ValueError, TypeError: as `forward`; or X holds a number that is not finite. Under `jit`,
-            where numbers are not known, that column of A[L] is what comes of it.
+        ValueError, TypeError: as for `forward`; or X holds a non-finite value. Under `jit`, where
+            values are not known, that example's column of A[L] is non-finite instead.
     """
     A_0 = inputs(params, X)
     if is_known(A_0):
@@ -171,7 +173,7 @@ def predict(params: Params, X: ArrayLike) -> Array:
 
 
 def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
-    """J = 1/m sum_i L(i), or with weights J = sum_i w_i L(i) / sum_i w_i.
+    """Compute J = 1/m sum_i L(i), or with weights J = sum_i w_i L(i) / sum_i w_i.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 1], output="identity")
@@ -180,17 +182,17 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
     5.0
 
     Args:
-        cache: what `forward` gave.
-        Y: (n_L, m), the targets, one example a column; for softmax each column adds up to 1.
-        weights: (m,), one an example, none negative and not all 0.
+        cache: the cache returned by `forward`.
+        Y: (n_L, m), the targets, one example per column; for softmax each column sums to 1.
+        weights: (m,), one per example; none negative, not all 0.
 
     Returns:
-        J, a scalar in float32 at least.
+        J, a scalar in float32 or wider.
 
     Raises:
-        ValueError: the shape of Y or of the weights does not fit the cache, or the loss of a cost
-            of your own does not have the shape (m,).
-        TypeError: Y or the weights are not real numbers, or `cache` is no cache.
+        ValueError: the shape of Y or of the weights does not fit the cache, or your own cost
+            returns losses of another shape than (m,).
+        TypeError: Y or the weights are not real numbers, or `cache` is not a cache.
     """
     Y = targets(cache, Y)
     if weights is not None:
@@ -199,16 +201,16 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
 
 
 def mean_loss(cache: Cache, Y: Array, w: Array | None) -> Array:
-    """J, from arguments that were checked; w is about 1 at the most."""
+    """Compute J from arguments that were checked; w is at most about 1."""
     output, m = output_of(cache.params), Y.shape[1]
     losses = output.loss(cache.Z[-1], Y)
     if losses.shape != (m,):
         raise ValueError(
-            f"the loss of {output.name} must have shape ({m},), one an example, got {losses.shape}"
+            f"the loss of {output.name} must have shape ({m},), one per example, got {losses.shape}"
         )
     if w is None:
         return jnp.mean(losses)  # J = 1/m sum_i L(i)
-    w = w.astype(losses.dtype)  # of float64 parameters with narrow products
+    w = w.astype(losses.dtype)  # wider than the losses if W is float64 and compute_dtype is narrow
     return jnp.sum(w * losses) / sum_of_weights(w)
 
 

@@ -1,4 +1,4 @@
-"""Stacks: runs of equal hidden layers held as one `Layer`, with a leading axis."""
+"""Stacks: runs of equal hidden layers stored as one `Layer`, with a leading axis."""
 
 from dataclasses import replace
 from itertools import groupby
@@ -13,13 +13,13 @@ from deepprop.layers import Layer, Params, depth, is_stack
 
 
 def stack(params: Params, keep: int | str | None = None) -> Params:
-    """Hold each run of equal hidden layers as one `Layer`, with W (K, n, n) and b (K, n, 1).
+    """Store each run of equal hidden layers as one `Layer`, with W (K, n, n) and b (K, n, 1).
 
-    Equal means as many units as inputs, the same activation, and both residual or neither. All
-    functions of deepprop take such params, and mean the same by them; use them under `jit`, as
-    outside of it a loop is compiled at each call. An optimizer that looks at an array as a whole,
-    at its norm or shape (LAMB, Adafactor, Muon), sees a stack as one: `in_backward` shows it one
-    layer at a time.
+    Equal layers have as many units as inputs, the same activation, and are both residual or both
+    not. A stack compiles to a loop, so compilation takes as long for 1,000 layers as for 10. Every
+    function of deepprop takes stacks, with the same results. Call them under `jit`; outside of it,
+    each call compiles its loop again. An optimizer that uses the norm or the shape of an array
+    (LAMB, Adafactor, Muon) treats a stack as one array; `in_backward` shows it one layer at a time.
 
     >>> import jax, deepprop as dp
     >>> params = dp.stack(dp.init_params(jax.random.key(0), [3, *[8] * 5, 2]))
@@ -27,18 +27,18 @@ def stack(params: Params, keep: int | str | None = None) -> Params:
     [(8, 3), (4, 8, 8), (2, 8)]
 
     Args:
-        params: the layers; stacks among them are taken as the layers they are. Gradients too.
-        keep: 1 keeps Z and A of all layers from the forward pass for the backward pass. k keeps A
-            of every k-th, and computes the others again on the way back: about 1/k of the memory,
-            for one more forward pass. "sqrt" takes about sqrt(K), where memory is least. None
-            leaves a stack as it is, and takes 1 for a new one.
+        params: the layers, or gradients; stacks among them count as the layers they hold.
+        keep: 1 stores Z and A of all layers for the backward pass. k stores A of every k-th layer
+            and computes the others again in the backward pass: about 1/k of the memory, at the cost
+            of one more forward pass. "sqrt" takes about sqrt(K), which needs the least memory. None
+            leaves existing stacks as they are, and uses 1 for new ones.
 
     Returns:
         The layers, with stacks.
 
     Raises:
-        ValueError: `keep` is no number above 0, nor "sqrt".
-        TypeError: `params` is no tuple of layers.
+        ValueError: `keep` is neither a whole number above 0 nor "sqrt".
+        TypeError: `params` is not a tuple of layers.
     """
     check_params(params)
     whole = isinstance(keep, int) and not isinstance(keep, bool) and keep > 0
@@ -52,7 +52,7 @@ def stack(params: Params, keep: int | str | None = None) -> Params:
 
 
 def unstack(params: Params) -> Params:
-    """The layers of all stacks one by one: what `stack` joined. Gradients too.
+    """Split all stacks into single layers: the inverse of `stack`.
 
     >>> import jax, deepprop as dp
     >>> params = dp.init_params(jax.random.key(0), [3, *[8] * 5, 2])
@@ -60,24 +60,27 @@ def unstack(params: Params) -> Params:
     6
 
     Args:
-        params: the layers.
+        params: the layers, or gradients.
+
+    Returns:
+        L single layers.
 
     Raises:
-        TypeError: `params` is no tuple of layers.
+        TypeError: `params` is not a tuple of layers.
     """
     check_params(params)
     return tuple(one for layer in params for one in one_by_one(layer))
 
 
 def one_by_one(layer: Layer) -> list[Layer]:
-    """The layers of a stack; a layer that is none is the only one."""
+    """Return the layers of a stack, or a single layer by itself, as a list."""
     if not is_stack(layer):
         return [layer]
     return [replace(layer, W=W, b=b, keep=1) for W, b in zip(layer.W, layer.b, strict=True)]
 
 
 def _kind(numbered: tuple[int, Layer]) -> Any:
-    """What equal layers have in common; a layer that is like no other has its number."""
+    """Return what equal layers share; a layer that can't be stacked gets its number."""
     i, layer = numbered
     *_, n, n_below = layer.W.shape
     alone = n != n_below or isinstance(layer.activation, Output)

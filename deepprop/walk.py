@@ -1,8 +1,8 @@
-"""Ways through the layers: up, down, and each on its own. Here alone a stack is told from a layer.
+"""The walk through the layers: up, down, or each layer by itself.
 
-A function that reads (cache, dZ) is written for one layer, and `each_layer` applies it to all. It
-sees neither that a run of layers is held as a stack, nor that some Z and A were not kept and are
-computed again.
+Only this file tells a stack from a single layer, and only this file computes Z and A again where
+the cache does not store them. A function that reads (cache, dZ) is therefore written for one layer,
+and `each_layer` applies it to all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from deepprop.layers import Cache, Params, depth, is_stack, top
 
 
 def up(params: Params, A_0: Array) -> Cache:
-    """From A[0] to A[L]: the cache, with the Z and A that each layer or stack keeps."""
+    """Walk up from A[0] to A[L] and return the cache, with the Z and A that each layer stores."""
     A, Z = [rows(A_0)], []
     for layer in params:
         step = forward_stack if is_stack(layer) else forward_layer
@@ -34,7 +34,7 @@ def up(params: Params, A_0: Array) -> Cache:
 
 
 def to_the_top(params: Params, A_0: Array) -> Array:
-    """From A[0] to A[L], with nothing kept."""
+    """Walk up from A[0] to A[L] and return A[L], without a cache."""
     A = rows(A_0)
     for layer in params:
         A = predict_stack(layer, A) if is_stack(layer) else forward_layer(layer, A)[1]
@@ -45,49 +45,59 @@ def down(
     cache: Cache,
     Y: ArrayLike,
     visit: Visit,
-    held: Sequence[Any] | None = None,
+    states: Sequence[Any] | None = None,
     *,
     in_place: bool = False,
 ) -> list[Any]:
-    """Down the network, dZ[L] to dZ[1]: what `visit` gives of each layer, of its dZ[l] and A[l-1].
+    """Walk down from dZ[L] to dZ[1] and return what `visit` returns for each layer.
 
     Args:
-        cache: what `forward` gave.
+        cache: the cache returned by `forward`.
         Y: (n_L, m), the targets.
-        visit: (held, layer, dZ[l], A[l-1]) to what is held of the layer from then on.
-        held: an entry for each of params, with a leading axis for a stack; None for nothing to
-            begin with.
-        in_place: whether the layers are what is held first, and `visit` changes them.
+        visit: (state, layer, dZ[l], A[l-1]) to the layer's new state.
+        states: the state of each layer before its visit, with a leading axis for a stack; None if
+            `visit` needs none.
+        in_place: whether each state begins with the layer itself, which `visit` updates: see
+            _loops.py.
+
+    Raises:
+        ValueError, TypeError: Y does not fit the cache.
     """
-    Y, held = targets(cache, Y), list(held or [None] * len(cache.params))
-    dA = jnp.zeros_like(Y)  # not read: the output's dZ comes of the cost
-    for i in reversed(range(len(held))):
+    Y, states = targets(cache, Y), list(states or [None] * len(cache.params))
+    dA = jnp.zeros_like(Y)  # not read: dZ[L] comes from the cost
+    for i in reversed(range(len(states))):
         layer, Z, A, A_below = cache.params[i], cache.Z[i], cache.A[i + 1], top(cache.A[i])
         if is_stack(layer):
             stack = None if in_place else layer
-            held[i], dA = down_stack(stack, held[i], visit, (Z, A, A_below), dA)
+            states[i], dA = down_stack(stack, states[i], visit, (Z, A, A_below), dA)
             continue
-        last = i == len(held) - 1
+        last = i == len(states) - 1
         dZ = output_signal(layer, Z, A, Y) if last else error_signal(layer, dA, Z, A)
-        held[i] = visit(held[i], layer, dZ, A_below)
+        states[i] = visit(states[i], layer, dZ, A_below)
         dA = signal_below(layer, dZ, dA) if i else dA
-    return held
+    return states
 
 
 def each_layer(
     f: Callable[..., Any], cache: Cache, dZ: Sequence[ArrayLike], out_axes: int = 0
 ) -> tuple[Any, ...]:
-    """f(layer, dZ[l], A[l-1]) of each layer on its own; of a stack's layers with a leading axis.
+    """Return f(layer, dZ[l], A[l-1]) for each layer; for a stack with a leading axis.
+
+    Args:
+        f: a function of one layer.
+        cache: the cache returned by `forward`.
+        dZ: the error signals of that cache.
+        out_axes: where a stack's axis goes in the results of f.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache.
+        ValueError: dZ belongs to another network or batch than the cache.
         TypeError: dZ is not real numbers, or `cache` is not a cache.
     """
     return tuple(layer_map(f, *local(cache, dZ), out_axes=out_axes))
 
 
 def local(cache: Cache, dZ: Sequence[ArrayLike]) -> tuple[Params, list[Array], list[Array]]:
-    """What the gradients of layers 1 to L are made of: the layers, dZ[l] and A[l-1].
+    """Return what the gradient of each layer is made of: the layers, all dZ[l] and all A[l-1].
 
     Raises:
         ValueError, TypeError: as `each_layer`.
@@ -99,31 +109,31 @@ def local(cache: Cache, dZ: Sequence[ArrayLike]) -> tuple[Params, list[Array], l
 def layer_map(
     f: Callable[..., Any], layers: Params, *entries: Any, out_axes: int = 0
 ) -> Iterator[Any]:
-    """f(layer, *entries of that layer) of each; f is of one layer, and of a stack's all at once."""
-    for layer, *its in zip(layers, *entries, strict=True):
-        of_layer = jax.vmap(f, out_axes=out_axes) if is_stack(layer) else f
-        yield of_layer(layer, *its)
+    """Yield f(layer, *entries of that layer); all layers of a stack are mapped at once."""
+    for layer, *of_layer in zip(layers, *entries, strict=True):
+        mapped = jax.vmap(f, out_axes=out_axes) if is_stack(layer) else f
+        yield mapped(layer, *of_layer)
 
 
 def layer_scan(f: Callable[..., Any], carry: Any, layers: Params, *entries: Any) -> Any:
-    """The last of carry = f(carry, layer, *entries of that layer), from the lowest layer on."""
-    for layer, *its in zip(layers, *entries, strict=True):
+    """Fold carry = f(carry, layer, *entries of that layer) over the layers, the lowest first."""
+    for layer, *of_layer in zip(layers, *entries, strict=True):
         if is_stack(layer):
-            carry, _ = lax.scan(lambda c, one: (f(c, *one), None), carry, (layer, *its))
+            carry, _ = lax.scan(lambda c, one: (f(c, *one), None), carry, (layer, *of_layer))
         else:
-            carry = f(carry, layer, *its)
+            carry = f(carry, layer, *of_layer)
     return carry
 
 
 def by_entry(params: Params, P: Array) -> list[Array]:
-    """P (L, ...) with a row per layer, split as params is: a row, or K of them for a stack."""
+    """Split P (L, ...) as params is split: one row per layer, K rows for a stack."""
     ends = list(accumulate(map(depth, params)))
     parts = zip(params, ends, strict=True)
     return [P[end - depth(p) : end] if is_stack(p) else P[end - 1] for p, end in parts]
 
 
 def recomputed(cache: Cache) -> Cache:
-    """The cache with all Z and A, those that were not kept computed again."""
+    """Return the cache with all Z and A; those it does not store are computed again."""
     Z, A = list(cache.Z), list(cache.A)
     for i, layer in enumerate(cache.params):
         if Z[i] is None:
@@ -132,10 +142,10 @@ def recomputed(cache: Cache) -> Cache:
 
 
 def inputs_of_layers(cache: Cache) -> list[Array]:
-    """A[l-1] for layers 1 to L: (n_{l-1}, m), or (K, n, m) for a stack.
+    """Return A[l-1] of layers 1 to L: (n_{l-1}, m), or (K, n, m) for a stack.
 
     Args:
-        cache: with all A.
+        cache: a cache that stores all A.
     """
     below = [top(A) for A in cache.A[:-1]]
     return [

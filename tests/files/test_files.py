@@ -90,7 +90,7 @@ def test_damaged_files(tmp_path):
         ({"W2": None}, "the model lacks 'W2"),
         ({"activations": np.array(["relu", "relu"])}, "output must be one of"),
         ({"activations": np.array([], dtype="U1")}, "the model has no layer"),
-        ({"dtype": "int32"}, "params must all have one floating type"),
+        ({"dtype": "int32"}, "params must all have one floating dtype"),
         ({"dtype": "nonsense"}, "nonsense"),
         ({"W1": np.full((5, 4), "a")}, "model.npz"),
     ],

@@ -194,7 +194,7 @@ def test_what_is_not_elementwise_is_refused(name, where):
     parts = {"g": jnp.sin, "g_prime": lambda Z, A: jnp.cos(Z)}
     parts[where] = coupled if where == "g" else lambda Z, A: coupled(Z)
     own = dp.Activation("own", **parts)
-    message = f"activation own must be elementwise, but a number of its {where} changes"
+    message = f"activation own must be elementwise, but entries of its {where} change"
     for use in (
         lambda: dp.init_params(jax.random.key(0), [3, 4, 2], hidden=own),
         lambda: dp.init_params(jax.random.key(0), [3, 4, 2], hidden=["relu", own][1:]),

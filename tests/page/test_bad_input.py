@@ -29,7 +29,7 @@ def weights(values):
 
 
 TABLE = {
-    "X of rank 1": (lambda: dp.forward(PARAMS, X[:, 0]), ValueError, r"X must have shape \(4, m\), one example a column, got shape \(4,\)"),
+    "X of rank 1": (lambda: dp.forward(PARAMS, X[:, 0]), ValueError, r"X must have shape \(4, m\), one example per column, got shape \(4,\)"),
     "X of rank 3": (lambda: dp.forward(PARAMS, X[None]), ValueError, r"X must have shape \(4, m\).*got shape \(1, 4, 6\)"),
     "X with features as rows": (lambda: dp.forward(PARAMS, X.T), ValueError, r"X must have shape \(4, m\).*got shape \(6, 4\); the examples seem to be rows: pass X.T"),
     "X with too many features": (lambda: dp.predict(PARAMS, np.ones((9, 6))), ValueError, r"X must have shape \(4, m\).*got shape \(9, 6\)$"),
@@ -38,7 +38,7 @@ TABLE = {
     "X of text": (lambda: dp.forward(PARAMS, [["a"] * 6] * 4), TypeError, r"X must be an array of real numbers, got dtype <U1"),
     "X of objects": (lambda: dp.forward(PARAMS, np.array([[None]])), TypeError, r"X must be an array of real numbers, got dtype object"),
     "X ragged": (lambda: dp.forward(PARAMS, [[1.0], [1.0, 2.0]]), TypeError, r"X must be an array of real numbers"),
-    "Y of labels": (lambda: dp.cost(CACHE, np.arange(6)), ValueError, r"Y must have shape \(3, 6\), one example a column, got shape \(6,\); for class labels: jax.nn.one_hot"),
+    "Y of labels": (lambda: dp.cost(CACHE, np.arange(6)), ValueError, r"Y must have shape \(3, 6\), one example per column, got shape \(6,\); for class labels: jax.nn.one_hot"),
     "Y with examples as rows": (lambda: dp.error_signals(CACHE, Y.T), ValueError, r"Y must have shape \(3, 6\).*got shape \(6, 3\).*pass Y.T"),
     "Y of another m": (lambda: dp.manual_backward(CACHE, Y[:, :5]), ValueError, r"Y must have shape \(3, 6\).*got shape \(3, 5\)"),
     "Y complex": (lambda: dp.cost(CACHE, Y * 1j), TypeError, r"Y must be an array of real numbers"),
@@ -51,11 +51,11 @@ TABLE = {
     "weights of text": (weights(["a"] * 6), TypeError, r"weights must be an array of real numbers"),
     "weights in gradients": (lambda: dp.gradients(CACHE, DZ, np.ones(5)), ValueError, r"weights must have shape \(6,\)"),
     "weights in manual_backward": (lambda: dp.manual_backward(CACHE, Y, -np.ones(6)), ValueError, r"weights must be finite and not negative"),
-    "params for a cache": (lambda: dp.manual_backward(PARAMS, Y), TypeError, r"cache must be the dp.Cache that forward gave, got tuple"),
+    "params for a cache": (lambda: dp.manual_backward(PARAMS, Y), TypeError, r"cache must be the dp.Cache returned by forward, got tuple"),
     "params for the cache of a cost": (lambda: dp.cost(PARAMS, Y), TypeError, r"cache must be the dp.Cache"),
     "(A, cache) for a cache": (lambda: dp.gradients((X, CACHE), DZ), TypeError, r"cache must be the dp.Cache.*got tuple"),
     "a cache of another network": (lambda: dp.gradients(OTHER, DZ), ValueError, r"dZ\[1\] must have shape \(7, 6\).*got shape \(5, 6\)"),
-    "a cache of a deeper network": (lambda: dp.gradients(DEEPER, DZ), ValueError, r"dZ must hold one array a layer, 3 for this cache, got 2: is it of another network\?"),
+    "a cache of a deeper network": (lambda: dp.gradients(DEEPER, DZ), ValueError, r"dZ must hold one array per layer, 3 for this cache, got 2: does it belong to another network\?"),
     "dZ of another batch": (lambda: dp.gradients(CACHE, [d[:, :3] for d in DZ]), ValueError, r"dZ\[1\] must have shape \(5, 6\).*got shape \(5, 3\)"),
     "a cache for params": (lambda: dp.forward(CACHE, X), TypeError, r"params must be a tuple of dp.Layer, got Cache"),
     "arrays for params": (lambda: dp.forward((X, X), X), TypeError, r"params must be a tuple of dp.Layer"),
@@ -63,12 +63,12 @@ TABLE = {
     "a list for W": (lambda: dp.forward((dp.Layer([[1.0]], LAST.b, LAST.activation),), X), TypeError, r"params must be a tuple of dp.Layer with arrays"),
     "a number for an initialisation": (lambda: dp.init_params(KEY, [2, 2], init="he_normal(7)"), ValueError, r"init he_normal takes no number"),
     "a function for an initialisation": (lambda: dp.init_params(KEY, [2, 2], init=max), TypeError, r"init must be a name"),
-    "a loss of another shape": (lambda: dp.cost(dp.forward(dp.init_params(KEY, [4, 3], output=("tanh", dp.Cost("odd", lambda A, Y: abs(A - Y), lambda A, Y: A))), X)[1], Y), ValueError, r"the loss of tanh\+odd must have shape \(6,\), one an example, got \(3, 6\)"),
+    "a loss of another shape": (lambda: dp.cost(dp.forward(dp.init_params(KEY, [4, 3], output=("tanh", dp.Cost("odd", lambda A, Y: abs(A - Y), lambda A, Y: A))), X)[1], Y), ValueError, r"the loss of tanh\+odd must have shape \(6,\), one per example, got \(3, 6\)"),
     "no layer": (lambda: dp.forward((), X), TypeError, r"params must be a tuple of dp.Layer, got tuple"),
     "layers that do not meet": (lambda: dp.forward((LAYER, LAYER, LAST), X), ValueError, r"W\[2\] must have shape \(n_l, 5\), got \(5, 4\)"),
     "b as a vector": (lambda: dp.forward((dp.Layer(LAST.W, jnp.zeros(3), LAST.activation),), np.ones((5, 1))), ValueError, r"b\[1\] must have shape \(3, 1\), got \(3,\)"),
-    "layers of two types": (lambda: dp.forward((LAYER, jax.tree.map(lambda x: x.astype(jnp.bfloat16), LAST)), X), TypeError, r"params must all have one floating type, W\[1\] has float32, layer 2 has W bfloat16"),
-    "integer layers": (lambda: dp.forward((jax.tree.map(lambda x: x.astype(int), LAST),), np.ones((5, 1))), TypeError, r"params must all have one floating type, W\[1\] has int32"),
+    "layers of two types": (lambda: dp.forward((LAYER, jax.tree.map(lambda x: x.astype(jnp.bfloat16), LAST)), X), TypeError, r"params must all have one floating dtype, W\[1\] has float32, layer 2 has W bfloat16"),
+    "integer layers": (lambda: dp.forward((jax.tree.map(lambda x: x.astype(int), LAST),), np.ones((5, 1))), TypeError, r"params must all have one floating dtype, W\[1\] has int32"),
     "no output": (lambda: dp.forward((LAYER,), X), TypeError, r"the last layer's activation must be a dp.Output"),
     "an output within": (lambda: dp.forward((dp.Layer(LAYER.W, LAYER.b, LAST.activation), LAST), X), TypeError, r"a hidden layer's activation must be a dp.Activation"),
     "an unknown activation": (lambda: dp.init_params(KEY, [2, 2, 2], hidden="rulu"), ValueError, r"activation must be one of identity, sigmoid.*got 'rulu'"),
@@ -222,7 +222,9 @@ ARRAYS = {  # every argument that takes an array: what is called with it
 @pytest.mark.parametrize("where", ARRAYS)
 def test_a_masked_array_is_refused(where):
     """NumPy and jax would use the numbers under the mask."""
-    with pytest.raises((TypeError, ValueError), match="masked array: fill or drop what is masked"):
+    with pytest.raises(
+        (TypeError, ValueError), match="masked array: fill or drop the masked values"
+    ):
         ARRAYS[where](masked)
     if "layer" not in where and "V of" not in where:  # whose W and b are arrays, no lists
         with pytest.raises((TypeError, ValueError), match="masked array: fill or drop"):

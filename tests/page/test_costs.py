@@ -118,7 +118,7 @@ def test_an_output_and_a_cost_of_your_own():
     ("choice", "error", "message"),
     [
         ("sofmax", ValueError, "output must be one of softmax, sigmoid, identity, exp, got"),
-        ("softmax+huber", ValueError, "output softmax goes with its own cost alone"),
+        ("softmax+huber", ValueError, "output softmax takes no other cost"),
         ("softmax(3)", ValueError, "output softmax takes no number"),
         ("tanh+hubber", ValueError, "cost must be one of squared_error, absolute_error, huber"),
         ("tanh+squared_error(2)", ValueError, "cost squared_error takes no number"),

@@ -386,10 +386,10 @@ def test_bad_input_is_named():
         (lambda: dp.stack(params, True), "keep must be"),
         (lambda: dp.forward((first, replace(middle, W=middle.W[:, :5]), last), X), r"W\[2\] must have shape \(n_l, 6\), or \(K, n, n\)"),
         (lambda: dp.forward((first, replace(middle, b=middle.b[0]), last), X), r"b\[2\] must have shape \(7, 6, 1\)"),
-        (lambda: dp.forward((replace(first, residual=True), middle, last), X), "layer 1 must be a hidden one"),
-        (lambda: dp.forward((first, replace(middle, keep=0), last), X), "layer 2 must keep"),
+        (lambda: dp.forward((replace(first, residual=True), middle, last), X), "layer 1 must be hidden"),
+        (lambda: dp.forward((first, replace(middle, keep=0), last), X), "layer 2 must have a keep of at least 1"),
         (lambda: dp.gradients(cache, (dZ[0], dZ[1][:3], dZ[2])), r"dZ\[2\] must have shape \(7, 6, 7\)"),
-        (lambda: dp.gradients(cache, dZ[:2]), "dZ must hold one array a layer, 3 for this cache"),
+        (lambda: dp.gradients(cache, dZ[:2]), "dZ must hold one array per layer, 3 for this cache"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             f()

@@ -258,7 +258,7 @@ def test_bad_input():
         dp.clipped_backward(cache, Y, "1")
     for f in (dp.per_example_norms, dp.per_example_gradients, dp.squared_gradients,
               dp.gradient_variance, dp.gradient_noise_scale, dp.kfac_factors):  # fmt: skip
-        with pytest.raises(ValueError, match="dZ must hold one array a layer, 2 for this cache"):
+        with pytest.raises(ValueError, match="dZ must hold one array per layer, 2 for this cache"):
             f(cache, dZ[:1])
         with pytest.raises(TypeError, match=r"cache must be the dp\.Cache"):
             f(params, dZ)

@@ -124,7 +124,7 @@ def check_gradients(
         params: the layers, with any activation and cost; try your own with this.
         X: (n_0, m). A handful of examples will do: the time grows with m.
         Y: (n_L, m), the targets.
-        weights: (m,), one an example.
+        weights: (m,), one per example.
         backward: the function under test, of the form of `manual_backward`; it may return plain
             pairs, ((dW[1], db[1]), ...).
         tolerance: the relative error that is allowed, from 1e-9 to below 1.

@@ -1,6 +1,7 @@
 """Data for the command line: the digits that ship, and files of NumPy arrays.
 
-Files hold one example a row, as NumPy users write them; what comes out has one example a column.
+Files hold one example per row, as NumPy users write them; what comes out has one example per
+column.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ class Scaling(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A training set and a held-out set, one example a column.
+    """A training set and a held-out set, one example per column.
 
     Attributes:
         name: what it is, for the report.
@@ -102,7 +103,7 @@ def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
         path: a .npz file; None is the digits that ship.
 
     Returns:
-        x (m, n_0) and y (m, ...) or None, one example a row, as they stand in the file.
+        x (m, n_0) and y (m, ...) or None, one example per row, as they stand in the file.
 
     Raises:
         ValueError: the file is no archive, or has no x.
@@ -175,7 +176,7 @@ def _parts(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.nda
         if x is not None and y is not None:
             if y.ndim == 0 or x.ndim == 0 or len(x) != len(y):
                 raise ValueError(
-                    f"{path}: {x_name} and {y_name} must have an example a row each, got shapes"
+                    f"{path}: {x_name} and {y_name} must have one example per row each, got shapes"
                     f" {x.shape} and {y.shape}"
                 )
             x = _rows(x, f"{path}: {x_name}")

@@ -22,7 +22,7 @@ def export(args: argparse.Namespace) -> int:
     n_0, n_L, dtype = params[0].W.shape[-1], params[-1].W.shape[0], wide(params[0].W.dtype)
     rows = "" if classes is None else f", a row for each class: {first_of(classes)}"
     print(note, end="")
-    print(f"takes {dtype} ({n_0}, m), one example a column, before any scaling")
+    print(f"takes {dtype} ({n_0}, m), one example per column, before any scaling")
     print(f"gives {dtype} ({n_L}, m){rows}")
     print(f"saved {args.out}")
     return 0

@@ -90,7 +90,7 @@ def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
         ValueError: a label is not among the classes, or float32 can't hold a number.
     """
     if y.ndim == 0 or y.size == 0:
-        raise ValueError(f"{name} must have an example a row, got shape {y.shape}")
+        raise ValueError(f"{name} must have one example per row, got shape {y.shape}")
     if classes is None:
         return _numbers(y, name)
     if y[0].size > 1:

@@ -71,8 +71,8 @@ def export(
             another shape, is not finite, or scale has a 0; the parameters take more than 2 GiB less
             1 MiB, as the format ends at 2 GiB; jax.export can't lower an activation of your own,
             such as one that calls back to Python; or the shape of a layer does not fit the network.
-        TypeError: params is no tuple of layers, platforms no sequence of names, or scaling no pair
-            of real numbers.
+        TypeError: `params` is not a tuple of layers, platforms no sequence of names, or scaling no
+            pair of real numbers.
         ImportError: flatbuffers is missing; the message names the extra that brings it.
         OSError: the file can't be written; what was there before is still there.
     """

@@ -1,7 +1,13 @@
-"""The optimizer's update inside the backward pass: no gradient of the whole network ever exists.
+"""The optimizer's update inside of the backward pass.
 
-As soon as dW[l] and db[l] are there, layer l is updated, and they are gone; the memory of the
-gradient, which is that of the parameters, is not needed.
+Layer l is updated as soon as dW[l] and db[l] are computed, and they are dropped at once. The
+gradient of the whole network never exists, which saves as much memory as the parameters take.
+
+This equals the ordinary update only if the optimizer treats each layer alone. `in_backward` finds
+out by three tests, because optax has no such declaration: `_check_alone` reads from the jaxpr of
+the update which layers each output depends on; `_check_alike` compares the updates of two equal
+layers; and at `init` independence.py compares two steps on stand-ins of the user's layers with the
+same steps on each layer by itself.
 """
 
 from functools import partial
@@ -25,16 +31,16 @@ from deepprop.walk import down, layer_map
 
 
 class InBackward(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
-    """What `in_backward` gives: an optax transformation that treats each layer on its own."""
+    """The result of `in_backward`: an optax transformation that treats each layer alone."""
 
 
 def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
-    """The optimizer, applied to each layer as soon as its gradient is there.
+    """Apply the optimizer to each layer as soon as its gradient is computed.
 
-    `fit`, `fit_batches`, `fit_ensemble` and `train_step` then update the parameters on the way down
-    the network, in place: the parameters are those of the optimizer by itself, and memory is less
-    by the size of the gradient. Each layer has a state of its own, each layer of a stack too; so
-    what the optimizer asks of an array, such as its norm, it asks of one layer's.
+    `fit`, `fit_batches`, `fit_ensemble` and `train_step` then update the parameters in place on the
+    way down. The result equals the ordinary update, and the memory of the gradient is saved. Each
+    layer has its own state, also in a stack, so per-array statistics such as a norm are computed
+    per layer.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 8, 1], hidden="tanh", output="identity")
@@ -45,18 +51,17 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
     True
 
     Args:
-        optimizer: an optax transformation that treats each array on its own, as SGD, Adam and most
-            do, with schedules, weight decay or element-wise clipping.
+        optimizer: an optax transformation that treats each array alone, as SGD, Adam and most
+            others do, with schedules, weight decay or elementwise clipping.
 
     Returns:
-        An optax transformation. By itself, outside deepprop's loops, it is the same optimizer.
+        An optax transformation. Outside of deepprop's loops it is the same optimizer.
 
     Raises:
-        ValueError: the optimizer looks at several layers at once, such as a clip by the global
-            norm, which is not known before the last layer's gradient; or it draws random numbers,
-            or tells layers apart, such as by labels; by their place or by their size among the
-            others, `init` finds it.
-        TypeError: `optimizer` is no optax transformation.
+        ValueError: the optimizer needs several layers at once, as a clip by the global norm does;
+            or it draws random numbers, or treats layers differently, such as by labels. What
+            depends on a layer's position or size is found by `init`.
+        TypeError: `optimizer` is not an optax transformation.
 
     Source:
         Lv et al. 2023, Full Parameter Fine-tuning for Large Language Models with Limited Resources
@@ -97,20 +102,20 @@ def update_in_backward(
     state: tuple[Any, ...],
     J: Array,
 ) -> tuple[Params, tuple[Any, ...]]:
-    """The params and state after the step, each layer updated on the way down.
+    """Run the backward pass, update each layer on the way, and return params and state.
 
     The weights w were checked.
     """
     gradient = gradient_of(cache, w)
 
-    def visit(held: tuple[Layer, Any], layer: Layer, dZ: Array, A: Array) -> tuple[Layer, Any]:
-        grads, own = (gradient(layer, dZ, A),), (held[1],)
-        changes, (state,) = optimizer.update(grads, own, (layer,), value=J)
+    def visit(pair: tuple[Layer, Any], layer: Layer, dZ: Array, A: Array) -> tuple[Layer, Any]:
+        grads, of_layer = (gradient(layer, dZ, A),), (pair[1],)
+        changes, (state,) = optimizer.update(grads, of_layer, (layer,), value=J)
         (layer,) = optax.apply_updates((layer,), changes)
         return layer, state
 
-    held = list(zip(cache.params, state, strict=True))
-    params, states = zip(*down(cache, Y, visit, held, in_place=True), strict=True)
+    pairs = list(zip(cache.params, state, strict=True))
+    params, states = zip(*down(cache, Y, visit, pairs, in_place=True), strict=True)
     return params, states
 
 
@@ -129,9 +134,11 @@ def check_optimizer(optimizer: optax.GradientTransformation) -> None:
 
 
 def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
-    """Raise unless the update of one layer depends on that layer alone, whatever came before.
+    """Raise unless the update of a layer depends on that layer alone, at every step.
 
-    Which number depends on which is read off the update's jaxpr, for two layers of a few units.
+    The jaxpr of the update for two small layers says which outputs depend on which inputs. A
+    dependence may pass from one entry of the state to another, one entry per step; repeating the
+    analysis as often as the state has entries therefore covers every later step.
     """
     one = Layer(jnp.zeros((2, 2)), jnp.zeros((2, 1)), activation("identity"))
     layers = (one, one)
@@ -142,29 +149,29 @@ def _check_alone(optimizer: optax.GradientTransformationExtraArgs) -> None:
     except Exception as error:
         told = explained(error, "init or update", "updates, state, params, value")
         raise ValueError(f"optimizer must be one for each layer alone: {told}") from error
-    kept = jax.tree.leaves(state)
-    if any(_is_key(leaf) for leaf in kept):
+    entries = jax.tree.leaves(state)
+    if any(_is_key(leaf) for leaf in entries):
         raise ValueError(
             "optimizer must not draw random numbers, which would be the same in every layer, got"
             " one with a random key in its state"
         )
     # The state before the first update depends on no layer.
-    of: list[set[int]] = [set() for _ in kept]
-    for _ in range(len(kept) + 1):  # a dependence goes from one number of the state to another
+    of: list[set[int]] = [set() for _ in entries]
+    for _ in range(len(entries) + 1):
         of = depend(jaxpr, [*of, *({l} for l in (0, 0, 1, 1) * 2)])
-        of, of_updates = of[: len(kept)], of[len(kept) :]
+        of, of_updates = of[: len(entries)], of[len(entries) :]
     if any(own - {l} for own, l in zip(of_updates, (0, 0, 1, 1), strict=True)):
         raise ValueError(
-            "optimizer must treat each layer on its own to be applied in the backward pass, got one"
+            "optimizer must treat each layer alone to be applied in the backward pass, got one"
             " whose update of a layer depends on other layers' gradients, as a clip by the global"
             " norm does"
         )
 
 
 def _check_alike(optimizer: optax.GradientTransformationExtraArgs) -> None:
-    """Raise if the first of two equal layers is updated otherwise than the second, as by labels.
+    """Raise if two equal layers are updated differently, as by labels.
 
-    Each layer is the only one that the optimizer is shown, so that it could not tell which it is.
+    In the backward pass the optimizer sees one layer at a time, and can't tell which one it is.
     """
     layer = Layer(jnp.eye(2) + 1, jnp.ones((2, 1)), activation("identity"))
     layers = layer, layer
@@ -174,19 +181,18 @@ def _check_alike(optimizer: optax.GradientTransformationExtraArgs) -> None:
         return optimizer.update(layers, optimizer.init(layers), layers, value=jnp.ones(()))[0]
 
     leaves = jax.tree.leaves(one_step())
-    if isinstance(leaves[0], jax.core.Tracer):  # the numbers of a sweep are not known here
+    if isinstance(leaves[0], jax.core.Tracer):  # the values of a sweep are not known here
         return
-    pairs = zip(leaves[:2], leaves[2:], strict=True)  # XLA rounds one otherwise than the other
+    pairs = zip(leaves[:2], leaves[2:], strict=True)  # XLA may round the two differently
     if not all(np.allclose(one, other, rtol=1e-3, atol=0, equal_nan=True) for one, other in pairs):
         raise ValueError(
             "optimizer must treat all layers alike to be applied in the backward pass, got one that"
-            " updates the first of two equal layers otherwise than the second, as labels or a mask"
-            " by layer do"
+            " updates two equal layers differently, as labels or a mask by layer do"
         )
 
 
 def depend(jaxpr: Any, of_inputs: list[set[int]]) -> list[set[int]]:
-    """The layers that each output of a jaxpr depends on, from those of its inputs."""
+    """Return the layers that each output of a jaxpr depends on, given those of its inputs."""
     n = len(jaxpr.outvars)
     masks = (partial_eval.dce_jaxpr(jaxpr, [i == out for i in range(n)])[1] for out in range(n))
     pairs = (zip(mask, of_inputs, strict=True) for mask in masks)
@@ -195,5 +201,5 @@ def depend(jaxpr: Any, of_inputs: list[set[int]]) -> list[set[int]]:
 
 def _is_key(leaf: Any) -> bool:
     typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    raw = leaf.shape in ((2,), (4,), raw_key_shape())  # of threefry, rbg, and the one in use
+    raw = leaf.shape in ((2,), (4,), raw_key_shape())  # threefry, rbg, and the generator in use
     return bool(typed) or (leaf.dtype == jnp.uint32 and raw)

@@ -1,4 +1,11 @@
-"""Whether an optimizer treats each layer as if it were the only one, tried on small stand-ins."""
+"""Whether an optimizer treats each layer alone, tried on small stand-ins of the user's layers.
+
+A jaxpr can't show everything: a mask or a label may depend on a layer's index, path, shape or size,
+and Python code decides that before anything is traced. So the optimizer is run: two steps on the
+whole network, and the same two steps on each layer by itself. The stand-ins are layers of a few
+units whose sizes are equal, smaller or larger than one another in the same way as the real ones,
+so a rule by shape or size treats them as it would treat the real layers.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,19 +21,17 @@ import optax
 from deepprop.layers import Params
 from deepprop.optimizers.optax_calls import explained
 
-CLOSE = 1e-4  # relative: XLA rounds one program otherwise than another
+CLOSE = 1e-4  # relative: XLA may round two programs differently
 
 
 def check_each_alone(optimizer: optax.GradientTransformationExtraArgs, params: Params) -> None:
-    """Raise unless two steps on the whole network are those on each of its layers alone.
+    """Raise unless two steps on the whole network equal those on each of its layers alone.
 
-    The stand-ins have small sizes, of which the same are equal and the same are larger, so that a
-    mask or label by index, path, shape or size chooses among them as among the layers. Layers of
-    one kind are tried alone all at once. With numbers that are not known, such as a sweep's, there
-    is nothing to compare.
+    Layers of one kind are tried alone all at once, under `vmap`. If values are not known, such as
+    those of a sweep, nothing can be compared.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they differ.
     """
     layers, *grads = (_standins(params, seed) for seed in range(3))
     try:
@@ -44,13 +49,13 @@ def check_each_alone(optimizer: optax.GradientTransformationExtraArgs, params: P
         if not all(_close(np.asarray(one), np.asarray(other)) for one, other in pairs):
             raise ValueError(
                 "optimizer must treat all layers alike to be applied in the backward pass, got one"
-                f" that updates layer {l} of these params otherwise than that layer by itself, as"
+                f" that updates layer {l} of these params differently than that layer by itself, as"
                 " labels or a mask by layer do"
             )
 
 
 def _standins(params: Params, seed: int) -> Params:
-    """Layers of random numbers, with sizes whose order is that of the sizes of `params`."""
+    """Return small layers of random values; their sizes are ordered like those of `params`."""
     rng = np.random.default_rng(seed)
     sizes = sorted({n for layer in params for n in layer.W.shape[-2:]})
     small = {n: i + min(sizes[0], 2) for i, n in enumerate(sizes)}
@@ -69,7 +74,7 @@ def _standins(params: Params, seed: int) -> Params:
 def _steps(
     optimizer: optax.GradientTransformationExtraArgs, params: Params, grads: Sequence[Params]
 ) -> list[tuple[Any, ...]]:
-    """The updates of each layer: of a step without a gradient, which shows decay; and of two."""
+    """Return each layer's updates: of a step with gradient 0, which shows decay, and of two steps."""
     zero = jax.tree.map(jnp.zeros_like, params)
     update = partial(optimizer.update, value=jnp.ones(()))
     all_updates = [update(zero, optimizer.init(params), params)[0]]
@@ -84,7 +89,7 @@ def _steps(
 def _alone(
     optimizer: optax.GradientTransformationExtraArgs, params: Params, grads: Sequence[Params]
 ) -> list[Any]:
-    """The same for each layer as the only one, those of one kind at once."""
+    """Return the same updates for each layer by itself, those of one kind at once."""
     kinds = defaultdict(list)
     for i, layer in enumerate(params):
         kinds[jax.tree.structure(layer), layer.W.shape].append(i)

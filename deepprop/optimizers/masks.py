@@ -1,4 +1,4 @@
-"""Which parameters are weights: a mask for optax, where b has two axes as W has."""
+"""Which parameters are weights: a mask for optax, because b has two axes like W."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,18 +9,19 @@ from deepprop.layers import Layer, Params
 
 
 def weight_mask(params: Params) -> Params:
-    """True for each W and False for each b, as a tree like `params`.
+    """Return True for each W and False for each b, as a tree like `params`.
 
-    b is (n, 1), so a rule such as `ndim > 1` takes it for a matrix: decay by that rule shrinks b
-    too, and `optax.contrib.muon` makes every db a step of one length. Pass this function instead:
+    b has shape (n, 1), so a rule such as `ndim > 1` takes it for a matrix: weight decay by that
+    rule shrinks b, too, and `optax.contrib.muon` gives every db the same length. Pass this function
+    instead::
 
         optax.adamw(1e-3, mask=dp.weight_mask)
         optax.partition({True: optax.contrib.muon(0.02), False: optax.adam(1e-3)}, dp.weight_mask)
 
-    By default muon leaves a stack, whose W has three axes, to Adam. Name the axes, and it takes
-    every W, one layer of a stack at a time, and gives every b to Adam (in `in_backward` too):
+    By default muon leaves a stack, whose W has three axes, to Adam. If you name the axes, it takes
+    every W, one layer of a stack at a time, and leaves every b to Adam (also in `in_backward`)::
 
-        def axes(params):  # of a product W A, the last axis is summed over
+        def axes(params):  # the product W A sums over the last axis of W
             of_W = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
             return jax.tree.map(lambda is_W: of_W if is_W else None, dp.weight_mask(params))
 
@@ -37,11 +38,11 @@ def weight_mask(params: Params) -> Params:
     ([True, True], [False, False])
 
     Args:
-        params: the layers, single ones and stacks; or gradients or updates like them.
+        params: the layers or stacks; or gradients or updates like them.
 
     Returns:
-        A tuple of layers with True for W and False for b. optax takes it, or this function itself,
-        as a mask and as the labels of `optax.partition`.
+        Layers with True for W and False for b. optax takes it, or this function itself, as a mask
+        and as the labels of `optax.partition`.
 
     Raises:
         TypeError: `params` is not a tuple of layers.

@@ -1,8 +1,8 @@
-"""K-FAC as an optax transformation: gradients times the inverse of the Fisher's two factors.
+"""K-FAC as an optax transformation: the gradient times the inverse of the Fisher matrix.
 
-A layer's block of the Fisher matrix is about A (x) G, with its factors A = mean of a a^T and
-G = mean of dz dz^T. The inverse of a Kronecker product is that of its factors, so the natural
-gradient of a layer is two products of small matrices: G^-1 [dW db] A^-1.
+One layer's block of the Fisher matrix is approximately the Kronecker product of A = mean of a a^T
+and G = mean of dz dz^T. Its inverse is the Kronecker product of the inverses, so the natural
+gradient of a layer takes two products with small matrices: G^-1 [dW db] A^-1.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from deepprop.walk import layer_map
 
 
 class KfacState(NamedTuple):
-    """What K-FAC remembers.
+    """The state of K-FAC.
 
     Attributes:
-        steps: so far.
-        key: for the targets that are drawn.
-        factors: their moving averages, layer by layer.
-        inverses: of the damped averages, as they were last computed.
+        steps: the number of steps so far.
+        key: the random key for the drawn targets.
+        factors: the moving averages of each layer's factors.
+        inverses: the inverses of the damped averages, as last computed.
     """
 
     steps: Array
@@ -48,10 +48,10 @@ def scale_by_kfac(
     every: int = 5,
     key: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """G^-1 [dW db] A^-1 for each layer, with the damped moving averages of its factors A and G.
+    """Scale each layer's gradient to G^-1 [dW db] A^-1, with damped moving averages of A and G.
 
-    Damping is split over the factors: A + pi sqrt(damping) I and G + sqrt(damping) / pi I, where
-    pi^2 = (tr(A) / dim(A)) / (tr(G) / dim(G)).
+    The damping is split between the factors: A + pi sqrt(damping) I and G + sqrt(damping) / pi I,
+    where pi^2 = (tr(A) / dim(A)) / (tr(G) / dim(G)).
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -64,20 +64,20 @@ def scale_by_kfac(
     (4, 3)
 
     Args:
-        damping: added to the curvature, in its units; `update` may be given another.
-        decay: of the moving averages; step t takes min(1 - 1/t, decay).
-        every: steps from one computation of the inverses to the next; the first `every` steps
-            compute them each time, as the averages still change much.
-        key: a JAX random key for the targets that are drawn; None takes jax.random.key(0).
+        damping: added to the curvature, in its units; `update` accepts another value.
+        decay: decay of the moving averages; step t uses min(1 - 1/t, decay).
+        every: steps between two computations of the inverses. The first `every` steps compute them
+            each time, because the averages still change quickly.
+        key: a JAX random key for the drawn targets; None uses jax.random.key(0).
 
     Returns:
-        An optax transformation. Its `update` takes `factors=`, what `kfac_factors` gave; or
-        `cache=` (and `weights=`), as `fit` and `train_step` give it, and then makes the factors of
-        the Fisher itself, with targets drawn from the network's predictions.
+        An optax transformation. Its `update` takes `factors=`, the result of `kfac_factors`; or
+        `cache=` (and `weights=`), which `fit` and `train_step` pass. It then computes the factors
+        of the Fisher matrix itself, with targets drawn from the network's predictions.
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: `key` is no random key.
+        TypeError: `key` is not a random key.
 
     Source:
         Martens and Grosse 2015, sections 3, 4.2, 5 and 6.3, arXiv:1503.05671.
@@ -137,12 +137,12 @@ def kfac(
     max_kl: float | None = 0.003,
     key: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """K-FAC: the natural gradient by Kronecker factors; no learning rate has to be chosen.
+    """Return K-FAC, the natural gradient by Kronecker factors; it needs no learning rate.
 
-    How far to go along it and along the last step, and how much to damp, follow from the quadratic
-    model of the cost (`by_quadratic_model`), for which minibatches should be large; below 32
-    examples each step is judged by the next minibatch, which learns more slowly. With a learning
-    rate the steps are that times the natural gradient, with momentum.
+    The step length, the momentum and the damping follow from the quadratic model of the cost
+    (`by_quadratic_model`). Use large minibatches: below 32 examples, each step is judged on the
+    next minibatch, which learns more slowly. With a learning rate, a step is the natural gradient
+    times that rate, with momentum.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
@@ -154,26 +154,26 @@ def kfac(
 
     Args:
         learning_rate: None, a number, or an optax schedule.
-        damping: added to the curvature, in its units: 0.1 without a learning rate, to begin with;
-            0.003 with one.
-        min_damping: without a learning rate, to which the damping may fall.
-        decay: of the moving averages of the factors.
-        every: steps from one computation of the inverses to the next.
-        momentum: of the steps, with a learning rate; 0 for none.
-        max_kl: with a learning rate, steps are shortened, before momentum, where they would change
-            the predictions by more: half the step's squared length in the Fisher's metric, about
-            the KL divergence, is at most this. With more momentum take less. None leaves them; then
-            a step may be far too long while the averages are young.
-        key: a JAX random key for the targets that are drawn.
+        damping: added to the curvature, in its units. The default is 0.003 with a learning rate;
+            without one it starts at 0.1 and is adapted.
+        min_damping: the lowest damping, without a learning rate.
+        decay: decay of the moving averages of the factors.
+        every: steps between two computations of the inverses.
+        momentum: momentum of the steps, with a learning rate; 0 for none.
+        max_kl: with a learning rate, the largest change of the predictions in one step: half the
+            step's squared length in the Fisher metric, about the KL divergence. Longer steps are
+            shortened, before momentum. Use less with more momentum. None never shortens; then steps
+            may be far too long while the averages are young.
+        key: a JAX random key for the drawn targets.
 
     Returns:
-        An optax transformation for `fit` and `train_step`. In a loop of your own its `update` takes
-        `factors=` or `cache=`, as that of `scale_by_kfac`; without a learning rate it takes
-        `value=`, `cache=` and `Y=` too, as that of `by_quadratic_model`.
+        An optax transformation for `fit` and `train_step`. In your own loop, its `update` takes
+        `factors=` or `cache=` like that of `scale_by_kfac`; without a learning rate also `value=`,
+        `cache=` and `Y=`, like that of `by_quadratic_model`.
 
     Raises:
         ValueError: a number is out of its range.
-        TypeError: `key` is no random key.
+        TypeError: `key` is not a random key.
 
     Source:
         Martens and Grosse 2015, arXiv:1503.05671; for `max_kl` Ba, Grosse and Martens 2017,
@@ -195,11 +195,11 @@ def kfac(
 
 
 def _check_share(name: str, value: Any) -> None:
-    """Raise unless it is from 0 to below 1, as far as it is known.
+    """Raise unless `value` is at least 0 and below 1, where it is known.
 
     Raises:
         ValueError: it is not.
-        TypeError: it is no real number.
+        TypeError: it is not a real number.
     """
     real_array(name, value)
     if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
@@ -211,9 +211,9 @@ def _shortened(
     learning_rate: optax.ScalarOrSchedule,
     max_kl: float,
 ) -> optax.GradientTransformationExtraArgs:
-    """`natural`, times min(1, sqrt(max_kl / (1/2 rate^2 v . grad))) for its v.
+    """Multiply the natural gradient v by min(1, sqrt(max_kl / (1/2 rate^2 v . grad))).
 
-    v is F^-1 grad, so v . grad is v's squared length in the Fisher's metric.
+    v is F^-1 grad, so v . grad is its squared length in the Fisher metric.
     """
 
     def update(grads: Params, state: KfacState, params: Any = None, **extra: Any) -> Any:
@@ -234,7 +234,7 @@ def _dot(v: Params, grads: Params) -> Array:
 def _fisher_factors(key: Array, cache: Cache | None, weights: Array | None) -> tuple[Factors, ...]:
     if cache is None:
         raise ValueError(
-            "kfac must be given factors=dp.kfac_factors(cache, dZ) or cache=cache with its update"
+            "kfac needs factors=dp.kfac_factors(cache, dZ) or cache=cache in its update"
         )
     return kfac_factors(cache, error_signals(cache, sampled_targets(key, cache)), weights)
 
@@ -246,8 +246,9 @@ def _identities(layer: Layer) -> Factors:
 
 
 def _mix(old: Array, new: Array, steps: Array, decay: float) -> Array:
-    kept = jnp.minimum(1 - 1 / steps.astype(old.dtype), decay)
-    return kept * old + (1 - kept) * new.astype(old.dtype)  # of narrow products and float64
+    share = jnp.minimum(1 - 1 / steps.astype(old.dtype), decay)
+    # With a narrow compute_dtype and float64 parameters, the new factors are narrower.
+    return share * old + (1 - share) * new.astype(old.dtype)
 
 
 def _damped_inverses(factors: Factors, damping: ArrayLike) -> Factors:

@@ -1,4 +1,4 @@
-"""Calls of an optimizer that somebody chose: what it can't do is told in a line."""
+"""Calls of the user's optimizer; if it fails, a one-line error says what to use instead."""
 
 from inspect import Parameter, signature
 from pathlib import Path
@@ -10,17 +10,17 @@ import optax
 from deepprop.layers import Params
 
 HERE = str(Path(__file__).parents[1])
-# What an error's text shows of an optimizer that needs more than it can be handed, and what to do.
+# What the text of an error reveals about what an optimizer needs, and what to use instead.
 NEEDS = {
-    "value_fn": "a line search evaluates the cost anew, which fit can't hand it: use"
+    "value_fn": "a line search evaluates the cost again, which fit can't pass to it: use"
     " optax.lbfgs(learning_rate, linesearch=None), or dp.kfac()",
     "'fast'": "optax.lookahead needs params in pairs, which fit does not have: use its fast"
     " optimizer alone, or optax.contrib.schedule_free",
     "grad_fn": "optax.contrib.sam in opaque mode computes gradients anew, which fit can't hand it:"
     " use opaque_mode=False, by itself",
     "got an unexpected keyword argument": "its update takes none of value, cache, Y and weights:"
-    " use it by itself rather than in a chain, or add **extra_args to its update",
-    "obj_fn": "it differentiates the cost anew, which fit can't hand it: use dp.kfac()",
+    " use it by itself instead of in a chain, or add **extra_args to its update",
+    "obj_fn": "it differentiates the cost, which fit can't pass to it: use dp.kfac()",
     "batch dimension in the 0th axis": "it needs one gradient per example: use fit(...,"
     " privacy=dp.Privacy(...)), or clipped_backward as fit's backward",
     "MaskedNode": "it needs every layer: outside of optax.masked, multi_transform and partition",
@@ -28,10 +28,10 @@ NEEDS = {
 
 
 def started(optimizer: optax.GradientTransformation, params: Params) -> Any:
-    """`optimizer.init(params)`.
+    """Return `optimizer.init(params)`.
 
     Raises:
-        ValueError, TypeError: it fails; in one line, which tells what to use instead if known.
+        ValueError, TypeError: it fails. The message is one line and, if known, says what to use.
     """
     try:
         return optimizer.init(params)
@@ -42,14 +42,14 @@ def started(optimizer: optax.GradientTransformation, params: Params) -> Any:
 def updated(
     optimizer: optax.GradientTransformation, grads: Params, state: Any, params: Params, **extra: Any
 ) -> tuple[Params, Any]:
-    """`optimizer.update(grads, state, params)`, with as much of `extra` as it takes.
+    """Return `optimizer.update(grads, state, params)`, passing as much of `extra` as it takes.
 
     Raises:
-        ValueError, TypeError: it fails; in one line, which tells what to use instead if known.
+        ValueError, TypeError: it fails. The message is one line and, if known, says what to use.
     """
     looks = optax.with_extra_args_support(optimizer)
     takes = signature(looks.update).parameters
-    if all(p.kind != Parameter.VAR_KEYWORD for p in takes.values()):  # such as sam's
+    if all(p.kind != Parameter.VAR_KEYWORD for p in takes.values()):  # such as that of sam
         extra = {name: value for name, value in extra.items() if name in takes}
     try:
         updates, state = looks.update(grads, state, params, **extra)
@@ -64,13 +64,13 @@ def updated(
 
 
 def check_state(state: Any, new: Any) -> None:
-    """Raise unless the optimizer's state keeps its structure, shapes and types in an update.
+    """Raise unless an update keeps the structure, shapes and dtypes of the optimizer's state.
 
     Raises:
-        TypeError: it does not, so that a compiled loop can't carry it.
+        TypeError: it does not, and a compiled loop can't carry the state.
     """
     pair = [jax.tree_util.tree_flatten_with_path(tree) for tree in (state, new)]
-    must = "optimizer must keep its state's structure and types in its update"
+    must = "optimizer must keep the structure and dtypes of its state in its update"
     if pair[0][1:] != pair[1][1:]:
         raise TypeError(f"{must}, got {_line(pair[1][1])} from {_line(pair[0][1])}")
     for (path, before), (_, after) in zip(pair[0][0], pair[1][0], strict=True):
@@ -83,7 +83,7 @@ def check_state(state: Any, new: Any) -> None:
 
 
 def explained(error: Exception, call: str, handed: str) -> Exception:
-    """The error in a line, with what to use instead; deepprop's own errors as they are."""
+    """Return the error as one line, with what to use instead; deepprop's own errors unchanged."""
     if isinstance(error, ValueError | TypeError) and _is_own(error):
         return error
     text = f"{type(error).__name__}: {_line(error)}"
@@ -91,7 +91,7 @@ def explained(error: Exception, call: str, handed: str) -> Exception:
         if sign in text:
             return ValueError(f"optimizer can't run here, as {advice} ({text})")
     kind = TypeError if isinstance(error, TypeError) else ValueError
-    return kind(f"optimizer failed in its {call}, which is handed {handed}: {text}")
+    return kind(f"optimizer failed in its {call}, which receives {handed}: {text}")
 
 
 def _line(what: Any) -> str:
@@ -99,7 +99,7 @@ def _line(what: Any) -> str:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether deepprop raised it on purpose: in its files, but not by a call that does not fit."""
+    """Return whether deepprop raised it on purpose, and not by a call with wrong arguments."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

@@ -1,8 +1,16 @@
-"""How far to go in a direction, and how far to go on in the last one, from a model of the cost.
+"""Step length and momentum from a quadratic model of the cost.
 
-Near the parameters J is about M(d) = J + g.d + 1/2 d.(G + damping I) d, with the gradient g and the
-Gauss-Newton matrix G of the minibatch. Along two directions M has four numbers, and so its minimum
-is in closed form: no learning rate is left to choose, nor momentum.
+Near the parameters, J is approximately M(d) = J + g.d + 1/2 d.(G + damping I) d, with the gradient
+g and the Gauss-Newton matrix G of the minibatch. The step is d = a D + b (last step): along these
+two directions M is a quadratic in (a, b), so its minimum has a closed form. No learning rate and no
+momentum have to be chosen.
+
+The damping says how far the model is trusted. Every 5 steps it is adapted by the reduction ratio:
+the actual decrease of J, divided by the decrease that M predicted. A ratio near 1 lowers it, a low
+ratio raises it (Levenberg-Marquardt). J and M come from the same minibatch, which makes the ratio
+too favourable. With few examples it is useless: M has no curvature in directions that these
+examples don't touch, so the step is far too long, and J of the same examples falls all the same.
+Below 32 examples, each step is therefore judged by J of the next minibatch, before and after.
 """
 
 from typing import Any, NamedTuple
@@ -20,21 +28,21 @@ from deepprop.layers import Cache, Params
 from deepprop.network import cost, forward
 from deepprop.signals.gauss_newton import gauss_newton_form
 
-EVERY = 5  # steps from one adaptation of the damping to the next
-LESS = 0.95**EVERY  # the damping is multiplied by it, or divided
-MOST = 1e3  # to which the damping may grow
-FEW = 32  # examples: with fewer, each step is judged by the next minibatch
-WORSE, MUCH_WORSE = 1.2, 4.0  # by which the damping grows then, where J rose, or doubled
+EVERY = 5  # steps between two adaptations of the damping
+LESS = 0.95**EVERY  # the factor by which the damping falls, or rises when divided by it
+MOST = 1e3  # the largest damping
+FEW = 32  # examples: with fewer, each step is judged on the next minibatch
+WORSE, MUCH_WORSE = 1.2, 4.0  # factors of the damping if J rose there, or doubled
 
 
 class QuadraticState(NamedTuple):
-    """What is remembered.
+    """The state of `by_quadratic_model`.
 
     Attributes:
-        steps: so far.
-        damping: of the model, as adapted.
+        steps: the number of steps so far.
+        damping: the damping of the model, as adapted.
         last: the update of the last step.
-        inner: the state of the transformation that gives the direction.
+        inner: the state of the transformation that computes the direction.
     """
 
     steps: Array
@@ -46,14 +54,13 @@ class QuadraticState(NamedTuple):
 def by_quadratic_model(
     inner: optax.GradientTransformation, *, damping: float = 1.0, min_damping: float = 1e-3
 ) -> optax.GradientTransformationExtraArgs:
-    """The step a D + b (last step) that minimises the model of J, with the direction D of `inner`.
+    """Take the step a D + b (last step) that minimises a quadratic model of J; D is `inner`'s.
 
-    The damping is adapted: every 5 steps J after the step is compared with what the model said; the
-    damping falls where J fell by more than 3/4 of that, and grows where it fell by less than 1/4.
-    J and the model are of one minibatch, which flatters the model: large minibatches suit it best,
-    and `min_damping` holds it where they are small. With fewer than 32 examples it fails: there the
-    next minibatch tells at each step whether the last one raised J, for one more forward pass; the
-    damping grows where it did, and a step that at least doubled J is undone.
+    Every 5 steps the damping is adapted by the reduction ratio, the actual over the predicted
+    decrease of J: it falls above 3/4 and rises below 1/4. Use large minibatches, and a larger
+    `min_damping` for smaller ones. Below 32 examples, the next minibatch decides at each step
+    whether the last one raised J, at the cost of one more forward pass. If it did, the damping
+    rises; a step that at least doubled J is undone.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [2, 8, 1], hidden="tanh", output="sigmoid")
@@ -64,17 +71,17 @@ def by_quadratic_model(
     True
 
     Args:
-        inner: gives a direction, uphill as a gradient is; it is handed the damping as `damping=`.
-        damping: to begin with, in units of the curvature.
-        min_damping: to which the damping may fall.
+        inner: computes a direction, uphill like a gradient; it receives the damping as `damping=`.
+        damping: the initial damping, in units of the curvature.
+        min_damping: the lowest damping.
 
     Returns:
-        An optax transformation, the last in a chain. Its `update` needs `params`, and `value=`,
-        `cache=`, `Y=` (and `weights=`) as `fit` and `train_step` give them.
+        An optax transformation, to be the last in a chain. Its `update` needs `params`, `value=`,
+        `cache=` and `Y=` (and `weights=`), which `fit` and `train_step` pass.
 
     Raises:
-        ValueError: a number is not above 0; or `update` was not given what it needs, as in a fit
-            with privacy, which must not look at it.
+        ValueError: a number is not above 0; or `update` did not receive what it needs, as in a fit
+            with privacy, which must not pass it.
 
     Source:
         Martens and Grosse 2015, sections 6.4, 6.5 and 7, arXiv:1503.05671.
@@ -103,22 +110,22 @@ def by_quadratic_model(
     ) -> tuple[Params, QuadraticState]:
         if params is None or value is None or cache is None or Y is None:
             raise ValueError(
-                "by_quadratic_model (and so dp.kfac without a learning rate) must be given params,"
-                " value=J, cache= and Y= with its update; fit gives them, but not with privacy"
+                "by_quadratic_model (and so dp.kfac without a learning rate) needs params, value=J,"
+                " cache= and Y= in its update; fit passes them, but not with privacy"
             )
         lam, undo = jnp.clip(state.damping, *limits), None
         if cache.A[0].shape[-1] < FEW:
-            factor, undo = _by_these(state.last, params, value, cache, Y, weights)
+            factor, undo = _judged_by_next(state.last, params, value, cache, Y, weights)
             lam = jnp.clip(lam * factor, *limits)
         extra = {"value": value, "cache": cache, "Y": Y, "weights": weights, **extra}
         direction, inner_state = inner.update(grads, state.inner, params, damping=lam, **extra)
         both = direction, state.last
-        a, b, promised = _minimum(grads, both, cache, weights, lam)
+        a, b, predicted = _minimum(grads, both, cache, weights, lam)
         step = jax.tree.map(lambda d, last: _sum_of(a, d, b, last), *both)
 
         def adapted() -> Array:
             J_after = _cost(optax.apply_updates(params, step), cache, Y, weights)
-            return jnp.clip(lam * _factor(_reduction_ratio(value, J_after, promised)), *limits)
+            return jnp.clip(lam * _factor(_reduction_ratio(value, J_after, predicted)), *limits)
 
         steps = state.steps + 1
         damping = jax.lax.cond(steps % EVERY == 0, adapted, lambda: lam)
@@ -129,62 +136,63 @@ def by_quadratic_model(
 
 
 def _cost(params: Params, cache: Cache, Y: Any, weights: Any) -> Array:
-    """J of the cache's examples with other parameters."""
+    """Compute J of the cache's examples with other parameters."""
     return cost(forward(params, cache.A[0])[1], Y, weights)
 
 
-def _reduction_ratio(value: ArrayLike, J_after: Array, promised: Array) -> Array:
-    """The reduction ratio: actual over predicted decrease of J."""
-    rounding = 10 * float(np.finfo(promised.dtype).eps) * jnp.abs(value)
-    telling = jnp.abs(promised) > rounding  # at a minimum it is not: 1/2 changes nothing
-    return jnp.where(telling, (J_after - value) / promised, 0.5)
+def _reduction_ratio(value: ArrayLike, J_after: Array, predicted: Array) -> Array:
+    """The reduction ratio: actual over predicted decrease of J.
+
+    At a minimum both are rounding; then it is 1/2, which leaves the damping as it is.
+    """
+    rounding = 10 * float(np.finfo(predicted.dtype).eps) * jnp.abs(value)
+    return jnp.where(jnp.abs(predicted) > rounding, (J_after - value) / predicted, 0.5)
 
 
 def _undone(undo: Array, step: Params, before: Params) -> tuple[Params, Params]:
-    """The step, or back to where the last one began; and what the next takes for the last one."""
+    """Return the step, or the undoing of the last one, and what the next step calls its last."""
     step = jax.tree.map(lambda new, old: jnp.where(undo, -old, new), step, before)
     return step, jax.tree.map(lambda new: jnp.where(undo, 0, new), step)
 
 
-def _by_these(
+def _judged_by_next(
     last: Params, params: Params, value: ArrayLike, cache: Cache, Y: Any, weights: Any
 ) -> tuple[Array, Array]:
-    """By which the damping grows where the last step raised J of these examples; and the undoing.
+    """Judge the last step by J of this minibatch: return a factor for the damping, and whether to undo.
 
-    The model of a few examples is too good: it sees no curvature where they have none, so its steps
-    are far too long there, and J of the same examples falls all the same. The next ones tell.
+    See the module's text: below 32 examples, the minibatch of a step can't judge that step.
     """
     J = _cost(jax.tree.map(jnp.subtract, params, last), cache, Y, weights)
     change = jnp.asarray(value) - J
-    undo = jnp.logical_not(change <= jnp.abs(J))  # where it is not finite too
+    undo = jnp.logical_not(change <= jnp.abs(J))  # also true if J is not finite
     factor = jnp.where(undo, MUCH_WORSE, jnp.where(change > 0, WORSE, 1.0))
     return factor.astype(jnp.float32), undo
 
 
 def check_whole(name: str, params: Params) -> None:
-    """Raise if arrays are masked, as by `optax.partition`: the cache has every layer.
+    """Raise if parameters are masked, as by `optax.partition`; the cache has every layer.
 
     Raises:
-        ValueError: they are.
+        ValueError: some are.
     """
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise ValueError(
-            f"{name} must be given every layer, so not within optax.masked, multi_transform or"
-            " partition; to leave layers as they are, chain it with optax.set_to_zero, masked so"
-            " that the mask is True for those layers"
+            f"{name} needs every layer, so it can't be inside of optax.masked, multi_transform or"
+            " partition; to freeze layers, chain it with optax.masked(optax.set_to_zero(), mask),"
+            " with a mask that is True for those layers"
         )
 
 
 def _sum_of(a: Array, d: Array, b: Array, last: Array) -> Array:
-    """In the type of d: beside narrow products the model is in float32, whatever W is in."""
+    """Return a d + b last in the dtype of d; with a narrow compute_dtype, a and b are in float32."""
     dtype = d.dtype
     a, d, b, last = (P.astype(wide(dtype)) for P in (a, d, b, last))
     return (a * d + b * last).astype(dtype)
 
 
 def _factor(ratio: Array) -> Array:
-    """By which the damping is multiplied."""
+    """Return the factor of the damping for a reduction ratio."""
     factor = jnp.where(ratio > 0.75, LESS, jnp.where(ratio > 0.25, 1.0, 1 / LESS))
     return factor.astype(jnp.float32)
 
@@ -192,12 +200,16 @@ def _factor(ratio: Array) -> Array:
 def _minimum(
     grads: Params, both: tuple[Params, Params], cache: Cache, weights: Any, damping: Array
 ) -> tuple[Array, Array, Array]:
-    """The coefficients of the two directions at the model's minimum, and M there less J."""
+    """Return (a, b) at the minimum of the model, and the decrease of J that it predicts (M - J).
+
+    M(a D + b last) = J + slope . (a, b) + 1/2 (a, b) Q (a, b)^T, so Q (a, b) = -slope. If D and the
+    last step are parallel, or there is no last step, Q is singular, and b is 0.
+    """
     form = gauss_newton_form(cache, both, weights)
     squares = jnp.array([[_dot(u, v) for v in both] for u in both])
     Q = form + damping.astype(form.dtype) * squares.astype(form.dtype)
     slope = jnp.array([_dot(grads, v) for v in both]).astype(form.dtype)
-    # At the first step there is no last one: its row and column are 0, and so must its share be.
+    # At the first step the last step is 0, and so are its row and column of Q.
     Q = Q + jnp.diag(jnp.where(jnp.diag(Q) > 0, 0, 1).astype(Q.dtype))
     determinant = Q[0, 0] * Q[1, 1] - Q[0, 1] * Q[1, 0]
     independent = determinant > 1e-6 * Q[0, 0] * Q[1, 1]

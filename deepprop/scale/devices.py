@@ -1,10 +1,11 @@
-"""Many devices, by placing arrays: XLA then divides the work and puts in what must be exchanged.
+"""Many devices: place the arrays, and XLA divides the work and inserts the exchanges.
 
-The passes know nothing of devices. Data parallel: the examples lie over the axis "data", and
-each device makes the gradient of its own. Model parallel: the units lie over the axis "model", in
-W[1] by rows, in W[2] by columns, and so on: Z[1] and A[1] need no exchange, as each device has the
-rows of its units; Z[2] is a sum over devices; so two layers take one exchange on the way up and one
-on the way down (Shoeybi et al. 2019, Megatron-LM, arXiv:1909.08053).
+The passes themselves know nothing of devices. Data parallel: the examples are divided over the axis
+"data", and each device computes the gradient of its own examples. Model parallel: the units are
+divided over the axis "model", in W[1] by rows, in W[2] by columns, and so on. Z[1] and A[1] then
+need no exchange, because each device has the rows of its units, and Z[2] is a sum over devices. Two
+layers take one exchange on the way up and one on the way down (Shoeybi et al. 2019, Megatron-LM,
+arXiv:1909.08053).
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,21 +37,24 @@ ROWS, COLUMNS = ("model", None), (None, "model")
 
 
 def mesh(*, data: int | None = None, model: int = 1) -> Mesh:
-    """A mesh with the axes "data" and "model", of all devices, or of the first of them.
+    """Make a mesh with the axes "data" and "model", of all devices or of the first ones.
 
     >>> import deepprop as dp
     >>> dict(dp.mesh(data=1).shape)
     {'data': 1, 'model': 1}
 
     Args:
-        data: over how many devices the examples are divided; None takes all that there are, of all
-            processes.
-        model: over how many the units are.
+        data: the number of devices over which the examples are divided; None uses all devices of
+            all processes.
+        model: the number of devices over which the units are divided.
+
+    Returns:
+        A `jax.sharding.Mesh` with axes of the type Auto.
 
     Raises:
         ValueError: there are fewer than data times model devices; or `data` is None and the number
-            of devices is no multiple of `model`.
-        TypeError: a number is no whole number.
+            of devices is not a multiple of `model`.
+        TypeError: an argument is not a whole number.
     """
     count = len(jax.devices())
     model = whole_number("model", model)
@@ -68,10 +72,11 @@ def mesh(*, data: int | None = None, model: int = 1) -> Mesh:
 
 
 def place(params: Params, mesh: Mesh) -> Params:
-    """The parameters on a mesh: whole on each device, or divided where its axis "model" is above 1.
+    """Place the parameters on a mesh: replicated, or divided if its axis "model" is larger than 1.
 
-    Then W[1] is divided by rows and W[2] by columns, and so on in pairs; a last layer without a
-    pair is whole. The layers of a stack are all divided by rows, and the one above it by columns.
+    W[1] is then divided by rows and W[2] by columns, and so on in pairs; a last layer without a
+    pair is replicated. All layers of a stack are divided by rows, and the layer above it by
+    columns.
 
     >>> import jax, deepprop as dp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -79,15 +84,15 @@ def place(params: Params, mesh: Mesh) -> Params:
     P()
 
     Args:
-        params: the layers; the same in every process.
-        mesh: with an axis "model", and axes of the type Auto, as `deepprop.mesh` makes it.
+        params: the layers; equal in every process.
+        mesh: a mesh with an axis "model" and axes of the type Auto, such as that of `mesh`.
 
     Returns:
-        The layers; what is computed from them lies as they do.
+        The layers, on the devices of the mesh.
 
     Raises:
-        ValueError: the mesh has no such axes, or a layer's units are no multiple of "model".
-        TypeError: `mesh` is no jax.sharding.Mesh, or params is no tuple of layers.
+        ValueError: the mesh has no such axes, or a layer's units are not a multiple of "model".
+        TypeError: `mesh` is not a jax.sharding.Mesh, or `params` is not a tuple of layers.
     """
     check_params(params)
     check_mesh(mesh, "model")
@@ -106,10 +111,10 @@ def place(params: Params, mesh: Mesh) -> Params:
 
 
 def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
-    """X (n_0, m), Y (n_L, m) or weights (m,) over the axis "data": m / data examples a device.
+    """Divide X (n_0, m), Y (n_L, m) or weights (m,) over "data": m / data examples per device.
 
-    Of several processes each gives its own examples, as many as the others, and need not have read
-    any other.
+    With several processes, each brings its own examples, the same number in each, and need not have
+    read those of the others.
 
     >>> import jax.numpy as jnp, deepprop as dp
     >>> X, w = place_examples(dp.mesh(data=1), jnp.ones((3, 8)), jnp.ones(8))
@@ -117,15 +122,16 @@ def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
     (P(None, 'data'), P('data',))
 
     Args:
-        mesh: with an axis "data", and axes of the type Auto, as `deepprop.mesh` makes it.
-        arrays: with the examples on the last axis; in each process its own.
+        mesh: a mesh with an axis "data" and axes of the type Auto, such as that of `mesh`.
+        arrays: arrays with the examples on their last axis; in each process its own.
 
     Returns:
-        The arrays with the examples of all processes.
+        The arrays, with the examples of all processes.
 
     Raises:
-        ValueError: the mesh has no such axis, or the examples are no multiple of its devices.
-        TypeError: `mesh` is no jax.sharding.Mesh.
+        ValueError: the mesh has no such axis, or the number of examples is not a multiple of its
+            devices.
+        TypeError: `mesh` is not a jax.sharding.Mesh.
     """
     check_mesh(mesh, "data")
     here = mesh.local_mesh.shape["data"]
@@ -143,13 +149,13 @@ def place_examples(mesh: Mesh, *arrays: ArrayLike) -> tuple[Array, ...]:
 
 
 def _over_data(ndim: int) -> PartitionSpec:
-    """The last axis, on which the examples are, over "data"."""
+    """Divide the last axis, that of the examples, over "data"."""
     spec: PartitionSpec = PartitionSpec(*[None] * (ndim - 1), "data")  # type: ignore[no-untyped-call]
     return spec
 
 
 def _of_processes(sharding: NamedSharding, own: Any) -> Array:
-    """The examples of all processes, of which each has its own."""
+    """Return the examples of all processes, given those of this one."""
     placed: Array
     if jax.process_count() == 1:
         placed = jax.device_put(own, sharding)
@@ -159,12 +165,12 @@ def _of_processes(sharding: NamedSharding, own: Any) -> Array:
 
 
 def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
-    """A backward pass that adds the gradient up over devices once, when all of it is there.
+    """Return a backward pass that sums the whole gradient over devices in one exchange.
 
-    XLA by itself adds up a stack's gradient layer by layer, as soon as a layer's is there; where
-    each exchange takes long to begin, one of all is quicker. Of layers one by one XLA makes one
-    exchange anyway. Each device makes the mean over its own examples, and those are averaged by the
-    sums of their weights: sum_d w_d g_d / sum_d w_d.
+    By itself, XLA sums a stack's gradient layer by layer, as soon as each layer's is computed. If
+    every exchange has a high latency, one exchange for all layers is faster. For layers that are
+    not in a stack XLA makes one exchange anyway. Each device computes the mean over its own
+    examples; these means are averaged with the sums of their weights: sum_d w_d g_d / sum_d w_d.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> mesh = dp.mesh(data=1)
@@ -177,15 +183,15 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
     True
 
     Args:
-        mesh: with an axis "data", over which the examples lie (`place_examples`).
-        backward: (cache, Y, weights) to a mean of gradients over examples.
+        mesh: a mesh with an axis "data", over which the examples are divided (`place_examples`).
+        backward: a function of (cache, Y, weights) that returns a mean of gradients over examples.
 
     Returns:
-        The same of all examples, for `fit(..., backward=)`.
+        That mean over all examples, as a function for `fit(..., backward=)`.
 
     Raises:
         ValueError: the mesh has no such axis.
-        TypeError: `mesh` is no jax.sharding.Mesh.
+        TypeError: `mesh` is not a jax.sharding.Mesh.
     """
     check_mesh(mesh, "data")
 
@@ -195,7 +201,7 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
         gradient = backward(Cache(params, Z, A), Y, w)
         scaled = jax.tree.map(lambda leaf: leaf.astype(own.dtype) * own, gradient)
         total, whole = jax.lax.psum((scaled, own), "data")  # type: ignore[no-untyped-call]
-        m = jnp.where(whole > 0, whole, 1)  # as sum_of_weights: the gradient is 0 where all w are
+        m = jnp.where(whole > 0, whole, 1)  # like sum_of_weights: the gradient is 0 if all w are
         mean: Params = jax.tree.map(lambda leaf, of: (leaf / m).astype(of.dtype), total, gradient)
         return mean
 
@@ -206,7 +212,7 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
             w = jnp.ones(m, dtype)
         elif is_known(weights):
             w = example_weights(weights, m, dtype)
-        else:  # dividing by the largest would be one exchange more
+        else:  # dividing by the largest would take one more exchange
             w = plain_weights("weights", weights, m, dtype)
         of_examples = cache.Z, cache.A, Y, w
         by_example = jax.tree.map(lambda leaf: _over_data(leaf.ndim), of_examples)
@@ -214,18 +220,18 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
             averaged, mesh=mesh, in_specs=(PartitionSpec(), by_example), out_specs=PartitionSpec(),  # type: ignore[no-untyped-call]
             axis_names={"data"}, check_vma=False,
         )  # fmt: skip
-        # jax 0.10.0 takes no mesh with a second axis outside of jit.
+        # Outside of jit, jax 0.10.0 refuses a mesh with a second axis.
         mean: Params = jax.jit(by_device)(cache.params, of_examples)
         return mean
 
     return of_all
 
 
-def beside(params: Params, state: Any) -> Any:
-    """The optimizer's state on the devices of params: what has an array's shape lies as it does.
+def shard_like(params: Params, state: Any) -> Any:
+    """Place the optimizer's state like params: leaves with the shape of a parameter like it.
 
-    A count that lay elsewhere, such as Adam's, would come back from the first epoch on all devices,
-    and the second be compiled anew for it.
+    All other leaves are replicated. Otherwise Adam's step count would change its sharding after the
+    first epoch, from one device to all, and the second epoch would compile again.
     """
     W = params[0].W
     if not getattr(W, "committed", False):
@@ -243,13 +249,13 @@ def beside(params: Params, state: Any) -> Any:
 
 
 def shards_of(X: Any) -> int:
-    """Over how many devices the examples of X (m, n_0) are divided."""
+    """Return the number of devices over which the examples of X (m, n_0) are divided."""
     sharding = getattr(X, "sharding", None)
     return 1 if sharding is None else int(X.shape[0] // sharding.shard_shape(X.shape)[0])
 
 
 def check_together(params: Params, arrays: Mapping[str, Any]) -> None:
-    """Raise where an array is bound to other devices than params are.
+    """Raise if an array is committed to other devices than params.
 
     Raises:
         ValueError: one is; the message names it.
@@ -265,11 +271,11 @@ def check_together(params: Params, arrays: Mapping[str, Any]) -> None:
 
 
 def check_mesh(mesh: Any, axis: str) -> None:
-    """Raise unless it is a mesh with that axis, whose arrays XLA divides by itself.
+    """Raise unless it is a mesh with that axis, and all its axes are of the type Auto.
 
     Raises:
-        ValueError: it has no such axis, or one of another type than Auto.
-        TypeError: it is no mesh.
+        ValueError: it has no such axis, or one of another type.
+        TypeError: it is not a mesh.
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
@@ -295,7 +301,7 @@ def _placed(l: int, layer: Layer, axes: Sequence[str | None], mesh: Mesh) -> Lay
     before = [None] * is_stack(layer)
 
     def put(leaf: Array, *own: str | None) -> Array:
-        # As XLA writes it: jit compiles anew for what lies alike and is written otherwise.
+        # Without trailing None, as XLA writes it: jit would compile again for another spelling.
         spec: list[str | None] = [*before, *own]
         while spec and spec[-1] is None:
             spec.pop()

@@ -1,7 +1,12 @@
-"""What a training step takes of memory, added up before it runs, without compiling it.
+"""The memory of a training step, computed before it runs and without compiling it.
 
-What is alive changes on the way down a network: Z and A of a layer are freed when it is passed, and
-its gradient is there from then on. So a plan is of one moment: the one at which most is alive.
+What is alive changes on the way down the network: when the backward pass leaves a layer, its Z and
+A are freed, and its gradient is alive from then on. The peak may therefore be at any layer. The
+plan computes the sum for each of them and returns the largest.
+
+What a layer needs, in bytes, is a `_Needs`: what the forward pass stores for it, the buffer in
+which a stack computes its Z and A again, the working memory while the layer is passed, and its
+gradient.
 """
 
 from dataclasses import dataclass
@@ -23,16 +28,16 @@ from deepprop.optimizers.optax_calls import started
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What `memory_plan` added up, in bytes; `print` shows a table in MB (1e6 bytes).
+    """The result of `memory_plan`, in bytes; `print` shows a table in MB (1e6 bytes).
 
     Attributes:
         parameters: W and b of all layers.
-        state: the optimizer's.
-        data: X and Y, as they are given.
-        gradients: those that are alive when most is; of the gradient alone, all.
-        activations: A[0] in rows (`rows`), and Z and A that are kept for the backward pass, with
-            the room in which a stack's are computed again.
-        working: the rest: dA and dZ, and what is made of one layer at a time.
+        state: the optimizer's state.
+        data: X and Y.
+        gradients: the gradients alive at the peak; without an optimizer, all of them.
+        activations: A[0], and the Z and A stored for the backward pass, with the buffer in which a
+            stack computes its own again.
+        working: the rest: dA and dZ, and what is computed for one layer at a time.
     """
 
     parameters: int
@@ -45,11 +50,11 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """The sum of all."""
-        kept = self.parameters + self.state + self.data
-        return kept + self.gradients + self.activations + self.working
+        fixed = self.parameters + self.state + self.data
+        return fixed + self.gradients + self.activations + self.working
 
     def __str__(self) -> str:
-        """The table, a line an entry."""
+        """Return the table, one line per entry."""
         entries = {
             "parameters": self.parameters,
             "optimizer's state": self.state,
@@ -66,10 +71,10 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class _Needs:
-    """The bytes of one layer or stack: kept from the forward pass, needed when it is passed."""
+    """The bytes that one layer or stack needs: see the module's text."""
 
-    kept: int
-    room: int
+    stored: int
+    again: int
     working: int
     gradient: int
 
@@ -77,24 +82,25 @@ class _Needs:
 def memory_plan(
     params: Params, batch_size: int, optimizer: optax.GradientTransformation | None = None
 ) -> MemoryPlan:
-    """The memory of one training step: max_l (A[0] + sum_{i<=l} kept_i + sum_{i>=l} dW_i + work_l).
+    """Compute the memory of a training step: max_l A[0] + sum_{i<=l} stored_i + sum_{i>=l} dW_i + work_l.
 
-    The plan of a step is of the compiled `train_step`, in the terms of XLA's `memory_analysis()`:
-    parameters, state and data are the arguments, into whose memory the step writes what it returns;
-    gradients, activations and working memory are the temporary bytes. Of the gradient alone, which
-    is `jit` of `forward` and `manual_backward`, the gradients are the output.
+    The plan describes the compiled `train_step` in the terms of XLA's `memory_analysis()`.
+    Parameters, state and data are the arguments; the step writes its results into their memory.
+    Gradients, activations and working memory are the temporary bytes. Without an optimizer it
+    describes `jit` of `forward` and `manual_backward`, whose output is the gradients.
 
-    It is within 10 % of XLA's on a CPU, the temporary bytes and the total, where stacks of float32
-    have most of the numbers: of tens of layers, with any `keep`, and an optimizer that goes from
-    number to number. Elsewhere it is an estimate:
+    For networks dominated by float32 stacks of tens of layers, with any `keep` and an elementwise
+    optimizer, the temporary bytes and the total are within 10 % of XLA's on a CPU. Otherwise the
+    plan is an estimate:
 
-    - Layers one by one: XLA may keep more of relu (Z and A, twice the plan) and of gelu (four
-      arrays), update a layer as soon as its gradient is there, or compute in the output's memory.
-    - A g of several steps, as gelu, holds up to five arrays (n, m) more of one layer.
-    - An optimizer that looks at all layers at once, as a clip by the global norm, may need the
-      updates beside the gradients; one that computes much, as `dp.kfac`, what it computes.
-    - J holds up to three arrays (n_L, m) more, which a wide output makes felt.
-    - bfloat16 on a CPU, where some releases of XLA copy all that is kept into float32.
+    - Single layers: XLA may store more for relu (Z and A, twice the plan) and for gelu (four
+      arrays), update a layer as soon as its gradient is computed, or compute in the output's
+      memory.
+    - A g of several operations, such as gelu, may need up to five more arrays (n, m) for one layer.
+    - An optimizer that uses all layers at once, such as a clip by the global norm, may need the
+      updates beside the gradients; `dp.kfac` needs what it computes.
+    - J needs up to three more arrays (n_L, m), which matters for a wide output.
+    - bfloat16 on a CPU: some releases of XLA copy all stored arrays to float32.
 
     >>> import jax, optax, deepprop as dp
     >>> def network(keep):
@@ -114,18 +120,18 @@ def memory_plan(
     [161, 124, 121, 119]
 
     Args:
-        params: the layers; arrays, or shapes and types alone, as `jax.eval_shape` gives them.
-        batch_size: m, the examples of a step.
-        optimizer: an optax transformation, also `in_backward(...)`, which needs no gradients of all
-            layers; None for the gradient alone.
+        params: the layers, as arrays or as shapes and dtypes from `jax.eval_shape`.
+        batch_size: m, examples per step.
+        optimizer: an optax transformation, including `in_backward(...)`, which never needs all
+            gradients at once; None for the gradient alone.
 
     Returns:
         The plan; `print` shows it as a table.
 
     Raises:
-        ValueError: `batch_size` is below 1, or params do not fit one another.
-        TypeError: `batch_size` is no whole number, `params` is no tuple of layers, or `optimizer`
-            is no optax transformation.
+        ValueError: `batch_size` is below 1, or the layers do not fit one another.
+        TypeError: `batch_size` is not a whole number, `params` is not a tuple of layers, or
+            `optimizer` is not an optax transformation.
     """
     check_params(params)
     m = whole_number("batch_size", batch_size)
@@ -141,11 +147,11 @@ def memory_plan(
         A_0 += last.W.shape[-2] * m * type_of_A(last).itemsize
 
     def moment(l: int) -> tuple[int, int, int]:
-        """Gradients, activations and working memory while layer or stack l is passed."""
-        alive = needs if optimizer is None else needs[l:]  # an output has its memory throughout
+        """Return gradients, activations and working memory while entry l of params is passed."""
+        alive = needs if optimizer is None else needs[l:]  # an output is allocated throughout
         gradients = 0 if in_place else sum(n.gradient for n in alive)
-        kept = A_0 + sum(n.kept for n in needs[: l + 1]) + needs[l].room
-        return gradients, kept, needs[l].working
+        activations = A_0 + sum(n.stored for n in needs[: l + 1]) + needs[l].again
+        return gradients, activations, needs[l].working
 
     return MemoryPlan(
         _bytes(params),
@@ -156,7 +162,7 @@ def memory_plan(
 
 
 def _needs(layer: Layer, m: int, state: Any) -> _Needs:
-    """Of one layer or stack; `state` is the optimizer's where it is updated on the way down."""
+    """Return the needs of an entry of params; `state` is its own if it is updated on the way down."""
     *_, n, n_below = layer.W.shape
     K, k, number = depth(layer), layer.keep, type_of_A(layer).itemsize
     A, dZ = n * m * number, n * m * type_of_dZ(layer).itemsize
@@ -165,16 +171,16 @@ def _needs(layer: Layer, m: int, state: Any) -> _Needs:
     if not is_stack(layer):
         dA_below = n_below * m * type_of_dZ(layer).itemsize
         return _Needs(Z_and_A, 0, dZ + dA_below + (0 if state is None else dW), _bytes(layer))
-    # dA[l], dZ[l] and A[l-1]; W[l], taken out of the stack, and dW[l]; the new state of one layer.
+    # dA[l], dZ[l] and A[l-1]; W[l], copied out of the stack, and dW[l]; one layer's new state.
     working = 2 * dZ + A + _bytes(layer) // K + dW + _bytes(state) // K
     if k == 1:
         return _Needs(K * Z_and_A, 0, working, _bytes(layer))
-    below = A  # the segment's, out of those that are kept
+    below = A  # below the segment, copied out of the stored ones
     return _Needs(-(-K // k) * A, k * Z_and_A, working + below, _bytes(layer))
 
 
 def _reads_z(layer: Layer) -> bool:
-    """Whether g' of a layer depends on Z, which is then kept: read off the jaxpr of g'."""
+    """Return whether g' depends on Z, which must then be stored: read from the jaxpr of g'."""
     if isinstance(layer.activation, Output):
         return False
     P = jax.eval_shape(lambda: jnp.zeros((1, 1), type_of_A(layer)))

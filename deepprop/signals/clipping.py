@@ -1,7 +1,7 @@
-"""Clipping the gradient of every example, in one backward pass.
+"""Clipping the gradient of every example in one backward pass.
 
-The sum over examples in dW[l] = 1/m dZ[l] A[l-1]^T goes over columns of dZ, and g_i is linear in
-dz_i. So to scale g_i is to scale column i of dZ, before the one product that adds them up.
+The product dW[l] = 1/m dZ[l] A[l-1]^T sums over the columns of dZ, and g_i is linear in dz_i.
+Scaling column i of dZ before this product therefore scales g_i.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from deepprop.layers import Cache, Layer, Params, number_of_layers
 from deepprop.signals.per_example import per_example_norms
 from deepprop.walk import by_entry, layer_map
 
-MaxNorm = ArrayLike | Sequence[float]  # one number, or L, one a layer
+MaxNorm = ArrayLike | Sequence[float]  # one number, or one per layer
 
 
 def clipped_backward(
@@ -30,10 +30,10 @@ def clipped_backward(
     gamma: float | None = None,
     weights: ArrayLike | None = None,
 ) -> Params:
-    """1/m sum_i min(1, C / ||g_i||) g_i, with C = `max_norm`, in one backward pass.
+    """Compute 1/m sum_i min(1, C / ||g_i||) g_i, with C = `max_norm`, in one backward pass.
 
-    With weights: sum_i w_i min(1, C / ||g_i||) g_i / sum_i w_i. As many matrix products as
-    `manual_backward`, and no g_i is made.
+    With weights: sum_i w_i min(1, C / ||g_i||) g_i / sum_i w_i. This takes the same matrix products
+    as `manual_backward`; no g_i is made.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
@@ -46,21 +46,22 @@ def clipped_backward(
     ...              backward=lambda cache, Y, w: dp.clipped_backward(cache, Y, 1.0, weights=w))
 
     Args:
-        cache: what `forward` gave.
-        Y: (n_L, m), the targets, one example a column.
-        max_norm: C, the largest norm of a g_i; or L numbers, one a layer, each for the part of g_i
-            that is of that layer.
+        cache: the cache returned by `forward`.
+        Y: (n_L, m), the targets, one example per column.
+        max_norm: C, the largest norm of a g_i; or L numbers, one per layer, each for that layer's
+            part of g_i.
         gamma: None clips. A number scales every g_i by C / (||g_i|| + gamma) instead, so that small
-            ones count too ("automatic" clipping); 0.01 is usual.
-        weights: (m,), one an example, none negative and not all 0. They count after the clipping.
+            gradients count as well ("automatic clipping"); 0.01 is usual.
+        weights: (m,), one per example; none negative, not all 0. They apply after
+            the clipping.
 
     Returns:
-        A tuple of layers like `params`, in the parameters' type.
+        Layers like `params`, in their dtype.
 
     Raises:
         ValueError: the shape of Y or of the weights does not fit the cache, `max_norm` is not above
-            0 or is neither one number nor L, or `gamma` is not above 0.
-        TypeError: an argument is not real numbers, or `cache` is no cache.
+            0, or not one number or L of them, or `gamma` is not above 0.
+        TypeError: an argument is not real numbers, or `cache` is not a cache.
 
     Source:
         Abadi et al. 2016, Deep Learning with Differential Privacy, arXiv:1607.00133; Bu et al.
@@ -79,7 +80,7 @@ def clipped_backward(
 def clip_factors(
     cache: Cache, dZ: Sequence[Array], max_norm: MaxNorm, gamma: float | None = None
 ) -> Array:
-    """What `clipped_backward` multiplies each dz_i[l] by: min(1, C / ||g_i||), (L, m)."""
+    """Return the factor of each dz_i[l], min(1, C / ||g_i||): (L, m)."""
     L, dtype = number_of_layers(cache.params), wide(cache.params[0].W.dtype)
     C = max_norms(max_norm, L, dtype)
     if gamma is not None:
@@ -91,7 +92,7 @@ def clip_factors(
 
 
 def max_norms(max_norm: MaxNorm, L: int, dtype: np.dtype) -> Array:
-    """`max_norm` as an array: () for one number, or (L,).
+    """Return `max_norm` as an array: () for one number, or (L,).
 
     Raises:
         ValueError: it is neither, or not above 0.
@@ -102,7 +103,7 @@ def max_norms(max_norm: MaxNorm, L: int, dtype: np.dtype) -> Array:
     C = real_array("max_norm", max_norm, dtype)
     if C.shape not in ((), (L,)):
         raise ValueError(
-            f"max_norm must be one number, or L = {L} numbers, one a layer, got shape {C.shape}"
+            f"max_norm must be one number, or L = {L} numbers, one per layer, got shape {C.shape}"
         )
     check_above_zero("max_norm", C)
     return C

@@ -1,4 +1,4 @@
-"""What a diagnosis says, in a table and in words."""
+"""What a diagnosis says: a table, and findings in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,42 +13,42 @@ from deepprop.activations import Activation
 from deepprop.costs import Output
 from deepprop.layers import Params, activations, number_of_layers, units
 
-# When a finding is worth a line. They are rules of thumb, wide enough that a network which learns
-# well gives none; where a number is known from elsewhere, its source stands beside it.
-FLAT = 0.05  # of the steepest slope: below it, a unit is in the flat part of its activation
+# Thresholds of the findings. They are rules of thumb, wide enough that a network that learns well
+# gives no finding. Where a number comes from the literature, its source is beside it.
+FLAT = 0.05  # of the steepest slope: below it, an entry is in the flat part of the activation
 INPUTS = (0.02, 20)  # root mean square of an input: LeCun et al. 1998, Efficient BackProp: about 1
 INPUT_RATIO = 100  # of the largest input to the median one
-GROWTH = 100  # of the size of a unit's output, against the inputs'
-VANISHED = 1e-3  # of the norm of dZ[l], against dZ[L]'s; above 1 / VANISHED it explodes
+GROWTH = 100  # size of a unit's output, relative to the inputs
+VANISHED = 1e-3  # norm of dZ[l], relative to dZ[L]; above 1 / VANISHED the gradient explodes
 DEAD_UNITS = 0.6  # share; half of all relu units may be dead on a small batch
-CUT_OFF = 0.99  # share of dead units at which a layer lets nothing through
-FLAT_SHARE = 0.5  # of a two-sided activation, such as tanh
-UPDATES = (1e-6, 0.1)  # of an update to its W; about 1e-3 is usual (Karpathy, CS231n notes)
-TARGETS = 100  # of the norm of dZ[L], which is A[L] - Y
-MOST_ROWS = 24  # of a table: of more layers the lowest and the top
-MOST_NAMED = 8  # layers by their numbers in a finding
-STILL = 0.1  # of the norm of dZ[L], above which there is something left to learn
+CUT_OFF = 0.99  # share of dead units above which a layer passes no signal
+FLAT_SHARE = 0.5  # share of flat entries of a two-sided activation, such as tanh
+UPDATES = (1e-6, 0.1)  # norm of an update, relative to W; about 1e-3 is usual (CS231n notes)
+TARGETS = 100  # norm of dZ[L] = A[L] - Y
+MOST_ROWS = 24  # of a table: of a deeper network, the lowest and the highest layers
+MOST_NAMED = 8  # layers listed by number in a finding
+STILL = 0.1  # norm of dZ[L] above which there is something left to learn
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What `diagnose` measured: arrays (L,), layer 1 first; `print` shows a table and findings.
+    """The result of `diagnose`: arrays (L,), layer 1 first. `print` shows a table and findings.
 
-    The norm of a matrix with an example a column is the root of the mean over examples of the
-    squared length of a column, so that it does not grow with m.
+    The norm of A or dZ here is the root of the mean, over examples, of a column's squared length.
+    It does not grow with m.
 
     Attributes:
         A: norm of A[l] over sqrt(n_l): the size of a unit's output.
         dZ: norm of dZ[l].
         W: norm of W[l] (Frobenius).
         dW: norm of dW[l] (Frobenius).
-        update: norm of the update of W[l] over that of W[l], or over sqrt(n_l), which LeCun's
-            initialisation gives it, where that is more; None where no updates were given.
-        dead: share of units whose slope g' is 0 for every example: they can't learn from these.
-        flat: share of units and examples where g' is below a twentieth of its largest value.
-        X: (3,), of the sizes of the inputs, each the root of an input's mean square: their root
-            mean square, their median over those that are not always 0, and their largest.
+        update: norm of the update of W[l] divided by that of W[l], or by sqrt(n_l) if that is
+            larger, the norm after LeCun's initialisation; None without updates.
+        dead: share of units whose g' is 0 for every example: they can't learn from this batch.
+        flat: share of entries where g' is below a twentieth of its largest value.
+        X: (3,), three summaries of the inputs' sizes (root mean squares): their root mean square,
+            the median of those that are not always 0, and the largest.
         units: n_0, n_1, ..., n_L.
         activations: of each layer; the last is the output.
     """
@@ -65,16 +65,16 @@ class Diagnosis:
     activations: tuple[Activation | Output, ...] = field(repr=False, metadata={"static": True})
 
     def __str__(self) -> str:
-        """The table, and below it the findings."""
+        """Return the table, and the findings below it."""
         if np.ndim(self.A) != 1:
-            return repr(self)  # of several moments or networks
+            return repr(self)  # of several steps or networks
         found = findings(self)
         lines = [f"- {finding}" for finding in found] or ["nothing stands out"]
         return "\n".join([table(self), "", *lines])
 
 
 def steepest(g: Activation) -> float:
-    """The largest |g'| between Z = -10 and 10, where every usual activation has it."""
+    """Return the largest |g'| between Z = -10 and 10, where every usual activation has it."""
     Z = np.linspace(-10, 10, 2001, dtype=np.float32)
     with jax.ensure_compile_time_eval():
         slopes = g.g_prime(jnp.asarray(Z), g.g(jnp.asarray(Z)))
@@ -82,7 +82,7 @@ def steepest(g: Activation) -> float:
 
 
 def table(diagnosis: Diagnosis) -> str:
-    """A line a layer, the numbers rounded to two digits; of very many, the lowest and highest."""
+    """Return one line per layer, rounded to two digits; of very many, the lowest and highest."""
     d = _numbers(diagnosis)
     head = ["layer", "units", "activation", "A", "dZ", "W", "dW", "update/W", "dead", "flat"]
     rows, L = [head], len(diagnosis.activations)
@@ -96,7 +96,7 @@ def table(diagnosis: Diagnosis) -> str:
         numbers = [f"{d[name][l]:.2g}" for name in ("A", "dZ", "W", "dW")]
         rows.append([f"{l + 1}", f"{diagnosis.units[l + 1]}", g.name, *numbers, update, *shares])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 2  # the names; numbers are set to the right
+    left = 2  # names are left-aligned, numbers right-aligned
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i == left else cell.rjust(width)
@@ -107,12 +107,15 @@ def table(diagnosis: Diagnosis) -> str:
 
 
 def diagnosis_of(history: Mapping[str, np.ndarray], params: Params, entry: int = -1) -> Diagnosis:
-    """One entry of what `fit(..., record=dp.diagnose)` kept in its history.
+    """Return one recorded diagnosis of `fit(..., record=dp.diagnose)`.
 
     Args:
-        history: of a `Fit`.
-        params: the layers, for their units and activations.
-        entry: which one, over all epochs; the last by default.
+        history: the history of a `Fit`.
+        params: the layers, which have the units and activations.
+        entry: its number over all epochs; by default the last.
+
+    Returns:
+        A `Diagnosis`, to print, or to pass to `findings`.
 
     Raises:
         ValueError: the history has no such entry.
@@ -133,20 +136,20 @@ def diagnosis_of(history: Mapping[str, np.ndarray], params: Params, entry: int =
 
 
 def check_recorded(history: Mapping[str, np.ndarray]) -> None:
-    """Raise unless the history has what `diagnose` recorded.
+    """Raise unless the history has a recorded diagnosis.
 
     Raises:
-        ValueError: it has not, or of no epoch.
+        ValueError: it has none.
     """
     if "dead" not in history or not history["dead"].size:
         raise ValueError(
-            "history must be of a fit with record=dp.diagnose, and of an epoch or more,"
+            "history must come from a fit with record=dp.diagnose, of at least one epoch,"
             f" got {', '.join(history)}"
         )
 
 
 def findings(diagnosis: Diagnosis) -> list[str]:
-    """What stands out, in words; an empty list for a network that looks healthy.
+    """Describe in words what is wrong; an empty list means that the network looks healthy.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [4, *[8] * 9, 1], hidden="sigmoid",
@@ -157,7 +160,10 @@ def findings(diagnosis: Diagnosis) -> list[str]:
     'layers 1 to 4: the gradient vanishes,'
 
     Args:
-        diagnosis: what `diagnose` gave, for one moment.
+        diagnosis: the result of `diagnose` for one step.
+
+    Returns:
+        One line per finding.
     """
     d = _numbers(diagnosis)
     sizes = sum(d[name] for name in ("A", "dZ", "W", "dW", "update") if name in d)
@@ -166,7 +172,7 @@ def findings(diagnosis: Diagnosis) -> list[str]:
         return [f"{_layers(broken)}: not finite; try a smaller learning rate or scaled inputs"]
     of_inputs = _of_inputs(d["X"])
     found = [*of_inputs, *_of_units(diagnosis, d), *_of_targets(d)]
-    # Behind dead units, or a W of 0, there is no signal, which then needs no telling.
+    # Dead units or W = 0 already explain a missing signal; don't report it twice.
     if (d["dead"] <= CUT_OFF).all() and (d["W"] > 0).all():
         two_sided = any(map(_is_two_sided, diagnosis.activations))
         found += [*([] if of_inputs else _of_signals(d)), *_of_gradients(d, two_sided)]
@@ -193,7 +199,7 @@ def _of_targets(d: dict[str, np.ndarray]) -> list[str]:
 
 
 def _of_signals(d: dict[str, np.ndarray]) -> list[str]:
-    """Where A grows or decays on the way up."""
+    """Report where A grows or decays on the way up."""
     found = []
     growth = d["A"][:-1] / max(d["X"][0], 1e-30)
     for which, what, help in (
@@ -209,7 +215,7 @@ def _of_signals(d: dict[str, np.ndarray]) -> list[str]:
 
 
 def _of_gradients(d: dict[str, np.ndarray], two_sided: bool) -> list[str]:
-    """Where dZ vanishes or explodes on the way down."""
+    """Report where dZ vanishes or explodes on the way down."""
     if d["dZ"][-1] == 0:
         return []  # nothing is left to learn
     found, share = [], d["dZ"] / d["dZ"][-1]
@@ -226,7 +232,7 @@ def _of_gradients(d: dict[str, np.ndarray], two_sided: bool) -> list[str]:
 
 
 def _of_units(diagnosis: Diagnosis, d: dict[str, np.ndarray]) -> list[str]:
-    """Where units no longer learn, or hardly do."""
+    """Report where units are dead or saturated."""
     found = []
     dead = d["dead"] > DEAD_UNITS
     if dead.any():
@@ -260,7 +266,7 @@ def _of_updates(d: dict[str, np.ndarray]) -> list[str]:
 
 
 def _is_two_sided(g: Activation | Output) -> bool:
-    """Whether it is flat at both ends, so that being flat means being stuck."""
+    """Return whether g is flat at both ends, so that a flat unit is stuck."""
     if not isinstance(g, Activation):
         return False
     Z = jnp.array([-10.0, 10.0])
@@ -274,7 +280,7 @@ def _numbers(diagnosis: Diagnosis) -> dict[str, np.ndarray]:
 
 
 def _layers(which: Sequence[int] | np.ndarray) -> str:
-    """Numbers of layers as people say them: "layer 3", "layers 1 to 4", "layers 1, 3 and 4"."""
+    """Return layer numbers in words: "layer 3", "layers 1 to 4", "layers 1, 3 and 4"."""
     l = [int(i) for i in which]
     if len(l) == 1:
         return f"layer {l[0]}"

@@ -1,14 +1,14 @@
-"""Curvature from A and dZ: the factors of the Fisher matrix.
+"""The Fisher matrix: Kronecker factors of each layer's block, and targets drawn for it.
 
 The Fisher matrix is the mean of g_i g_i^T over examples *and over targets drawn from the network's
-own predictions*; the empirical Fisher takes the data's targets instead, and is another matrix
-(Kunstner et al. 2019, arXiv:1905.12558). So that nobody mistakes one for the other, what is here
-takes dZ, and dZ says which it is:
+own predictions*. The empirical Fisher uses the data's targets instead, and is a different matrix
+(Kunstner et al. 2019, arXiv:1905.12558). The functions here take dZ, and dZ says which one is
+meant:
 
     dZ = error_signals(cache, Y)                            the empirical Fisher
     dZ = error_signals(cache, sampled_targets(key, cache))  the Fisher, by sampling
 
-For the four outputs with a name of their own the Fisher is the Gauss-Newton matrix.
+For the four canonical outputs the Fisher matrix is the Gauss-Newton matrix.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +33,10 @@ MANY = 1e6
 
 
 class Factors(NamedTuple):
-    """The two factors of one layer's block of the Fisher matrix, which is about their product.
+    """The two factors whose Kronecker product approximates one layer's block of the Fisher matrix.
 
     Attributes:
-        A: (n_{l-1} + 1, n_{l-1} + 1), the mean of a a^T, where a is a_i[l-1] with a 1 below it for
-            b.
+        A: (n_{l-1} + 1, n_{l-1} + 1), the mean of a a^T, where a is a_i[l-1] followed by a 1 for b.
         dZ: (n_l, n_l), the mean of dz_i[l] dz_i[l]^T.
     """
 
@@ -48,7 +47,7 @@ class Factors(NamedTuple):
 def kfac_factors(
     cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None
 ) -> tuple[Factors, ...]:
-    """Kronecker factors of each layer's block: 1/m A[l-1] A[l-1]^T, with b's 1, and 1/m dZ dZ^T.
+    """Compute each layer's Kronecker factors: 1/m A[l-1] A[l-1]^T, with b's 1, and 1/m dZ dZ^T.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -58,17 +57,17 @@ def kfac_factors(
     [((4, 4), (4, 4)), ((5, 5), (2, 2))]
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: of `sampled_targets` for the Fisher, of the data's targets
-            for the empirical Fisher.
-        weights: (m,), one an example: means over w_i / sum_i w_i.
+        cache: the cache returned by `forward`.
+        dZ: the error signals: of `sampled_targets` for the Fisher matrix, of the data's targets for
+            the empirical Fisher.
+        weights: (m,), one per example, for means weighted by w_i / sum_i w_i.
 
     Returns:
-        `Factors` for layers 1 to L, in float32 at least; for a stack with a leading axis.
+        `Factors` for layers 1 to L, in float32 or wider; for a stack with a leading axis.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
-        TypeError: the weights are not real numbers, or `cache` is no cache.
+        ValueError: dZ belongs to another network or batch, or the weights do not fit.
+        TypeError: the weights are not real numbers, or `cache` is not a cache.
 
     Source:
         Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate
@@ -86,10 +85,10 @@ def kfac_factors(
 
 
 def sampled_targets(key: Array, cache: Cache) -> Array:
-    """Targets drawn from what the network predicts: Y ~ p(Y | A[L]), one draw an example.
+    """Draw targets from the network's own prediction: Y ~ p(Y | A[L]), one draw per example.
 
-    softmax: one class; sigmoid: 0 or 1 a unit; identity: normal about A[L] with variance 1; exp:
-    Poisson with mean A[L]. Their mean is A[L], so the mean of dZ over draws is 0.
+    softmax: one class; sigmoid: 0 or 1 for each unit; identity: normal with mean A[L] and variance
+    1; exp: Poisson with mean A[L]. The mean of Y is A[L], so the mean of dZ over draws is 0.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -99,17 +98,17 @@ def sampled_targets(key: Array, cache: Cache) -> Array:
 
     Args:
         key: a JAX random key.
-        cache: what `forward` gave.
+        cache: the cache returned by `forward`.
 
     Returns:
-        (n_L, m), as A[L].
+        (n_L, m), in the dtype of A[L].
 
     Raises:
-        ValueError: the output is not one of those four: its cost tells no distribution.
-        TypeError: `key` is no random key, or `cache` is no cache.
+        ValueError: the output is not one of these four; its cost defines no distribution.
+        TypeError: `key` is not a random key, or `cache` is not a cache.
     """
     check_key(key)
-    A, draw = cache.A[-1], of_output(cache, DRAWS, "sampled targets")
+    A, draw = cache.A[-1], entry_for_output(cache, DRAWS, "sampled targets")
     drawn: Array = draw(key, A).astype(A.dtype)
     return drawn
 
@@ -120,13 +119,13 @@ def _one_hot_draw(key: Array, A: Array) -> Array:
 
 
 def _count_draw(key: Array, A: Array) -> Array:
-    """Poisson; above a million its normal limit, as jax.random.poisson counts in int32."""
+    """Draw from Poisson; above a million from its normal limit: jax.random.poisson uses int32."""
     few = jax.random.poisson(key, jnp.minimum(A, MANY)).astype(A.dtype)
     many = jnp.round(A + jnp.sqrt(A) * jax.random.normal(key, A.shape, A.dtype))
     return jnp.where(A < MANY, few, many)
 
 
-# By the output's name: a draw from p(Y | A).
+# By the name of the output: a draw from p(Y | A).
 DRAWS: dict[str, Callable[[Array, Array], Array]] = {
     "softmax": _one_hot_draw,
     "sigmoid": lambda key, A: jax.random.bernoulli(key, A),
@@ -135,27 +134,25 @@ DRAWS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def of_output(cache: Cache, table: Mapping[str, Entry], what: str) -> Entry:
-    """What a table has for the network's output, if it is one of those with a name of their own.
+def entry_for_output(cache: Cache, table: Mapping[str, Entry], what: str) -> Entry:
+    """Return the table's entry for the network's output, one of the four canonical ones.
 
     Raises:
-        ValueError: it is another; the message begins with `what`.
-        TypeError: `cache` is no cache.
+        ValueError: it is another output; the message begins with `what`.
+        TypeError: `cache` is not a cache.
     """
     check_cache(cache)
     output = output_of(cache.params)
     if output != OUTPUTS.get(output.name):
-        raise ValueError(
-            f"{what} must be of a network with output {', '.join(table)}, got {output.name}"
-        )
+        raise ValueError(f"{what} need a network with output {', '.join(table)}, got {output.name}")
     return table[output.name]
 
 
 def _mean_outer_product(P: Array, share: Array) -> Array:
-    """Sum_i share_i p_i p_i^T, for the columns p_i of P."""
+    """Return sum_i share_i p_i p_i^T, for the columns p_i of P."""
     return product(P * share[None, :], P.mT)
 
 
 def _with_one(A: Array) -> Array:
-    """A with a row of ones below it, which b is multiplied by."""
+    """Return A with a row of ones below it, the input of b."""
     return jnp.concatenate([A, jnp.ones_like(A[:1])])

@@ -1,8 +1,8 @@
 """The Gauss-Newton matrix: its diagonal, and its product with a direction, without the matrix.
 
-It is 1/m sum_i J_i^T H_i J_i, where J_i is the derivative of example i's Z[L] by the parameters,
-and H_i that of its loss by Z[L], twice. For the four outputs with a name of their own it is the
-Fisher matrix.
+It is 1/m sum_i J_i^T H_i J_i, where J_i is the derivative of example i's Z[L] by the parameters and
+H_i the second derivative of its loss by Z[L]. For the four canonical outputs it is the Fisher
+matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ from deepprop._checks import example_weights, sum_of_weights
 from deepprop.backprop import error_signals, gradients
 from deepprop.equations import slope
 from deepprop.layers import Cache, Layer, Params, type_of_dZ
-from deepprop.signals.fisher import of_output
+from deepprop.signals.fisher import entry_for_output
 from deepprop.signals.moments import squared_gradients
 from deepprop.walk import inputs_of_layers, layer_scan, recomputed
 
 
 def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Params:
-    """The diagonal of the Gauss-Newton matrix, exactly: 1/m sum_i J_i^T H_i J_i.
+    """Compute the diagonal of the Gauss-Newton matrix 1/m sum_i J_i^T H_i J_i, exactly.
 
-    J_i is dZ[L]/d parameters of example i, and H_i its loss's second derivative by Z[L]. With
-    H_i = S S^T it is the sum over the columns s of S of the squared gradients that come of
-    dZ[L] = s: n_L backward passes instead of one. `squared_gradients` with `sampled_targets`
-    estimates the same in one.
+    J_i is the derivative of example i's Z[L] by the parameters, and H_i the second derivative of
+    its loss by Z[L]. Write H_i = S S^T; the diagonal is the sum, over the columns s of S, of the
+    squared gradients that follow from dZ[L] = s. This takes n_L backward passes.
+    `squared_gradients` with `sampled_targets` estimates the same in one.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 2], output="identity")
@@ -41,22 +41,21 @@ def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Par
     Array([4., 4., 4.], dtype=float32)
 
     Args:
-        cache: what `forward` gave.
-        weights: (m,), one an example: a mean over w_i / sum_i w_i.
+        cache: the cache returned by `forward`.
+        weights: (m,), one per example, for means weighted by w_i / sum_i w_i.
 
     Returns:
-        Layers like `params`, in float32 at least.
+        Layers like `params`, in float32 or wider.
 
     Raises:
-        ValueError: the output is not one of the four with a name of their own, or the weights do
-            not fit.
-        TypeError: the weights are not real numbers, or `cache` is no cache.
+        ValueError: the output is not one of the four canonical ones, or the weights do not fit.
+        TypeError: the weights are not real numbers, or `cache` is not a cache.
 
     Source:
         Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent;
         Dangel et al. 2020, BackPACK, arXiv:1912.10985.
     """
-    root = of_output(cache, ROOTS, "the Gauss-Newton diagonal")
+    root = entry_for_output(cache, ROOTS, "the Gauss-Newton diagonal")
     A_L = cache.A[-1]
 
     def of_column(total: Params, unit: Array) -> tuple[Params, None]:
@@ -70,18 +69,18 @@ def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Par
 
 
 def tangent(cache: Cache, V: Params) -> Array:
-    """The derivative of Z[L] along V, layer by layer upwards: J_i v in column i.
+    """Compute the derivative of Z[L] along V, layer by layer upwards: J_i v in column i.
 
         RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]        RA[l] = g[l]'(Z[l]) * RZ[l]
 
-    and RA[l-1] more where a layer is residual.
+    A residual layer adds RA[l-1] to RA[l].
 
     Args:
-        cache: what `forward` gave.
+        cache: the cache returned by `forward`.
         V: a direction, like `params`: V[l] for W[l] and v[l] for b[l].
 
     Returns:
-        RZ[L] (n_L, m), in float32 at least.
+        RZ[L] (n_L, m), in float32 or wider.
 
     Source:
         Pearlmutter 1994, Fast Exact Multiplication by the Hessian (the R operator).
@@ -104,17 +103,17 @@ def _tangent_at(RA: Array, layer: Layer, v: Layer, A_below: Array, dtype: np.dty
 
 
 def _tangent_above(RA: Array, layer: Layer, v: Layer, Z: Array, A_below: Array, A: Array) -> Array:
-    """RA[l] in the type of dZ[l]: V may be as far from A in size as a gradient is."""
+    """RA[l], in the dtype of dZ[l]: V may differ from A in size as much as a gradient does."""
     through = slope(layer, Z, A).astype(RA.dtype) * _tangent_at(RA, layer, v, A_below, RA.dtype)
     above: Array = RA + through if layer.residual else through
     return above
 
 
 def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = None) -> Params:
-    """G V, the Gauss-Newton matrix times a direction: 1/m sum_i J_i^T H_i J_i v.
+    """Compute G V, the Gauss-Newton matrix times a direction: 1/m sum_i J_i^T H_i J_i v.
 
-    `tangent` goes up with V, H_i is multiplied by, and the backward pass comes down with
-    dZ[L] = H J V: about the cost of one forward and one backward pass, and no matrix G.
+    A forward pass computes J_i v, H_i multiplies it, and a backward pass starts from
+    dZ[L] = H_i J_i v. This costs about one forward and one backward pass; G is never made.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 2], output="identity")
@@ -125,22 +124,22 @@ def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = No
            [2., 2., 2.]], dtype=float32)
 
     Args:
-        cache: what `forward` gave.
+        cache: the cache returned by `forward`.
         V: a direction, like `params`.
-        weights: (m,), one an example: a mean over w_i / sum_i w_i.
+        weights: (m,), one per example, for means weighted by w_i / sum_i w_i.
 
     Returns:
-        Layers like `params`, in their type.
+        Layers like `params`, in their dtype.
 
     Raises:
-        ValueError: the output is not one of the four with a name of their own, V is of another
-            network, or the weights do not fit.
-        TypeError: V is no layers, the weights are not real numbers, or `cache` is no cache.
+        ValueError: the output is not one of the four canonical ones, V belongs to another network,
+            or the weights do not fit.
+        TypeError: V is not layers, the weights are not real numbers, or `cache` is not a cache.
 
     Source:
         Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent.
     """
-    times_H = of_output(cache, TIMES_H, "the Gauss-Newton product")
+    times_H = entry_for_output(cache, TIMES_H, "the Gauss-Newton product")
     dZ_L = times_H(cache.A[-1], tangent(cache, V))
     return gradients(cache, _signals_from(cache, dZ_L), weights)
 
@@ -148,8 +147,8 @@ def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = No
 def gauss_newton_form(
     cache: Cache, directions: Sequence[Params], weights: ArrayLike | None = None
 ) -> Array:
-    """V_a^T G V_b for each pair of directions, without a backward pass: (k, k) for k of them."""
-    times_H = of_output(cache, TIMES_H, "the Gauss-Newton product")
+    """Compute V_a^T G V_b for each pair of k directions, (k, k), without a backward pass."""
+    times_H = entry_for_output(cache, TIMES_H, "the Gauss-Newton product")
     R = jnp.stack([tangent(cache, V) for V in directions])  # (k, n_L, m)
     w = jnp.ones(R.shape[-1], R.dtype)
     w = w if weights is None else example_weights(weights, R.shape[-1], R.dtype)
@@ -158,7 +157,7 @@ def gauss_newton_form(
 
 
 def _signals_from(cache: Cache, dZ_L: Array) -> tuple[Array, ...]:
-    """The error signals that come of dZ[L] as it is given, for an output with dZ[L] = A[L] - Y."""
+    """Return the error signals below a given dZ[L], for an output with dZ[L] = A[L] - Y."""
     cache = replace(cache, A=(*cache.A[:-1], dZ_L))
     return error_signals(cache, jnp.zeros_like(dZ_L))
 
@@ -168,7 +167,7 @@ def _softmax_root(A: Array, unit: Array) -> Array:
     return jnp.sqrt(jnp.sum(unit * A, axis=-2, keepdims=True)) * (unit - A)
 
 
-# By the output's name: the column of S that belongs to a unit, where S S^T = H; and H R.
+# By the name of the output: the column of S that belongs to a unit, where S S^T = H; and H R.
 ROOTS: dict[str, Callable[[Array, Array], Array]] = {
     "softmax": _softmax_root,
     "sigmoid": lambda A, unit: jnp.sqrt(A * (1 - A)) * unit,

@@ -1,4 +1,4 @@
-"""The health of every layer, measured: how large its signals are, and which units still learn."""
+"""Measuring the health of every layer: how large its signals are, and which units still learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from deepprop.layers import Cache, Layer, Params, activations, units
 from deepprop.signals.diagnosis import FLAT, Diagnosis, steepest
 from deepprop.walk import layer_map, recomputed
 
-FEW = 16  # examples: with fewer, many a healthy unit happens to be off for all
-DEAD = 1e-6  # of the steepest slope: below it for every example, a unit learns nothing
+FEW = 16  # examples: with fewer, a healthy unit may be off for all of them by chance
+DEAD = 1e-6  # of the steepest slope: a unit below it for every example learns nothing
 
 
 def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -> Diagnosis:
@@ -31,17 +31,17 @@ def diagnose(cache: Cache, dZ: Sequence[Array], updates: Params | None = None) -
     Array([0., 0.], dtype=float32)
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
-        updates: what was added to the params, like `params`; None where nothing was.
+        cache: the cache returned by `forward`.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
+        updates: the last step's change of the parameters, like `params`; None if there was none.
 
     Returns:
-        A `Diagnosis`, a pytree. In the last layer, whose output is no plain activation, no unit
-        counts as dead or flat; and with fewer than 16 examples none counts as dead.
+        A `Diagnosis`, a pytree. The units of the output layer never count as dead or flat; with
+        fewer than 16 examples, no unit counts as dead.
 
     Raises:
-        ValueError: dZ or the updates are of another network or batch than the cache.
-        TypeError: dZ is not real numbers, or `cache` is no cache.
+        ValueError: dZ or the updates belong to another network or batch than the cache.
+        TypeError: dZ is not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
     cache, layers, dZ = recomputed(cache), cache.params, signals(cache, dZ)
@@ -74,7 +74,7 @@ def _of_layer(
 
 
 def _shares(layer: Layer, Z: Array, A: Array) -> tuple[Array, Array]:
-    """The shares of dead units, and of flat units and examples."""
+    """Return the share of dead units, and the share of flat entries."""
     g, dtype = layer.activation, wide(layer.W.dtype)
     if not isinstance(g, Activation):
         return jnp.zeros((), dtype), jnp.zeros((), dtype)
@@ -84,7 +84,7 @@ def _shares(layer: Layer, Z: Array, A: Array) -> tuple[Array, Array]:
 
 
 def _sizes(X: Array) -> Array:
-    """The root mean square, the median over what is not always 0, and the largest, of inputs."""
+    """Return three sizes of the inputs: root mean square, median of those not always 0, largest."""
     sizes = root_of_squares(X, axis=-1)[:, 0] / X.shape[-1] ** 0.5
     used = jnp.where(sizes > 0, sizes, jnp.nan)
     return jnp.stack([_rms(X), jnp.nan_to_num(jnp.nanmedian(used)), jnp.max(sizes)])

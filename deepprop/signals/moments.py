@@ -1,4 +1,4 @@
-"""How much gradients of single examples differ: squares, variance, and the gradient noise scale."""
+"""How much the gradients of single examples differ: squares, variance, the gradient noise scale."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,15 +21,15 @@ from deepprop.walk import recomputed
 def squared_gradients(
     cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None
 ) -> Params:
-    """The mean of the squared gradients of single examples, 1/m dZ[l]^2 (A[l-1]^2)^T.
+    """Compute the mean of the squared gradients of single examples, 1/m dZ[l]^2 (A[l-1]^2)^T.
 
-    The square of an outer product is the outer product of the squares, so the mean of g_i^2 is one
-    matrix product a layer, as the mean of g_i is. For b: 1/m sum_i dz_i[l]^2. With weights:
+    The square of an outer product is the outer product of the squares. So the mean of g_i^2, like
+    the mean of g_i, is one matrix product per layer. For b it is 1/m sum_i dz_i[l]^2. With weights:
     sum_i w_i g_i^2 / sum_i w_i.
 
-    With dZ of the data's targets this is the diagonal of the empirical Fisher; with dZ of
-    `sampled_targets` it estimates that of the Fisher, which for the four outputs with a name of
-    their own is the Gauss-Newton matrix.
+    With dZ of the data's targets this is the diagonal of the empirical Fisher matrix. With dZ of
+    `sampled_targets` it estimates the diagonal of the Fisher matrix, which is the Gauss-Newton
+    matrix for the four canonical outputs.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
@@ -38,16 +38,16 @@ def squared_gradients(
     5.0
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
-        weights: (m,), one an example, none negative and not all 0.
+        cache: the cache returned by `forward`.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
+        weights: (m,), one per example; none negative, not all 0.
 
     Returns:
-        Layers like `params`, in float32 at least.
+        Layers like `params`, in float32 or wider.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache, or the weights do not fit.
-        TypeError: the weights are not real numbers, or `cache` is no cache.
+        ValueError: dZ belongs to another network or batch, or the weights do not fit.
+        TypeError: the weights are not real numbers, or `cache` is not a cache.
 
     Source:
         Dangel et al. 2020, BackPACK, arXiv:1912.10985.
@@ -61,10 +61,10 @@ def squared_gradients(
 def gradient_variance(
     cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None
 ) -> Params:
-    """The variance of the gradients of single examples, 1/m sum_i g_i^2 - (1/m sum_i g_i)^2.
+    """Compute the variance of the gradients of single examples, parameter by parameter.
 
-    Parameter by parameter, of these m examples (divided by m, not m - 1). A variance far below the
-    square of the mean is lost in rounding; it is never negative.
+    It is 1/m sum_i g_i^2 - (1/m sum_i g_i)^2 of these m examples, divided by m rather than m - 1. A
+    variance far below the square of the mean is lost to rounding; it is never negative.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
@@ -73,12 +73,12 @@ def gradient_variance(
     4.0
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
-        weights: (m,), one an example: a mean over w_i / sum_i w_i.
+        cache: the cache returned by `forward`.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
+        weights: (m,), one per example, for means weighted by w_i / sum_i w_i.
 
     Returns:
-        Layers like `params`, in float32 at least.
+        Layers like `params`, in float32 or wider.
 
     Raises:
         ValueError, TypeError: as `squared_gradients`.
@@ -90,12 +90,13 @@ def gradient_variance(
 
 
 class NoiseScale(NamedTuple):
-    """What `gradient_noise_scale` gives, each a scalar.
+    """The result of `gradient_noise_scale`: three scalars.
 
     Attributes:
-        ratio: B = trace / squared_norm, in examples; infinite where `squared_norm` is not above 0.
-        trace: of the covariance of g_i, unbiased: how far gradients of single examples scatter.
-        squared_norm: of the true gradient, unbiased, and so perhaps below 0.
+        ratio: B = trace / squared_norm, in examples; infinite if `squared_norm` is not above 0.
+        trace: an unbiased estimate of the trace of the covariance of g_i.
+        squared_norm: an unbiased estimate of the squared norm of the true gradient; it may be
+            below 0.
     """
 
     ratio: Array
@@ -104,16 +105,16 @@ class NoiseScale(NamedTuple):
 
 
 def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
-    """B = tr(S) / |G|^2: the batch size at which noise and gradient are of one size.
+    """Estimate B = tr(S) / norm(G)^2, the batch size at which noise and gradient are equally large.
 
-    Far below B a larger batch saves steps in proportion; far above, it saves hardly any. With g the
-    mean of the m gradients g_i, the unbiased estimates are
+    Far below B, a larger batch saves steps in proportion. Far above B, it saves hardly any. With g
+    the mean of the m gradients g_i, the unbiased estimates are::
 
         tr(S) = m / (m - 1) (1/m sum_i ||g_i||^2 - ||g||^2)
-        |G|^2 = 1 / (m - 1) (m ||g||^2 - 1/m sum_i ||g_i||^2)
+        norm(G)^2 = 1 / (m - 1) (m ||g||^2 - 1/m sum_i ||g_i||^2)
 
-    The published method compares batches of two sizes; here a single one will do, as the ||g_i||
-    are known. Over several steps, average `trace` and `squared_norm` before dividing them.
+    The published method compares batches of two sizes. One batch is enough here, as every ||g_i||
+    is known. Over several steps, average `trace` and `squared_norm` first, and divide then.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 1], output="identity")
@@ -122,15 +123,15 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
     True
 
     Args:
-        cache: what `forward` gave, for at least two examples.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+        cache: the cache returned by `forward`, for at least two examples.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
 
     Returns:
         A `NoiseScale`.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache, or there is one example only.
-        TypeError: dZ is not real numbers, or `cache` is no cache.
+        ValueError: dZ belongs to another network or batch, or there is only one example.
+        TypeError: dZ is not real numbers, or `cache` is not a cache.
 
     Source:
         McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1,
@@ -138,12 +139,12 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
     """
     cache = _widened(cache)
     norms = per_example_norms(cache, dZ)
-    unit = jnp.max(norms)  # over it, squares neither overflow nor vanish
+    unit = jnp.max(norms)  # divided by it, squares neither overflow nor underflow
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
     mean_square = jnp.mean(jnp.square(norms / unit))  # 1/m sum_i ||g_i||^2
     m = cache.A[0].shape[-1]
     if m < 2:
-        raise ValueError(f"cache must hold at least two examples to tell their noise, got {m}")
+        raise ValueError(f"cache must hold at least two examples to estimate their noise, got {m}")
     leaves = jax.tree.leaves(gradients(cache, dZ))
     square = sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves)  # ||g||^2
     trace = m / (m - 1) * (mean_square - square)
@@ -154,7 +155,7 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
 
 
 def _widened(cache: Cache) -> Cache:
-    """The same in the type in which numbers are added up: squares need its range."""
+    """The same in the dtype in which sums are computed: squares need its range."""
     check_cache(cache)
     widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), recomputed(cache))
     return replace(widened, params=with_compute_dtype(widened.params, None))

@@ -1,12 +1,13 @@
-"""The gradient of every single example, mostly without making it.
+"""Norms, products and gradients of single examples.
 
 Column i of dZ[l] is dz_i[l], the derivative of the loss L(i) of example i alone, and column i of
 A[l-1] is a_i[l-1]. So the gradient g_i of L(i) is, layer by layer,
 
     dL(i)/dW[l] = dz_i[l] a_i[l-1]^T        dL(i)/db[l] = dz_i[l]
 
-an outer product of two columns that are there already. Its length, and its product with the
-gradient of another example, follow from lengths and products of columns.
+an outer product of two columns that both passes have computed already. The norm of g_i, and its
+product with the gradient of another example, follow from norms and products of these columns, so
+g_i itself is not made.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from deepprop.walk import each_layer, layer_map, layer_scan, local
 
 
 def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = False) -> Array:
-    """||g_i||, with ||g_i||^2 = sum_l ||dz_i[l]||^2 (||a_i[l-1]||^2 + 1).
+    """Compute ||g_i|| from ||g_i||^2 = sum_l ||dz_i[l]||^2 (||a_i[l-1]||^2 + 1).
 
-    The 1 is for b. No g_i is made: the cost is that of reading A and dZ once.
+    The 1 belongs to b. No g_i is made: this costs one read of A and dZ.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
@@ -32,17 +33,17 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
     (5,)
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
-        per_layer: a norm for each layer apart, instead of one for the whole gradient.
+        cache: the cache returned by `forward`.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
+        per_layer: whether to return one norm per layer instead of one for the whole gradient.
 
     Returns:
-        (m,), or (L, m) with `per_layer`; in float32 at least. Neither 1/m nor weights are in it. A
-        norm is infinite only if the type can't hold it.
+        (m,), or (L, m) with `per_layer`; in float32 or wider, without 1/m and without weights. A
+        norm is infinite only if it exceeds the range of that dtype.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache.
-        TypeError: dZ is not real numbers, or `cache` is no cache.
+        ValueError: dZ belongs to another network or batch than the cache.
+        TypeError: dZ is not real numbers, or `cache` is not a cache.
 
     Source:
         Goodfellow 2015, Efficient Per-Example Gradient Computations, arXiv:1510.01799.
@@ -61,11 +62,10 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
 
 
 def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
-    """Every g_i: dL(i)/dW[l] = dz_i[l] a_i[l-1]^T and dL(i)/db[l] = dz_i[l].
+    """Compute every g_i: dL(i)/dW[l] = dz_i[l] a_i[l-1]^T and dL(i)/db[l] = dz_i[l].
 
-    This takes m times the memory of the parameters. Where a norm, a product or a clipped mean is
-    all that is needed, `per_example_norms`, `per_example_products` and `clipped_backward` give it
-    without.
+    This takes m times the memory of the parameters. If you only need norms, products or a clipped
+    mean, `per_example_norms`, `per_example_products` and `clipped_backward` avoid it.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
@@ -75,17 +75,17 @@ def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
     ((5, 4, 3), (5, 4, 1))
 
     Args:
-        cache: what `forward` gave.
-        dZ: what `error_signals` gave: L arrays (n_l, m), layer 1 first, without 1/m.
+        cache: the cache returned by `forward`.
+        dZ: the error signals, L arrays (n_l, m), layer 1 first, without 1/m.
 
     Returns:
-        Layers like `params` with a leading axis, in the parameters' type: W (m, n_l, n_{l-1}) and b
+        Layers like `params` with a leading axis, in their dtype: W (m, n_l, n_{l-1}) and b
         (m, n_l, 1), or for a stack (m, K, n, n) and (m, K, n, 1). Without 1/m and without weights:
         their mean is the gradient of J.
 
     Raises:
-        ValueError: dZ is of another network or batch than the cache.
-        TypeError: dZ is not real numbers, or `cache` is no cache.
+        ValueError: dZ belongs to another network or batch than the cache.
+        TypeError: dZ is not real numbers, or `cache` is not a cache.
     """
 
     def of_layer(layer: Layer, dZ: Array, A: Array) -> Layer:
@@ -100,11 +100,12 @@ def per_example_gradients(cache: Cache, dZ: Sequence[Array]) -> Params:
 def per_example_products(
     cache: Cache, dZ: Sequence[Array], cache_2: Cache, dZ_2: Sequence[Array]
 ) -> Array:
-    """G_ij = g_i . g'_j = sum_l (dz_i[l] . dz'_j[l]) (a_i[l-1] . a'_j[l-1] + 1).
+    """Compute G_ij = g_i . g'_j = sum_l (dz_i[l] . dz'_j[l]) (a_i[l-1] . a'_j[l-1] + 1).
 
-    The gradients of two batches against one another, none of them made: how alike two examples
-    are to the network, how much a step on one lowers the loss of the other (TracIn, influence), or
-    with one output unit whose dZ[L] is 1 the empirical neural tangent kernel.
+    These are the products of the gradients of two batches; no gradient is made. They say how alike
+    two examples are to the network, and how much a step on one lowers the loss of the other
+    (TracIn, influence). For one output unit with dZ[L] = 1 they are the empirical neural tangent
+    kernel.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
@@ -115,18 +116,19 @@ def per_example_products(
     ((5, 5), True)
 
     Args:
-        cache: what `forward` gave for m examples.
-        dZ: what `error_signals` gave for them.
-        cache_2: what `forward` gave for m' examples, of the same network or of one of its shape.
-        dZ_2: what `error_signals` gave for those.
+        cache: the cache returned by `forward` for m examples.
+        dZ: the error signals of that cache.
+        cache_2: the cache returned by `forward` for m' examples, of the same network or of another
+            one with the same shapes.
+        dZ_2: the error signals of cache_2.
 
     Returns:
-        (m, m'), in float32 at least. Neither 1/m nor weights are in it.
+        (m, m'), in float32 or wider. Neither 1/m nor weights are in it.
 
     Raises:
-        ValueError: dZ is of another network or batch than its cache, or the two networks differ in
-            shape.
-        TypeError: dZ is not real numbers, or a cache is no cache.
+        ValueError: dZ belongs to another network or batch than its cache, or the shapes of the two
+            networks differ.
+        TypeError: dZ is not real numbers, or a cache is not a `Cache`.
 
     Source:
         Jacot et al. 2018, Neural Tangent Kernel, arXiv:1806.07572; Pruthi et al. 2020, Estimating
@@ -148,7 +150,7 @@ def per_example_products(
 
 
 def columns(cache: Cache, dZ: Sequence[Array]) -> tuple[Params, list[Array], list[Array]]:
-    """The layers, their dZ[l] and their A[l-1], in the type in which numbers are added up."""
+    """Return the layers, all dZ[l] and all A[l-1], in the dtype in which sums are computed."""
     layers, dZ, A = local(cache, dZ)
     pairs = [[P.astype(wide(P.dtype)) for P in pair] for pair in zip(dZ, A, strict=True)]
     dZ, A = map(list, zip(*pairs, strict=True))
@@ -156,7 +158,7 @@ def columns(cache: Cache, dZ: Sequence[Array]) -> tuple[Params, list[Array], lis
 
 
 def _lengths(P: Array) -> Array:
-    """Of the columns of P (n, m): (m,)."""
+    """Return the norms of the columns of P (n, m): (m,)."""
 
     def length(p: Array) -> Array:
         return root_of_squares(p, axis=-2)

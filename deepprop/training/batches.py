@@ -147,7 +147,7 @@ def _ahead(
 
 
 def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
-    """Copies of X and Y with an example a row, and of the weights if there are any."""
+    """Copies of X and Y with one example per row, and of the weights if there are any."""
     if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
         raise TypeError(f"{which}must be (X, Y) or (X, Y, weights), got {type(batch).__name__}")
     X, Y = examples(params, batch[0], batch[1], which)

@@ -71,15 +71,15 @@ def fit_ensemble(
             one network, for all to begin with.
         optimizer: an optax transformation for all; or with `sweep` a function of its entries that
             gives one, such as `optax.adamw`.
-        X: (n_0, m), one example a column.
+        X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
         epochs: how often each example is seen.
         first_epoch: the number of the first epoch of this call, as for `fit`.
-        batch_size: examples a step, at most m.
-        key: a JAX random key for one order of the examples, or K of them, one a network.
-        sweep: names and (K,) numbers that `optimizer` is called with, one a network, under `jit`:
+        batch_size: examples per step, at most m.
+        key: a JAX random key for one order of the examples, or K of them, one per network.
+        sweep: names and (K,) numbers that `optimizer` is called with, one per network, under `jit`:
             it can calculate with them, but not ask `if`. A random key inside it is one for all.
-        weights: (m,), one an example.
+        weights: (m,), one per example.
         validation: (X, Y), (X, Y, weights) or a `Validation` without patience, to measure on after
             each epoch.
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one

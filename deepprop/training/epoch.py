@@ -84,7 +84,7 @@ def train_step(
         step(params, state, X, Y, weights=None) -> (params, state, J), with J before the update.
 
     Raises:
-        TypeError: `optimizer` is no optax transformation.
+        TypeError: `optimizer` is not an optax transformation.
     """
     check_training(optimizer, backward)
 
@@ -166,7 +166,7 @@ def one_epoch(
     """One epoch: every example once, in minibatches of a random order.
 
     What the last minibatch lacks is filled with examples of weight 0. The data is an argument, not
-    a closure, which the compiler would fold; and it has an example a row, so that a minibatch is
+    a closure, which the compiler would fold; and it has one example per row, so that a minibatch is
     gathered from whole rows.
 
     Args:
@@ -174,12 +174,12 @@ def one_epoch(
         state: of the optimizer.
         key: a JAX random key, for the order.
         epoch: which one it is: the order is drawn from `key` and this number.
-        X: (m, n_0), an example a row.
-        Y: (m, n_L), an example a row.
-        weights: (m,), one an example.
+        X: (m, n_0), one example per row.
+        Y: (m, n_L), one example per row.
+        weights: (m,), one per example.
         optimizer: an optax transformation.
         backward: (cache, Y, weights) to gradients like params.
-        batch_size: examples a step.
+        batch_size: examples per step.
         record: what to see of the layers, of (cache, dZ, updates), or None.
         record_every: steps from one record to the next.
         shards: parts of the data that are shuffled apart, each of which gives the same number of

@@ -83,7 +83,7 @@ def balanced_weights(Y: ArrayLike) -> Array:
     if Y.ndim == 2 and len(Y) == 1:
         Y = jnp.concatenate([1 - Y, Y])
     if Y.ndim != 2 or not bool(jnp.all((jnp.sum(Y, axis=0) == 1) & (jnp.max(Y, axis=0) == 1))):
-        raise ValueError(f"Y must be one-hot, one example a column, got shape {Y.shape}")
+        raise ValueError(f"Y must be one-hot, one example per column, got shape {Y.shape}")
     count = jnp.sum(Y, axis=1, keepdims=True)
     share = Y.shape[1] / (Y.shape[0] * jnp.maximum(count, 1))
     return jnp.sum(Y * share, axis=0)

@@ -17,7 +17,7 @@ from deepprop._checks import check_key, whole_number
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Params
 from deepprop.optimizers.optax_calls import started
-from deepprop.scale.devices import beside, shards_of
+from deepprop.scale.devices import shard_like, shards_of
 from deepprop.training.advice import advice_for
 from deepprop.training.batches import Batches, check_batches, epoch_of_batches
 from deepprop.training.checkpoint import Checkpoint
@@ -75,14 +75,15 @@ def fit(
     Args:
         params: the layers to begin with; they are left as they are.
         optimizer: an optax transformation; schedules and clipping are optax's too.
-        X: (n_0, m), one example a column.
+        X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
         epochs: how often each example is seen.
         first_epoch: the number of the first epoch of this call, which callbacks and messages show,
             and which the order of its examples depends on. See `state`.
-        batch_size: examples a step, at most m. What the last minibatch lacks has weight 0.
+        batch_size: examples per step, at most m. What the last minibatch lacks has weight 0.
         key: a JAX random key, for the order of the examples.
-        weights: (m,), one an example. In each minibatch J is the weighted mean over that minibatch.
+        weights: (m,), one per example. In each minibatch J is the weighted mean over that
+            minibatch.
         validation: (X, Y) or (X, Y, weights) to measure the cost on after each epoch; or a
             `Validation`, which has metrics and a patience as well.
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one
@@ -117,7 +118,7 @@ def fit(
     Raises:
         TrainingError: the cost or a parameter is no longer finite; its `fit` holds the parameters
             of the epoch before, or with `patience` of the best.
-        ValueError: a shape or a number does not fit, X or Y holds what is not finite, or the
+        ValueError: a shape or a number does not fit, X or Y holds non-finite values, or the
             checkpoint is of another run: see `checkpoint`.
         TypeError: an argument is of another kind.
         ImportError: `checkpoint` without orbax-checkpoint, or `privacy` without dp-accounting.
@@ -191,8 +192,8 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
         batches: an iterable of (X, Y) or (X, Y, weights), X (n_0, m), Y (n_L, m) and weights (m,),
             that begins anew each epoch, such as a list; or a function of the epoch, from 1 on, that
             gives one: so does a run with a checkpoint get the same batches when it goes on. PyTorch
-            and grain have an example a row: `lambda epoch: ((x.T, y.T) for x, y in loader)`. Should
-            training end with an error, the batch that is being drawn is waited for.
+            and grain have one example per row: `lambda epoch: ((x.T, y.T) for x, y in loader)`.
+            Should training end with an error, the batch that is being drawn is waited for.
         epochs: how often to go through the batches.
 
     Returns:
@@ -260,4 +261,4 @@ def _beginning(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
     state = own_state(state, partial(started, optimizer), params)
-    return Progress(params, beside(params, state), (), params)
+    return Progress(params, shard_like(params, state), (), params)

@@ -30,9 +30,9 @@ class Fit:
         params: the layers; with `patience`, those of the best epoch.
         state: of the optimizer after the last epoch; None in a `TrainingError`, as its memory was
             given away.
-        history: an array a column, an entry an epoch: "cost"; with a validation set "val_cost" and
-            "val_" + the name of each metric; with `privacy` "epsilon"; and the names of a `record`,
-            (epochs, entries an epoch, ...).
+        history: an array a column, one entry per epoch: "cost"; with a validation set "val_cost"
+            and "val_" + the name of each metric; with `privacy` "epsilon"; and the names of a
+            `record`, (epochs, entries an epoch, ...).
         stopped: why it ended: "epochs", "patience", "callback", "interrupted", or "not finite" in a
             `TrainingError`.
     """

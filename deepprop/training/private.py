@@ -163,8 +163,8 @@ def one_private_epoch(
         state: of the optimizer.
         key: a JAX random key, for the samples and the noise.
         epoch: which one it is.
-        X: (m, n_0), an example a row.
-        Y: (m, n_L), an example a row.
+        X: (m, n_0), one example per row.
+        Y: (m, n_L), one example per row.
         noise_multiplier: sigma.
         optimizer: an optax transformation.
         privacy: its max_norm and gamma.

@@ -57,7 +57,7 @@ class Watch(NamedTuple):
         nothing: room for them before the first step: zeros with a leading axis, one an entry; and
             the number of that step.
         see: (seen, before, after, X, Y) to what has been seen after one step more, from the
-            params before and after it and its minibatch with an example a row.
+            params before and after it and its minibatch with one example per row.
     """
 
     nothing: Any

@@ -201,10 +201,8 @@ def by_layer(params):
     return tuple("first" if i == 0 else "other" for i in range(len(params)))
 
 
-ACROSS = (
-    "must treat each layer on its own to be applied in the backward pass.*depends on other layers"
-)
-ALIKE = "must treat all layers alike.*first of two equal layers otherwise than the second"
+ACROSS = "must treat each layer alone to be applied in the backward pass.*depends on other layers"
+ALIKE = "must treat all layers alike.*updates two equal layers differently"
 REFUSED = {
     "clip_by_global_norm": (lambda: optax.clip_by_global_norm(1.0), ACROSS),
     "in a chain": (lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), ACROSS),
@@ -219,7 +217,7 @@ REFUSED = {
     "add_noise": (lambda: optax.add_noise(0.1, 0.5, jax.random.key(0)), "must not draw random numbers"),
     "noise in a chain": (lambda: optax.chain(optax.sgd(0.1), optax.add_noise(0.1, 0.5, jax.random.key(0))), "must not draw random numbers"),
     "kfac": (dp.kfac, "must be one for each layer alone: .*dp.kfac without a learning rate"),
-    "kfac with a rate": (lambda: dp.kfac(0.1), "must be one for each layer alone: kfac must be given factors"),
+    "kfac with a rate": (lambda: dp.kfac(0.1), "must be one for each layer alone: kfac needs factors"),
     "lbfgs": (optax.lbfgs, "must be one for each layer alone"),
     "labels by layer": (lambda: optax.multi_transform({"first": optax.sgd(0.1), "other": optax.sgd(0.3)}, by_layer), ALIKE),
     "a mask by layer": (lambda: optax.masked(optax.scale(0.1), lambda p: tuple(i > 0 for i in range(len(p)))), ALIKE),

@@ -116,9 +116,9 @@ def test_an_index_is_noticed_by_every_door(kind, index):
             dp.in_backward(optimizer)
         return
     inside = dp.in_backward(optimizer)
-    with pytest.raises(ValueError, match="updates layer 3 of these params otherwise"):
+    with pytest.raises(ValueError, match="updates layer 3 of these params differently"):
         dp.fit(params, inside, X, Y, epochs=1, batch_size=8, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="updates layer 3 of these params otherwise"):
+    with pytest.raises(ValueError, match="updates layer 3 of these params differently"):
         dp.fit_batches(params, inside, [(X, Y)], epochs=1)
 
 

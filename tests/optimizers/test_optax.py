@@ -38,7 +38,7 @@ REFUSED = {
     "dpsgd": PER_EXAMPLE, "differentially_private_aggregate": PER_EXAMPLE,
     "sophia": HESSIAN, "hutchinson_estimator_diag_hessian": HESSIAN,
     "measure_with_ema": "optimizer must return updates like params from its update, got a ",
-    "scale_by_muon": "optimizer failed in its update, which is handed updates, state, params, value, cache, Y, weights: ",
+    "scale_by_muon": "optimizer failed in its update, which receives updates, state, params, value, cache, Y, weights: ",
 }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def broken(where):
     return optax.GradientTransformation(init, fails)
 
 
-KFAC = r"must be given every layer, so not within optax.masked, multi_transform or partition"
+KFAC = r"needs every layer, so it can't be inside of optax.masked, multi_transform or partition"
 MADE = {
     "lbfgs": (optax.lbfgs, LINE_SEARCH),
     "lookahead": (lambda: optax.lookahead(S, 5, 0.5), "needs params in pairs"),
@@ -142,10 +142,10 @@ MADE = {
     "kfac in masked": (lambda: optax.masked(dp.kfac(0.1), dp.weight_mask), KFAC),
     "kfac in partition": (lambda: optax.partition({True: dp.kfac(), False: S}, dp.weight_mask), KFAC),
     "by_quadratic_model in masked": (lambda: optax.masked(dp.by_quadratic_model(S), (True, False)), KFAC),
-    "a shape that changes": (state_that_grows, r"must keep its state's structure and types in its update, got float32 of shape \(2,\) from float32 of shape \(1,\) at state\[0\]"),
-    "a structure that changes": (state_that_changes, "must keep its state's structure and types"),
-    "init that fails": (lambda: broken("init"), "failed in its init, which is handed params: KeyError: 'm'"),
-    "update that fails": (lambda: broken("update"), "failed in its update, which is handed updates, state, params, value, cache, Y, weights: KeyError: 'm'"),
+    "a shape that changes": (state_that_grows, r"must keep the structure and dtypes of its state in its update, got float32 of shape \(2,\) from float32 of shape \(1,\) at state\[0\]"),
+    "a structure that changes": (state_that_changes, "must keep the structure and dtypes of its state"),
+    "init that fails": (lambda: broken("init"), "failed in its init, which receives params: KeyError: 'm'"),
+    "update that fails": (lambda: broken("update"), "failed in its update, which receives updates, state, params, value, cache, Y, weights: KeyError: 'm'"),
 }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_fit_refuses_in_one_line(name):
 def test_each_door_refuses_in_one_line(door, name):
     make, message = MADE[name]
     if door in ("fit with privacy", "in_backward"):
-        message = message.split(", which is handed")[0].replace("update", "")
+        message = message.split(", which receives")[0].replace("update", "")
     if name == "kfac in multi_transform" and door in ("train_step", "in_backward"):
         message = f"{KFAC}|must be"
     with pytest.raises((ValueError, TypeError), match=message) as caught:
@@ -192,5 +192,5 @@ def test_deepprops_own_errors_keep_their_text():
     private = doors(dp.kfac())["fit with privacy"]
     with pytest.raises(ValueError, match=r"^by_quadratic_model \(and so dp\.kfac without"):
         private()
-    with pytest.raises(ValueError, match=r"^kfac must be given factors="):
+    with pytest.raises(ValueError, match=r"^kfac needs factors="):
         doors(dp.kfac(0.1))["fit with privacy"]()

@@ -135,9 +135,7 @@ def test_kfac_factors(weighted):
 def test_an_output_that_tells_no_distribution_is_refused():
     params, X, _, _ = problem(0, [3, 4, 2], 5, output="tanh+huber", dtype=np.float32)
     _, cache = forward(params, X)
-    with pytest.raises(
-        ValueError, match="sampled targets must be of a network with output softmax"
-    ):
+    with pytest.raises(ValueError, match="sampled targets need a network with output softmax"):
         dp.sampled_targets(jax.random.key(0), cache)
     with pytest.raises(ValueError, match="the Gauss-Newton diagonal must be of a network with"):
         dp.gauss_newton_diagonal(cache)
@@ -392,7 +390,7 @@ def test_a_direction_of_another_network_is_refused():
 def test_kfac_needs_factors_or_a_cache():
     params = problem(0, [3, 2], 4, dtype=np.float32)[0]
     optimizer = dp.kfac(0.1)
-    with pytest.raises(ValueError, match="kfac must be given factors"):
+    with pytest.raises(ValueError, match="kfac needs factors"):
         optimizer.update(params, optimizer.init(params), params)
     adaptive = dp.kfac()
     with pytest.raises(ValueError, match=r"by_quadratic_model \(and so dp.kfac without a learning"):

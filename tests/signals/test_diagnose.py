@@ -265,9 +265,9 @@ def test_bad_input_of_a_record():
     with pytest.raises(ValueError, match="updates must hold W of shapes"):
         dp.diagnose(cache, dp.error_signals(cache, Y), new("relu"))
     fit = dp.fit(params, optax.sgd(0.1), X, Y, **common)
-    with pytest.raises(ValueError, match=r"history must be of a fit with record=dp\.diagnose"):
+    with pytest.raises(ValueError, match=r"history must come from a fit with record=dp\.diagnose"):
         dp.diagnosis_of(fit.history, params)
-    with pytest.raises(ValueError, match=r"history must be of a fit with record=dp\.diagnose"):
+    with pytest.raises(ValueError, match=r"history must come from a fit with record=dp\.diagnose"):
         dp.plot_layers("layers.png", fit.history)
 
 

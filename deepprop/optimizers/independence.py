@@ -74,7 +74,7 @@ def _standins(params: Params, seed: int) -> Params:
 def _steps(
     optimizer: optax.GradientTransformationExtraArgs, params: Params, grads: Sequence[Params]
 ) -> list[tuple[Any, ...]]:
-    """Return each layer's updates: of a step with gradient 0, which shows decay, and of two steps."""
+    """Return each layer's updates: of one step with gradient 0, to see decay, and of two more."""
     zero = jax.tree.map(jnp.zeros_like, params)
     update = partial(optimizer.update, value=jnp.ones(()))
     all_updates = [update(zero, optimizer.init(params), params)[0]]

@@ -158,7 +158,7 @@ def _undone(undo: Array, step: Params, before: Params) -> tuple[Params, Params]:
 def _judged_by_next(
     last: Params, params: Params, value: ArrayLike, cache: Cache, Y: Any, weights: Any
 ) -> tuple[Array, Array]:
-    """Judge the last step by J of this minibatch: return a factor for the damping, and whether to undo.
+    """Judge the last step by J of this minibatch: the factor of the damping, and whether to undo.
 
     See the module's text: below 32 examples, the minibatch of a step can't judge that step.
     """
@@ -185,7 +185,7 @@ def check_whole(name: str, params: Params) -> None:
 
 
 def _sum_of(a: Array, d: Array, b: Array, last: Array) -> Array:
-    """Return a d + b last in the dtype of d; with a narrow compute_dtype, a and b are in float32."""
+    """Return a d + b last in the dtype of d; a and b may be wider."""
     dtype = d.dtype
     a, d, b, last = (P.astype(wide(dtype)) for P in (a, d, b, last))
     return (a * d + b * last).astype(dtype)

@@ -82,7 +82,7 @@ class _Needs:
 def memory_plan(
     params: Params, batch_size: int, optimizer: optax.GradientTransformation | None = None
 ) -> MemoryPlan:
-    """Compute the memory of a training step: max_l A[0] + sum_{i<=l} stored_i + sum_{i>=l} dW_i + work_l.
+    """Compute the memory of a step: max_l (A[0] + sum_{i<=l} stored_i + sum_{i>=l} dW_i + work_l).
 
     The plan describes the compiled `train_step` in the terms of XLA's `memory_analysis()`.
     Parameters, state and data are the arguments; the step writes its results into their memory.
@@ -162,7 +162,7 @@ def memory_plan(
 
 
 def _needs(layer: Layer, m: int, state: Any) -> _Needs:
-    """Return the needs of an entry of params; `state` is its own if it is updated on the way down."""
+    """Return the needs of an entry of params; `state` is that of an update on the way down."""
     *_, n, n_below = layer.W.shape
     K, k, number = depth(layer), layer.keep, type_of_A(layer).itemsize
     A, dZ = n * m * number, n * m * type_of_dZ(layer).itemsize

@@ -1,10 +1,17 @@
-"""The privacy that a run spends, and the noise that it needs: dp-accounting's accountant, asked.
+"""The privacy that a run spends and the noise that it needs, computed with dp-accounting.
 
-A step takes each example with probability q, on its own (Poisson sampling), clips the gradients of
-those taken to norm C, adds them up, and adds Gaussian noise of standard deviation sigma C to each
-number of the sum. Whoever sees every parameter after every step can tell whether any one example
-was among the data only as far as (epsilon, delta) says: adding or removing it changes no
-probability by more than a factor e^epsilon, apart from delta.
+A step takes each example independently with probability q (Poisson sampling), clips the gradients
+of those taken to norm C, sums them, and adds Gaussian noise of standard deviation sigma C to each
+entry of the sum. An observer of all parameters after every step can tell whether one example was in
+the data only as far as (epsilon, delta) allows: adding or removing it changes no probability by
+more than a factor e^epsilon, apart from delta.
+
+Privacy loss distributions give the tightest epsilon. dp-accounting puts the losses of one step on a
+grid and composes them. The grid decides everything: too coarse, and epsilon is too large; too fine
+or too long, and the composition takes minutes and gigabytes. `_grids` therefore chooses it from the
+size of one step's losses, and `spending` refines it until epsilon no longer changes. Where no grid
+is possible (very small delta, too many steps, noise out of proportion) closed forms give an upper
+bound.
 """
 
 import math
@@ -16,38 +23,38 @@ from scipy import optimize, special
 
 from deepprop._checks import check_above_zero, missing
 
-FINEST = 1e-3  # of the grid, in units of the privacy loss
+FINEST = 1e-3  # interval of the grid, in units of the privacy loss
 CONVERGED = 1e-3  # relative change of epsilon from one grid to a finer one
-ONE_STEP, ALL_STEPS = 150_000, 200_000  # the most points of a grid: a second, some 200 MB
-FEW, SPARSE = 20, 1100  # the fewest points of a grid; dp-accounting is slow below 1,000 or so
-LEAST_LOSS, MOST_LOSS = 5e-10, 500.0  # between two points of a grid, or numbers overflow or round
-LEAST_DELTA = 1e-13  # below it, the rounding of the grid's probabilities counts
-BLOCK, MANY = 10_000, 10**8  # the most steps in one; too many for a grid
+ONE_STEP, ALL_STEPS = 150_000, 200_000  # largest number of points: a second, some 200 MB
+FEW, SPARSE = 20, 1100  # smallest number of points; dp-accounting is slow below about 1,000
+LEAST_LOSS, MOST_LOSS = 5e-10, 500.0  # interval of a grid without overflow or rounding
+LEAST_DELTA = 1e-13  # below it, the rounding of the grid's probabilities matters
+BLOCK, MANY = 10_000, 10**8  # most steps in one block; too many steps for a grid
 MOST_STEPS = 2**53
-TAIL = -math.log(1e-15)  # of the mass that composition cuts off
+TAIL = -math.log(1e-15)  # the mass that composition truncates
 ORDERS = (*range(2, 64), *(round(2 ** (k / 4)) for k in range(24, 57)))  # of Renyi divergences
 
 
 def epsilon_spent(
     noise_multiplier: float, *, sampling_rate: float, steps: int, delta: float
 ) -> float:
-    """The epsilon that so many steps have spent, an upper bound by privacy loss distributions.
+    """Compute the epsilon that a number of steps spends, as an upper bound.
 
     >>> round(epsilon_spent(1.0, sampling_rate=0.01, steps=1000, delta=1e-5), 2)
     1.83
 
     Args:
-        noise_multiplier: sigma, the noise's standard deviation over the clipping norm.
+        noise_multiplier: sigma, the standard deviation of the noise divided by the clipping norm.
         sampling_rate: q, the probability with which a step takes an example.
-        steps: how many.
-        delta: the probability that is left over; far below 1 / m.
+        steps: the number of steps.
+        delta: the probability with which the bound may fail; far below 1 / m.
 
     Returns:
         epsilon, for adding or removing one example.
 
     Raises:
         ValueError: an argument is out of its range.
-        ImportError: dp-accounting is missing; the message names the extra that brings it.
+        ImportError: dp-accounting is missing; the message says what to install.
 
     Source:
         Abadi et al. 2016, arXiv:1607.00133; Doroshenko et al. 2022, Connect the Dots: Tighter
@@ -58,7 +65,7 @@ def epsilon_spent(
 
 
 def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float) -> float:
-    """The least noise multiplier whose `epsilon_spent` is at most `epsilon`, to 0.001.
+    """Compute the smallest noise multiplier whose `epsilon_spent` is at most `epsilon`, to 0.001.
 
     >>> round(noise_for(1.0, sampling_rate=0.01, steps=1000, delta=1e-5), 1)
     1.4
@@ -66,19 +73,19 @@ def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float)
     Args:
         epsilon: what the steps may spend.
         sampling_rate: q, the probability with which a step takes an example.
-        steps: how many.
-        delta: the probability that is left over; far below 1 / m.
+        steps: the number of steps.
+        delta: the probability with which the bound may fail; far below 1 / m.
 
     Returns:
-        sigma, the noise's standard deviation over the clipping norm.
+        sigma, the standard deviation of the noise divided by the clipping norm.
 
     Raises:
         ValueError: an argument is out of its range.
-        ImportError: dp-accounting is missing; the message names the extra that brings it.
+        ImportError: dp-accounting is missing; the message says what to install.
     """
     check_above_zero("epsilon", epsilon)
     _check(1.0, sampling_rate, steps, delta)
-    # As much as if each step took all examples.
+    # Enough even if each step took all examples.
     enough = [1.00001 * math.sqrt(steps) / _gaussian_mu(epsilon, delta)]
 
     def excess(log_sigma: float) -> float:
@@ -99,15 +106,15 @@ def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float)
 def spending(
     noise_multiplier: float, sampling_rate: float, steps: int, delta: float, enough: float = 0.0
 ) -> Callable[[int], float]:
-    """The epsilon that the first so many of `steps` steps have spent, as a function of how many.
+    """Return epsilon as a function of the number of steps done, up to `steps`.
 
-    One step's privacy losses are put on a grid once, and each call composes them. Finer grids are
-    tried until epsilon no longer moves, or is at most `enough`. Bounds in closed form count where
-    they are lower, and alone where a grid would be too long or `delta` is too small for one.
+    The losses of one step are put on a grid once, and each call composes them. Finer grids are
+    tried until epsilon no longer changes, or is at most `enough`. Closed-form bounds are used where
+    they are lower, or where no grid is possible.
 
     Raises:
         ValueError: an argument is out of its range.
-        ImportError: dp-accounting is missing; the message names the extra that brings it.
+        ImportError: dp-accounting is missing; the message says what to install.
     """
     pld = _accounting()
     _check(noise_multiplier, sampling_rate, steps, delta)
@@ -138,7 +145,7 @@ def spending(
 
 
 def _composed(one_step: Any, steps: int, block: int) -> Any:
-    """The privacy losses of all steps, from those of blocks of steps."""
+    """Compose the privacy losses of all steps from those of blocks of steps."""
     blocks, rest = divmod(steps, block)
     if block == 1 or not blocks:
         return one_step.self_compose(steps)
@@ -148,15 +155,15 @@ def _composed(one_step: Any, steps: int, block: int) -> Any:
 
 
 def _grids(sigma: float, q: float, steps: int) -> Iterator[tuple[float, int]]:
-    """How finely a step's privacy losses are divided up, from coarse to fine, and `_composed` when.
+    """Yield grids for one step's privacy losses, from coarse to fine: (interval, steps per block).
 
-    A tenth of q / sigma, the size of a usual loss, leaves epsilon within 0.2 % of what a finer
-    division gives, in what was tried. Blocks, which add up to about the largest loss, make the
-    whole shorter where losses are small and many, and a short grid is only composed fast in blocks.
+    A tenth of q / sigma, the size of a typical loss, gives epsilon within 0.2 % of a finer grid in
+    all cases tried. Steps are composed in blocks whose losses sum to about the largest loss: this
+    shortens the result if losses are small and many, and a short grid only composes fast in blocks.
     """
     z = np.linspace(-10, 10, 4001)
     density = special.softmax(-np.square(z) / 2)
-    with np.errstate(all="ignore"):  # noise out of all proportion: no grid
+    with np.errstate(all="ignore"):  # extreme noise: no grid
         without, taken = (
             np.logaddexp(np.log1p(-q), np.log(q) + (x - 0.5 / sigma) / sigma)
             for x in (z, z + 1 / sigma)
@@ -177,9 +184,9 @@ def _grids(sigma: float, q: float, steps: int) -> Iterator[tuple[float, int]]:
 
 
 def _length(steps: float, share: float) -> float:
-    """The length of the sum of so many losses, over the largest loss, whose variance is `share`.
+    """Bound the length of a sum of losses, in units of the largest loss; their variance is `share`.
 
-    By Bennett's inequality, at the orders at which dp-accounting cuts the sum off.
+    By Bennett's inequality, at the orders at which dp-accounting truncates the sum.
     """
     order = np.arange(1, 21)
     tails = (steps * share * (np.expm1(order) - order) + TAIL) / order
@@ -187,12 +194,12 @@ def _length(steps: float, share: float) -> float:
 
 
 def _gaussian_epsilon(mu: float, delta: float) -> float:
-    """Of steps that take every example: the closed form, an upper bound for those that sample.
+    """Compute epsilon of steps that take every example, an upper bound for steps that sample.
 
     delta = Phi(a) - e^epsilon Phi(a - mu), with epsilon = mu (mu / 2 - a), so that
     e^epsilon phi(a - mu) = phi(a): in terms of a nothing overflows.
     """
-    mu = max(mu, 1e-7)  # below it, the difference of the two would be rounding; epsilon is 4e-6
+    mu = max(mu, 1e-7)  # below it, the difference would be rounding; epsilon is 4e-6
 
     def excess(a: float) -> float:
         below = math.exp(-a * a / 2) * special.erfcx((mu - a) / math.sqrt(2)) / 2
@@ -211,7 +218,7 @@ def _gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _gaussian_mu(epsilon: float, delta: float) -> float:
-    """The mu at which `_gaussian_epsilon` is `epsilon`, from below."""
+    """Return the mu at which `_gaussian_epsilon` is `epsilon`, from below."""
     low, high = -16.0, 350.0  # of log(mu)
     for _ in range(60):
         middle = (low + high) / 2
@@ -221,7 +228,7 @@ def _gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def _renyi_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
-    """By Renyi divergences: looser by some percent, for any delta, steps and noise.
+    """Bound epsilon by Renyi divergences: a few percent looser, for any delta, steps and noise.
 
     E (p / p_0)^alpha - 1, without cancelling, is
     sum_i C(alpha, i) (1 - q)^(alpha - i) q^i (e^((i^2 - i) / 2 sigma^2) - 1)
@@ -238,13 +245,13 @@ def _renyi_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
         divergence = float(np.logaddexp(0, special.logsumexp(log_terms))) / (alpha - 1)
         return steps * divergence + math.log1p(-1 / alpha) - math.log(delta * alpha) / (alpha - 1)
 
-    with np.errstate(all="ignore"):  # infinite, or 0, where the noise is out of all proportion
+    with np.errstate(all="ignore"):  # infinite, or 0, for extreme noise
         epsilons = [by_order(alpha) for alpha in ORDERS]
     return max(0.0, float(np.nanmin(epsilons)))
 
 
 def _accounting() -> Any:
-    """dp-accounting's privacy loss distributions."""
+    """Return dp-accounting's module of privacy loss distributions."""
     try:
         from dp_accounting.pld import privacy_loss_distribution
     except ImportError:

@@ -14,11 +14,11 @@ from deepprop.signals.layer_health import _sizes
 
 
 def advice_for(X: Array | None, state: optax.OptState) -> str:
-    """What to try: scaled inputs where they are large, and what the optimizer can be given.
+    """Return what to try: scaled inputs if they are large, and other settings of the optimizer.
 
     Args:
-        X: (m, n_0), an example per row; None where it is not known.
-        state: of the optimizer.
+        X: (m, n_0), one example per row; None if it is not known.
+        state: the optimizer's state.
     """
     nodes = jax.tree.leaves(state, is_leaf=_is_quadratic)
     rate = "larger minibatches" if any(map(_is_quadratic, nodes)) else "a smaller learning rate"
@@ -27,7 +27,7 @@ def advice_for(X: Array | None, state: optax.OptState) -> str:
 
 
 def _of_large_inputs(X: Array) -> list[str]:
-    """The finding of `diagnose` about inputs, where they are so large that J may overflow."""
+    """Return the finding of `diagnose` about inputs so large that J may overflow."""
     if not X.is_fully_addressable:
         return []
     largest = jnp.max(jnp.abs(X)).astype(jnp.float32)

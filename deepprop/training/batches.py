@@ -1,6 +1,9 @@
-"""Batches as they come, from a generator, PyTorch's DataLoader or grain.
+"""Training on batches as they come, from a generator, a PyTorch DataLoader or grain.
 
-The next batch is drawn and checked in another thread while the device works on the one before.
+A single worker thread draws the next batch while the device works on the current one. Only one
+batch is drawn ahead: a loader may reuse its memory for the next batch, so a batch is copied before
+the next one is requested, and memory stays that of two batches. A batch shorter than an earlier one
+is filled with examples of weight 0, because another size would be compiled again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,21 +36,21 @@ Prepared = tuple[Array, Array, Array | None]
 
 
 def check_batches(batches: Any, epochs: int) -> None:
-    """Raise unless `batches` can be gone through `epochs` times.
+    """Raise unless `batches` can be iterated over `epochs` times.
 
     Raises:
         TypeError: it is neither iterable nor a function of the epoch.
-        ValueError: it can be gone through once only.
+        ValueError: it can be iterated over only once.
     """
     if not isinstance(batches, Iterable) and not callable(batches):
         raise TypeError(
-            f"batches must be an iterable of (X, Y), or a function of the epoch that gives one,"
+            f"batches must be an iterable of (X, Y), or a function of the epoch that returns one,"
             f" got {type(batches).__name__}"
         )
     if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(
-            f"batches must begin anew for each of the {epochs} epochs, and a generator is used up"
-            " after one: give a list, or a function of the epoch that makes one"
+            f"batches must start again in each of the {epochs} epochs, but a generator is exhausted"
+            " after one: pass a list, or a function of the epoch that returns one"
         )
     if not isinstance(batches, Iterable) and not _takes_one_argument(batches):
         raise TypeError(
@@ -57,7 +60,7 @@ def check_batches(batches: Any, epochs: int) -> None:
 
 
 def _takes_one_argument(function: Callable[..., Any]) -> bool:
-    """Whether it does, as far as its signature is known."""
+    """Return whether it does, if its signature is known; otherwise True."""
     try:
         known = signature(function)
     except ValueError:
@@ -79,16 +82,16 @@ def epoch_of_batches(
     backward: Backward,
     latest: list[Array],
 ) -> Trained:
-    """One epoch: what `end_of_epoch` returns; each batch's J is taken before its step.
+    """Train for one epoch and return the result of `end_of_epoch`; J is taken before each step.
 
     Args:
         params: the layers.
-        state: of the optimizer.
+        state: the optimizer's state.
         epoch: its number.
         batches: as for `fit_batches`.
         optimizer: an optax transformation.
-        backward: (cache, Y, weights) to gradients like params.
-        latest: is made to hold X (m, n_0) of the latest batch, for an error's message.
+        backward: maps (cache, Y, weights) to gradients like params.
+        latest: a list that receives X (m, n_0) of the latest batch, for an error's message.
 
     Raises:
         ValueError: a batch does not fit the network, or there is none.
@@ -100,16 +103,16 @@ def epoch_of_batches(
             f"batches({epoch}) must return an iterable of (X, Y), got {type(drawn).__name__}"
         )
     check, sums, size = partial(_prepared, params), no_sums(params), 0
-    params = jax.tree.map(jnp.copy, params)  # its memory is given away from step to step
+    params = jax.tree.map(jnp.copy, params)  # its buffers are donated from step to step
     for X, Y, w in _ahead(check, drawn, epoch):
         before, size = sums, max(size, X.shape[0])
         latest[:] = [X]
         params, state, sums = _train_minibatch(
             (params, state), sums, *_filled(X, Y, w, size), optimizer=optimizer, backward=backward
         )
-        jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # stay one batch ahead
+        jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # so that only one batch is drawn ahead
     if not size:
-        raise ValueError(f"batches must give at least one batch, got none in epoch {epoch}")
+        raise ValueError(f"batches must contain at least one batch, got none in epoch {epoch}")
     trained: Trained = _end_of_epoch(params, state, sums)
     return trained
 
@@ -118,7 +121,7 @@ def _minibatch(
     params_and_state: Any, sums: Any, X: Array, Y: Array, weights: Array | None, **static: Any
 ) -> Any:
     w = share = None
-    if weights is not None:  # within the batch only their ratios matter, among batches their sums
+    if weights is not None:  # ratios matter within a batch, sums among batches
         w, share = over_largest(weights), jnp.sum(weights)
     return minibatch((*params_and_state, sums), X, Y, w, share, **static)
 
@@ -130,9 +133,9 @@ _end_of_epoch = jax.jit(end_of_epoch)
 def _ahead(
     check: Callable[[Batch, str], Prepared], batches: Iterable[Batch], epoch: int
 ) -> Iterator[Prepared]:
-    """The batches, checked; each is drawn while the one before it is in use.
+    """Yield the batches, checked; each is drawn while the one before is in use.
 
-    A batch is copied by `check` before the next is drawn, which may be into the same memory.
+    `check` copies a batch before the next is drawn, which may reuse its memory.
     """
     rest: Iterator[Any] = iter(batches)
     end: Any = object()
@@ -147,7 +150,7 @@ def _ahead(
 
 
 def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
-    """Copies of X and Y with one example per row, and of the weights if there are any."""
+    """Return copies of X and Y with one example per row, and of the weights if there are any."""
     if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
         raise TypeError(f"{which}must be (X, Y) or (X, Y, weights), got {type(batch).__name__}")
     X, Y = examples(params, batch[0], batch[1], which)
@@ -161,16 +164,16 @@ def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
 
 
 def _check_sum(name: str, w: Array) -> None:
-    """Raise unless a batch's sum of weights can be added to those of the others.
+    """Raise unless a batch's sum of weights can be added to those of other batches.
 
     Raises:
-        ValueError: it is too large, or so small that J times it would vanish.
+        ValueError: it is too large, or so small that its product with J would underflow.
     """
     total = np.asarray(w, np.float64).sum() if is_known(w) else 0.0
     if total and not 1 / LARGE <= total <= LARGE:
         raise ValueError(
-            f"{name} must add up to a number from {1 / LARGE:g} to {LARGE:g}, as batches count by"
-            f" these sums, got {total:g}"
+            f"{name} must sum to a number from {1 / LARGE:g} to {LARGE:g}, by which batches are"
+            f" weighted, got {total:g}"
         )
 
 

@@ -1,6 +1,11 @@
-"""Checkpoints: a run that was killed goes on where it was, to the same parameters bit for bit.
+"""Checkpoints: a run resumes after it is killed, and ends with the same parameters, bit for bit.
 
-Orbax writes them, in another thread and whole or not at all.
+Orbax writes them in another thread, each completely or not at all. A checkpoint also stores what
+identifies its run, as text: the network, the structure of the optimizer's state, checksums of the
+data, the key, the batch size, and names and hashes of functions. If any of it differs, the run is
+refused with the name of what differs, because resuming would silently mix two runs. The
+hyperparameters inside of the optimizer may change: lowering the learning rate of a run is a common
+reason to resume it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +25,12 @@ from deepprop.training.loop import Progress
 
 Restore = Callable[[Progress], Progress]
 Save = Callable[[Progress, bool], None]
-KEPT = 2  # should the newest be damaged, one can remove it and go on from the one before
-# Entries of a setting that 0.1.0 did not write, whose checkpoints resume whatever they are now; and
-# what it stands for that another entry is absent.
+KEPT = 2  # if the newest is damaged, one can remove it and resume from the one before
+# Entries that 0.1.0 did not write: they are compared only if both runs have them. Then what the
+# absence of other entries means.
 NEW = ("backward", "function of ", "code of ", "validation ", "metric ")
 ABSENT = {"first_epoch": "1", "patience": "False"}
-DAMAGED = " (remove it to go on from the one before, if there is one)"
+DAMAGED = " (remove it to resume from the one before, if there is one)"
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,19 @@ def checkpoint_of(given: Checkpoint | str | Path | None) -> Checkpoint | None:
 def checkpoints(
     checkpoint: Checkpoint | None, setting: Callable[[], Mapping[str, str]]
 ) -> Iterator[tuple[Restore, Save]]:
-    """What goes on from the newest checkpoint in a folder, and what writes the next.
+    """Yield a function that restores the newest checkpoint, and one that writes the next.
 
     Args:
         checkpoint: where they are and how often one is written; None for a run without.
-        setting: gives what must be the same when the run goes on: names, and each as text.
+        setting: returns what identifies the run: names, and text for each.
 
     Yields:
-        restore: the progress at the beginning of a run to that of the newest checkpoint, if any.
-        save: takes the progress after an epoch, and whether it is the last.
+        restore: maps the progress at the start of a run to that of the newest checkpoint, if any.
+        save: takes the progress after an epoch, and whether it is the last one.
 
     Raises:
-        ImportError: orbax-checkpoint is missing; the message names the extra that brings it.
-        ValueError: the checkpoint is of another setting, or none that can be read.
+        ImportError: orbax-checkpoint is missing; the message says what to install.
+        ValueError: the checkpoint belongs to another run, or can't be read.
     """
     if checkpoint is None:
         yield (lambda at: at), (lambda at, last: None)
@@ -100,7 +105,7 @@ def checkpoints(
 
 
 def setting_of(at: Progress, parts: Mapping[str, Any]) -> dict[str, str]:
-    """What makes two runs the same one, as text: the network, the optimizer's state, and parts."""
+    """Return what identifies a run, as text: the network, the optimizer's state, and parts."""
     functions = {name: part for name, part in parts.items() if callable(part)}
     first, last = at.params[0], at.params[-1]
     networks = last.W.shape[:-2]  # the last layer is never a stack
@@ -115,7 +120,7 @@ def setting_of(at: Progress, parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _described(layer: Layer, before: int) -> str:
-    """A layer in words; of W's axes so many come before its own."""
+    """Describe a layer in words; W has `before` leading axes of an ensemble."""
     *stack, n, _ = layer.W.shape[before:]
     words = [f"{n} {layer.activation.name}", *(f"{K} times" for K in stack)]
     words += ["residual"] * layer.residual + (
@@ -146,7 +151,7 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
     try:
         notes = manager.restore(epoch, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
         was = notes.pop("setting")
-    except Exception as error:  # whatever is wrong with a file raises as its decoder does
+    except Exception as error:  # what is raised depends on the decoder
         raise ValueError(f"{where} can't be read{DAMAGED}: {error}") from error
     for name in {**setting, **was}:
         if name.startswith(NEW) and not (name in was and name in setting):
@@ -154,8 +159,8 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
         before, now = (texts.get(name, ABSENT.get(name)) for texts in (was, setting))
         if before != now:
             raise ValueError(
-                f"{where} is of another {name}: {before}, and now it is {now};"
-                " give another folder to start again"
+                f"{where} has another {name}: {before}, and now it is {now};"
+                " use another folder to start again"
             )
     notes["history"] = tuple(notes["history"])
     at = replace(at, **notes)
@@ -171,9 +176,9 @@ def _restored(manager: Any, epoch: int, at: Progress, setting: Mapping[str, str]
 
 
 def _with_hyperparams_of(given: Any, restored: Any) -> Any:
-    """The restored state, with the numbers that `optax.inject_hyperparams` has in the given one.
+    """Return the restored state with the hyperparameters of the given one (`inject_hyperparams`).
 
-    Those that a schedule sets stay as they are: what it depends on is in `hyperparams_states`.
+    Those that a schedule sets are restored: what a schedule depends on is in `hyperparams_states`.
     """
     leaves, structure = jax.tree.flatten_with_path(given)
     paths = [path for path, _ in leaves]
@@ -188,14 +193,14 @@ def _with_hyperparams_of(given: Any, restored: Any) -> Any:
 
 
 def _entries(path: Any, attribute: str) -> list[tuple[Any, str]]:
-    """Where a path goes through an entry of that attribute: the way to it, and the entry's name."""
+    """Return where a path passes an entry of that attribute: the path before, and its name."""
     steps = enumerate(path[:-1])
     at = [i for i, step in steps if getattr(step, "name", None) == attribute]
     return [(path[:i], str(path[i + 1])) for i in at]
 
 
 def _made(folder: str | Path) -> Path:
-    """The folder, there from now on."""
+    """Create the folder if needed, and return its path."""
     if not str(folder) or "://" in str(folder):
         raise ValueError(f"checkpoint must be a folder of this machine, got {str(folder)!r}")
     path = Path(folder).expanduser().resolve()
@@ -214,11 +219,11 @@ def _text(part: Any) -> str:
 
 @jax.jit
 def _checksums(P: Array) -> list[Array]:
-    """Two numbers that differ where arrays do, but for one pair in 2^64.
+    """Compute a 64-bit checksum of an array, as two numbers.
 
-    In whole numbers, whose sum is the same however an array is divided over devices and processes,
-    none of which may have all of it. Each number is mixed with its place, by the finaliser of
-    MurmurHash3 (Appleby).
+    The array may be divided over devices and processes, none of which has all of it. So the
+    checksum is a sum of integers, which does not depend on the order, of each value mixed with its
+    position by the finaliser of MurmurHash3 (Appleby).
     """
     size = jnp.dtype(P.dtype).itemsize
     if jnp.issubdtype(P.dtype, jnp.floating):
@@ -235,13 +240,13 @@ def _checksums(P: Array) -> list[Array]:
 
 
 def _arrays(at: Progress) -> dict[str, list[Array]]:
-    """The arrays of a progress by name; `best` where it is another epoch's than `params`."""
+    """Return the arrays of a progress by name; `best` only if it is not `params`."""
     names = ("params", "state") + (("best",) if 0 < at.best_epoch < at.epoch else ())
     return {name: jax.tree.leaves(getattr(at, name)) for name in names}
 
 
 def _plain(leaf: Array) -> Array:
-    """A random key as the numbers that it is."""
+    """Return a random key as its raw data; other arrays unchanged."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
@@ -251,7 +256,7 @@ def _like(tree: Any, leaves: list[Array]) -> Any:
 
 
 def _as_it_was(was: Array, new: Array) -> Array:
-    """As a random key, or bound to no device, where the leaf was so before."""
+    """Return the leaf as a random key, or uncommitted, if it was so before."""
     if _is_key(was):
         key: Array = jax.random.wrap_key_data(new, impl=jax.random.key_impl(was))
         return key

@@ -1,4 +1,4 @@
-"""Many networks of one shape trained at once: an ensemble, or a sweep over hyperparameters."""
+"""Training many networks of one shape at once: an ensemble, or a sweep over hyperparameters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -50,9 +50,9 @@ def fit_ensemble(
     state: optax.OptState | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
 ) -> Fit:
-    """Train K networks of one shape at once, as `fit` trains each, in one compiled program.
+    """Train K networks of one shape in one compiled program, each as `fit` would train it.
 
-    They differ in their parameters, the order of the examples, or what the optimizer is given.
+    They differ in their parameters, the order of the examples, or the optimizer's settings.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> make = lambda key: dp.init_params(key, [1, 8, 1], hidden="tanh", output="identity")
@@ -62,40 +62,41 @@ def fit_ensemble(
     ...     key=jax.random.key(1), sweep={"learning_rate": jnp.array([0.001, 0.1, 0.3])})
     >>> fit.history["cost"].shape, int(fit.history["cost"][-1].argmax())
     ((40, 3), 0)
-    >>> best = jax.tree.map(lambda leaf: leaf[2], fit.params)  # one of them, as `fit` gives it back
+    >>> best = jax.tree.map(lambda leaf: leaf[2], fit.params)  # one of them, as `fit` returns it
     >>> best[0].W.shape
     (8, 1)
 
     Args:
-        params: layers with a leading axis of K, as `jax.vmap` of `init_params` makes them; or of
-            one network, for all to begin with.
-        optimizer: an optax transformation for all; or with `sweep` a function of its entries that
-            gives one, such as `optax.adamw`.
+        params: layers with a leading axis of K, as `jax.vmap` of `init_params` makes them; or one
+            network from which all start.
+        optimizer: an optax transformation for all; or, with `sweep`, a function of its entries that
+            returns one, such as `optax.adamw`.
         X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
-        epochs: how often each example is seen.
+        epochs: the number of passes over the examples.
         first_epoch: the number of the first epoch of this call, as for `fit`.
         batch_size: examples per step, at most m.
-        key: a JAX random key for one order of the examples, or K of them, one per network.
-        sweep: names and (K,) numbers that `optimizer` is called with, one per network, under `jit`:
-            it can calculate with them, but not ask `if`. A random key inside it is one for all.
+        key: a JAX random key for one order of the examples, or K keys, one per network.
+        sweep: names, and (K,) values with which `optimizer` is called, one per network. It runs
+            under `jit`: it can compute with the values, but not branch on them. A random key inside
+            of it is the same for all networks.
         weights: (m,), one per example.
         validation: (X, Y), (X, Y, weights) or a `Validation` without patience, to measure on after
             each epoch.
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one
-            that gives back True stops the training.
-        backward: (cache, Y, weights) to gradients like params.
-        state: of the optimizer for all networks, with a leading axis of K, as an earlier `Fit` has
-            it; None starts a new one.
+            that returns True stops the training.
+        backward: maps (cache, Y, weights) to gradients like params.
+        state: the optimizer's state of all networks, with a leading axis of K, from an earlier
+            `Fit`; None starts anew.
         checkpoint: a folder or a `Checkpoint`, to resume from as `fit` does.
 
     Returns:
-        A `Fit` with a leading axis of K in params and state, and an array (epochs, K) a column of
-        the history. A network that is no longer finite does not stop the others.
+        A `Fit` whose params and state have a leading axis of K, and whose history has arrays
+        (epochs, K). A network that is no longer finite does not stop the others.
 
     Raises:
-        TrainingError: none of the networks is finite any longer.
-        ValueError, TypeError, ImportError: as for `fit`; or the numbers of networks differ.
+        TrainingError: no network is finite any longer.
+        ValueError, TypeError, ImportError: as for `fit`; or params, keys and sweep disagree on K.
     """
     several = _have_an_axis(params)
     one = jax.tree.map(lambda leaf: leaf[0], params) if several else params
@@ -182,7 +183,7 @@ def _several(key: Array) -> bool:
 
 
 def _numbers(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
-    """The entries as arrays (K,), in the type of the parameters where they are no integers."""
+    """Return the entries as arrays (K,), in the dtype of the parameters unless integers."""
     if not isinstance(sweep, Mapping):
         raise TypeError(f"sweep must be names and (K,) numbers, got {type(sweep).__name__}")
     entries = {name: real_array(f"sweep {name}", values) for name, values in sweep.items()}
@@ -195,12 +196,12 @@ def _numbers(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
 
 
 def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
-    """K, once all that says how many networks there are says the same.
+    """Return the number of networks K; raise if params, keys and sweep disagree.
 
     Args:
-        params: with a leading axis; else without layers.
-        key: one, or K of them.
-        sweep: K numbers each.
+        params: layers with a leading axis of K; or none.
+        key: one key, or K keys.
+        sweep: arrays (K,).
     """
     counts = {f"sweep {name}": len(values) for name, values in sweep.items()}
     if getattr(key, "ndim", 0) and _several(key):
@@ -213,13 +214,13 @@ def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
         counts |= {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(
-            "params with a leading axis of K, K keys, or a sweep of K numbers must say how many"
-            f" networks there are, and the same K each, got {counts or 'none of them'}"
+            "the number of networks K must follow from params with a leading axis, from K keys or"
+            f" from a sweep of K numbers, and these must agree, got {counts or 'none of them'}"
         )
     return next(iter(counts.values()))
 
 
 def _have_an_axis(params: Any) -> bool:
-    """Whether params are of several networks: the last layer of one is never a stack."""
+    """Return whether params belong to several networks: the last layer of one is never a stack."""
     W: Any = getattr(params[-1], "W", None) if isinstance(params, tuple) and params else None
     return getattr(W, "ndim", 0) == 3 and len(W) > 0

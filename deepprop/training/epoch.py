@@ -1,7 +1,10 @@
 """Training: one step, and one epoch as one compiled program.
 
 A step is a forward pass, a backward pass and the update of an optax transformation. An epoch is a
-`lax.scan` of steps over minibatches that are shuffled on the device.
+`lax.scan` of steps over minibatches, which are shuffled on the device. The optimizer's state is
+donated: an epoch writes the new state into the memory of the old one. The parameters of `fit` are
+    not
+donated, because the run may have to return those of an earlier epoch.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +28,11 @@ from deepprop.network import forward, mean_loss
 from deepprop.optimizers.fused_update import InBackward, check_optimizer, update_in_backward
 from deepprop.optimizers.optax_calls import check_state, updated
 from deepprop.training.programs import Programs
-from deepprop.training.record import Recorded, named, watching
+from deepprop.training.record import Recorded, columns_of, recorder
 from deepprop.training.shuffle import gathered, minibatches
 
 Step = Callable[..., tuple[Params, optax.OptState, Array]]
-Sums = tuple[Array, Array]  # sum of w J, and of w, over the minibatches of an epoch so far
+Sums = tuple[Array, Array]  # sum of w J, and sum of w, over an epoch's minibatches so far
 Carry = tuple[Params, optax.OptState, Sums]
 Trained = tuple[Params, optax.OptState, dict[str, Array], Array]
 
@@ -44,27 +47,26 @@ def step(
     optimizer: optax.GradientTransformation,
     backward: Backward,
 ) -> tuple[Params, optax.OptState, Array]:
-    """One step: the new params and state, and J before the step. The weights w were checked."""
+    """Take one step; return the new params and state, and J before it. The weights were checked."""
     _, cache = forward(params, X)
     J = mean_loss(cache, targets(cache, Y), w)
     if isinstance(optimizer, InBackward):
         return *update_in_backward(optimizer, cache, Y, w, state, J), J
     backward = mean_gradient if backward is manual_backward else backward
     grads = as_layers(backward(cache, Y, w), params)
-    # Some optimizers look at more than the gradient, such as the cost (reduce_on_plateau) or the
-    # cache (dp.kfac); the others ignore it.
-    looks = {"value": J, "cache": cache, "Y": Y, "weights": w}
-    updates, state = updated(optimizer, grads, state, params, **looks)
+    # Some optimizers use more than the gradient, such as the cost (reduce_on_plateau) or the cache
+    # (dp.kfac); the others ignore it.
+    extra = {"value": J, "cache": cache, "Y": Y, "weights": w}
+    updates, state = updated(optimizer, grads, state, params, **extra)
     return optax.apply_updates(params, updates), state, J
 
 
 def train_step(
     optimizer: optax.GradientTransformation, backward: Backward = manual_backward
 ) -> Step:
-    """A compiled step: W := W - update(dW), b := b - update(db), with the update of `optimizer`.
+    """Compile a step: W := W - update(dW), b := b - update(db), with the update of `optimizer`.
 
-    The step gives params and state back changed, and gives their old memory to the new ones: use
-    what it returns, and no longer what it was given.
+    The input buffers are donated: use the returned params and state, not the ones you passed in.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 1], output="identity")
@@ -78,7 +80,7 @@ def train_step(
 
     Args:
         optimizer: an optax transformation.
-        backward: (cache, Y, weights) to gradients like params.
+        backward: maps (cache, Y, weights) to gradients like params.
 
     Returns:
         step(params, state, X, Y, weights=None) -> (params, state, J), with J before the update.
@@ -109,9 +111,10 @@ def minibatch(
     optimizer: optax.GradientTransformation,
     backward: Backward,
 ) -> Carry:
-    """One step on a minibatch with an example per row; the carry is that of the next.
+    """Take one step on a minibatch with one example per row, and return the next carry.
 
-    Its J counts by `share` in the mean over minibatches: by default the sum of w, or its examples.
+    In the mean over minibatches, its J counts `share`: by default the sum of w, or the number of
+    examples.
     """
     params, state, (total, weight) = carry
     params, state, J = step(params, state, X.T, Y.T, w, optimizer=optimizer, backward=backward)
@@ -121,7 +124,7 @@ def minibatch(
 
 
 def no_sums(params: Params) -> Sums:
-    """The sums before the first minibatch of an epoch."""
+    """Return the sums before the first minibatch of an epoch."""
     zero = jnp.zeros((), wide(params[0].W.dtype))
     return zero, zero
 
@@ -130,20 +133,19 @@ def end_of_epoch(
     params: Params,
     state: optax.OptState,
     sums: Sums,
-    seen: Mapping[str, Array] = MappingProxyType({}),
+    recorded: Mapping[str, Array] = MappingProxyType({}),
 ) -> Trained:
-    """What an epoch gives.
+    """Return the result of an epoch.
 
     Returns:
-        params, state, the mean J as "cost" beside what else was seen, and whether J and the params
-        are finite.
+        params, state, the mean J as "cost" with the records, and whether J and params are finite.
     """
     J = sums[0] / jnp.where(sums[1] > 0, sums[1], 1)
-    return params, state, {"cost": J, **seen}, all_finite((params, J))
+    return params, state, {"cost": J, **recorded}, all_finite((params, J))
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether every number in it is finite."""
+    """Return whether every value of a tree is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
@@ -163,30 +165,31 @@ def one_epoch(
     record_every: int = 1,
     shards: int = 1,
 ) -> Trained:
-    """One epoch: every example once, in minibatches of a random order.
+    """Train for one epoch: every example once, in minibatches of a random order.
 
-    What the last minibatch lacks is filled with examples of weight 0. The data is an argument, not
-    a closure, which the compiler would fold; and it has one example per row, so that a minibatch is
-    gathered from whole rows.
+    The last minibatch is filled with examples of weight 0. The data is an argument rather than a
+    closure, which the compiler would treat as constants. It has one example per row, so that a
+    minibatch is gathered from whole rows.
 
     Args:
         params: the layers.
-        state: of the optimizer.
+        state: the optimizer's state.
         key: a JAX random key, for the order.
-        epoch: which one it is: the order is drawn from `key` and this number.
+        epoch: its number; the order is drawn from `key` and this number.
         X: (m, n_0), one example per row.
         Y: (m, n_L), one example per row.
         weights: (m,), one per example.
         optimizer: an optax transformation.
-        backward: (cache, Y, weights) to gradients like params.
+        backward: maps (cache, Y, weights) to gradients like params.
         batch_size: examples per step.
-        record: what to see of the layers, of (cache, dZ, updates), or None.
+        record: a function of (cache, dZ, updates), or None.
         record_every: steps from one record to the next.
-        shards: parts of the data that are shuffled apart, each of which gives the same number of
-            examples to every minibatch: where each lies on a device of its own, none is exchanged.
+        shards: parts of the data that are shuffled separately, each of which contributes the same
+            number of examples to every minibatch. If each is on its own device, no example is
+            exchanged.
 
     Returns:
-        What `end_of_epoch` gives; each minibatch's J is taken before its step. Records have a
+        The result of `end_of_epoch`. J of each minibatch is taken before its step. Records have a
         leading axis.
     """
     m = X.shape[0]
@@ -195,22 +198,23 @@ def one_epoch(
     if steps * batch_size > m and w is None:
         w = jnp.ones(m, wide(params[0].W.dtype))
     train = partial(minibatch, optimizer=optimizer, backward=backward)
-    watch = watching(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
+    records = recorder(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
 
     def of_batch(
         carry: tuple[Carry, Any], batch: tuple[Array, Array]
     ) -> tuple[tuple[Carry, Any], None]:
-        before, seen = carry
+        before, recorded = carry
         index, count = batch
         X_batch, Y_batch = gathered(X, index), gathered(Y, index)
         w_batch = None if w is None else jnp.where(count, gathered(w, index), 0)
         after = train(before, X_batch, Y_batch, w_batch)
         check_state(before[1], after[1])
-        return (after, watch.see(seen, before[0], after[0], X_batch, Y_batch)), None
+        recorded = records.update(recorded, before[0], after[0], X_batch, Y_batch)
+        return (after, recorded), None
 
-    start = (params, state, no_sums(params)), watch.nothing
-    (trained, seen), _ = jax.lax.scan(of_batch, start, (index, counted))
-    return end_of_epoch(*trained, named(seen))
+    start = (params, state, no_sums(params)), records.empty
+    (trained, recorded), _ = jax.lax.scan(of_batch, start, (index, counted))
+    return end_of_epoch(*trained, columns_of(recorded))
 
 
 train_epoch = Programs(
@@ -221,15 +225,15 @@ train_epoch = Programs(
 
 
 def check_training(optimizer: optax.GradientTransformation, backward: Backward) -> None:
-    """Raise unless it is an optax transformation, which goes with that backward pass.
+    """Raise unless it is an optax transformation that can be used with that backward pass.
 
     Raises:
         TypeError: `optimizer` is anything else, such as its name.
-        ValueError: `in_backward` with another backward pass than its own.
+        ValueError: `in_backward` together with another backward pass.
     """
     check_optimizer(optimizer)
     if isinstance(optimizer, InBackward) and backward is not manual_backward:
         raise ValueError(
-            "backward must be left out with in_backward, whose backward pass is its own, got"
+            "backward must be left out with in_backward, which has its own backward pass, got"
             f" {backward!r}"
         )

@@ -1,4 +1,4 @@
-"""X and Y of a whole data set or of a batch: checked, and as arrays that fit the network."""
+"""X and Y of a data set or a batch, checked, as arrays that fit the network."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ from deepprop.scale.devices import check_together
 
 
 def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
-    """X and Y as arrays that fit the network and one another, and are finite.
+    """Return X and Y as finite arrays that fit the network and one another.
 
     Raises:
-        ValueError: they are not; the message names them after `which`.
+        ValueError: they are not; `which` precedes the name in the message.
         TypeError: one is not real numbers.
     """
     X = inputs(params, X, f"{which}X")
@@ -40,16 +40,14 @@ def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tup
             raise ValueError(f"{which}{name} must hold finite numbers")
     check_domain(f"{which}Y", least, largest, output_of(params))
     if output_of(params).name == "softmax" and not adds_up:
-        raise ValueError(
-            f"{which}Y must be one-hot, or probabilities that add up to 1 in each column"
-        )
+        raise ValueError(f"{which}Y must be one-hot, or probabilities that sum to 1 in each column")
     return X, Y
 
 
 def in_memory(
     params: Params, X: ArrayLike, Y: ArrayLike, weights: ArrayLike | None, batch_size: int
 ) -> tuple[Array, Array, Array | None]:
-    """X and Y with an example per row, and the weights, all checked."""
+    """Return X and Y with one example per row, and the weights, all checked."""
     check_together(params, {"X": X, "Y": Y, "weights": weights})
     X, Y = examples(params, X, Y)
     m = X.shape[1]
@@ -59,22 +57,22 @@ def in_memory(
 
 
 def parts_of(X: Array, Y: Array, w: Array | None) -> dict[str, Any]:
-    """What makes data the same when a run is resumed: of weights the ratios, as 0.1.0 wrote it."""
+    """Return what identifies the data of a run: of weights their ratios, as 0.1.0 wrote them."""
     return {"X": X, "Y": Y, "weights": None if w is None else w / jnp.max(w)}
 
 
 def balanced_weights(Y: ArrayLike) -> Array:
-    """Weights (m,) that give every class the same sum: w_i = m / (n_L m_c) for class c of m_c.
+    """Return weights (m,) that balance classes: w_i = m / (n_L m_c) for class c of size m_c.
 
     >>> import jax.numpy as jnp
     >>> balanced_weights(jnp.array([[1, 1, 1, 0], [0, 0, 0, 1]])) * 3
     Array([2., 2., 2., 6.], dtype=float32)
 
     Args:
-        Y: (n_L, m), one-hot; row c is class c. Or (1, m) of 0 and 1, which are two classes.
+        Y: (n_L, m), one-hot; row c is class c. Or (1, m) of 0 and 1, for two classes.
 
     Returns:
-        The weights; their mean is 1 where every class has examples.
+        The weights; their mean is 1 if every class has examples.
 
     Raises:
         ValueError: Y is not one-hot.
@@ -91,7 +89,7 @@ def balanced_weights(Y: ArrayLike) -> Array:
 
 @jax.jit
 def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array, tuple[Array, Array]]:
-    """Whether X is finite and Y is, whether each column of Y is a distribution, and Y's range."""
+    """Return whether X and Y are finite, whether columns of Y are distributions, and Y's range."""
     finite = jnp.all(jnp.isfinite(X)), jnp.all(jnp.isfinite(Y))
     adds_up = jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
     return finite, adds_up, (jnp.min(Y), jnp.max(Y))

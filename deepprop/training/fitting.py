@@ -1,6 +1,6 @@
-"""`fit`: training on data in memory, and `fit_batches`: on batches as they come.
+"""`fit` trains on data in memory, and `fit_batches` on batches as they come.
 
-Each epoch of `fit` is one compiled program; what stands around the epochs is in loop.py.
+Both check their arguments, choose how an epoch is trained, and hand that over to `run_or_resume`.
 """
 
 from collections.abc import Sequence
@@ -56,13 +56,12 @@ def fit(
     checkpoint: Checkpoint | str | Path | None = None,
     shards: int | None = None,
 ) -> Fit:
-    """Train on data in memory: each epoch is one compiled program.
+    """Train on data in memory; each epoch is one compiled program.
 
-    The examples are shuffled on the device before each epoch. Calls with the same optimizer,
-    backward pass, batch size and shapes share one compiled program, which is released with the
-    optimizer. Ctrl-C ends the training after the current epoch and returns the fit so far; a second
-    one ends it at once. A SIGINT that is ignored, or handled by anyone else, is left alone. The
-    data moves to the device also under `jax.transfer_guard`.
+    The examples are shuffled on the device before each epoch. Calls with the same optimizer object,
+    backward pass, batch size and shapes share one compiled program, which is released together with
+    the optimizer. Ctrl-C ends training after the current epoch and returns the fit so far; a second
+    Ctrl-C interrupts at once.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 1], hidden="tanh", output="identity")
@@ -73,85 +72,74 @@ def fit(
     (60, True, 'epochs')
 
     Args:
-        params: the layers to begin with; they are left as they are.
-        optimizer: an optax transformation; schedules and clipping are optax's too.
+        params: the initial layers; they are not changed.
+        optimizer: an optax transformation, with schedules and clipping if you like.
         X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
-        epochs: how often each example is seen.
-        first_epoch: the number of the first epoch of this call, which callbacks and messages show,
-            and which the order of its examples depends on. See `state`.
-        batch_size: examples per step, at most m. What the last minibatch lacks has weight 0.
+        epochs: the number of passes over the examples.
+        first_epoch: the number of the first epoch of this call, in callbacks and messages; the
+            order of the examples depends on it. See `state`.
+        batch_size: examples per step, at most m. The last minibatch of an epoch is filled with
+            examples of weight 0.
         key: a JAX random key, for the order of the examples.
-        weights: (m,), one per example. In each minibatch J is the weighted mean over that
-            minibatch.
-        validation: (X, Y) or (X, Y, weights) to measure the cost on after each epoch; or a
+        weights: (m,), one per example. J of a minibatch is the weighted mean over that minibatch.
+        validation: (X, Y) or (X, Y, weights) on which to measure the cost after each epoch; or a
             `Validation`, which has metrics and a patience as well.
         callbacks: functions of (epoch, row of the history, params), called after each epoch; one
-            that gives back True stops the training.
-        backward: (cache, Y, weights) to gradients like params.
-        privacy: a `Privacy` to train by DP-SGD: each step takes each example with probability
-            batch_size / m instead of going through them in order, and adds noise. The history then
-            has the "epsilon" spent so far by the epochs of this call alone. See private.py for what
-            is private and what is not. `key` must then be secret, and another in each call.
+            that returns True stops training.
+        backward: maps (cache, Y, weights) to gradients like params.
+        privacy: a `Privacy`, to train by DP-SGD. The history then has the "epsilon" spent so far by
+            this call. `key` must be secret, and new in each call. private.py says what is private.
         record: a function of (cache, dZ, updates) in JAX, such as `diagnose`, whose results the
-            history then holds for every step; or a `Record`, for every k-th step.
-        state: of the optimizer, to continue with; None starts a new one. After n epochs,
+            history then has for every step; or a `Record`, for every k-th step.
+        state: the optimizer's state to continue with; None starts a new one. After n epochs,
             `fit(earlier.params, optimizer, X, Y, state=earlier.state, first_epoch=n + 1, ...)`
-            continues as if all epochs had been of one call, bit for bit.
+            continues as if all epochs had been one call, bit for bit.
         checkpoint: a folder, for a checkpoint after every epoch; or a `Checkpoint`, for one after
-            every k epochs. A run that finds a checkpoint of itself there resumes from it, to the
-            same parameters as if it had never been interrupted; `params` and `state` are then not
-            used. A checkpoint of other data, another validation set, other metrics or another
-            backward pass or record is refused: functions are told apart by name, and within one
-            version of Python by their code, constants, defaults and closures. The numbers in
-            `optimizer` may change, such as its learning rate. That includes those in the state of
-            `optax.inject_hyperparams`: they come from `optimizer` as it is now, not from the
-            checkpoint. Schedules continue from their count.
-        shards: parts of m / shards examples that are shuffled apart, each of which gives as many
-            examples to every minibatch; None takes as many as there are devices that X is divided
-            over (`place_examples`), so that no example is exchanged. With the same number a run
-            goes the same way on one device as on many. With `privacy` it counts for nothing.
+            every k epochs. If the folder has a checkpoint of this run, the run resumes from it, to
+            the same parameters as if it had never been interrupted; `params` and `state` are then
+            not used. A checkpoint of another run is refused: of other data, another validation set,
+            metric, backward pass or record. Hyperparameters of the optimizer may change, including
+            those of `optax.inject_hyperparams`. Schedules continue from their count.
+        shards: the number of parts that are shuffled separately, each of which contributes equally
+            to every minibatch. By default one per device over which X is divided
+            (`place_examples`), so that no example is exchanged. With the same number, a run is the
+            same on one device as on many. Not used with `privacy`.
 
     Returns:
-        A `Fit`: params, state, history, and why it stopped.
+        A `Fit`: params, state, history, and why training stopped.
 
     Raises:
-        TrainingError: the cost or a parameter is no longer finite; its `fit` holds the parameters
-            of the epoch before, or with `patience` of the best.
+        TrainingError: the cost or a parameter is no longer finite. Its `fit` has the parameters of
+            the epoch before, or with patience those of the best epoch.
         ValueError: a shape or a number does not fit, X or Y holds non-finite values, or the
-            checkpoint is of another run: see `checkpoint`.
+            checkpoint belongs to another run.
         TypeError: an argument is of another kind.
         ImportError: `checkpoint` without orbax-checkpoint, or `privacy` without dp-accounting.
     """
     check_training(optimizer, backward)
     check_key(key)
-    X, Y, w = in_memory(params, X, Y, weights, batch_size)
-    batch_size = whole_number("batch_size", batch_size, X.shape[0])
+    data = in_memory(params, X, Y, weights, batch_size)
+    batch_size = whole_number("batch_size", batch_size, data[0].shape[0])
     epochs = whole_number("epochs", epochs)
+    first_epoch = whole_number("first_epoch", first_epoch)
     record = record_of(record)
     measure = measure_of(params, validation)
-    shards = 1 if privacy is not None else shards_of(X) if shards is None else shards
-    shards = checked_shards(shards, X.shape[0], batch_size)
-    parts = parts_of(X, Y, w) | {"key": key, "batch_size": batch_size}
-    parts |= {"backward": backward, **_parts_of_record(record)}
-    if shards > 1:
-        parts["shards"] = shards
-    train: Train = partial(
-        _plain_epoch, key, (X, Y, w), optimizer=optimizer, backward=backward, shards=shards,
-        batch_size=batch_size, **_fields(record),
-    )  # fmt: skip
-    if privacy is not None:
+    parts = parts_of(*data) | {"key": key, "batch_size": batch_size, "backward": backward}
+    if privacy is None:
+        train, own_parts = _plain_training(
+            key, data, optimizer, batch_size, backward=backward, record=record, shards=shards
+        )
+    else:
         own = None if backward is manual_backward else backward
         check_alone(privacy, {"weights": weights, "record": record, "backward": own})
-        first_epoch = whole_number("first_epoch", first_epoch)
-        sigma, train = private_training(
-            privacy, key, X, Y, optimizer, batch_size, epochs, first_epoch
+        train, own_parts = private_training(
+            privacy, key, *data[:2], optimizer, batch_size, epochs, first_epoch
         )
-        parts["privacy"] = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
     return run_or_resume(
-        train, measure, _beginning(params, optimizer, state), checkpoint, parts,
+        train, measure, _beginning(params, optimizer, state), checkpoint, parts | own_parts,
         epochs=epochs, first_epoch=first_epoch, callbacks=callbacks,
-        advice=partial(advice_for, X),
+        advice=partial(advice_for, data[0]),
     )  # fmt: skip
 
 
@@ -172,8 +160,9 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
 ) -> Fit:
     """Train on batches as they come, for data that does not fit in memory.
 
-    The next batch is drawn in another thread while the device works on the one before. A batch that
-    is shorter than one before it is filled with examples of weight 0, not compiled anew.
+    The next batch is drawn in another thread while the device works on the current one. A batch
+    that is shorter than an earlier one is filled with examples of weight 0, so nothing is compiled
+    again.
 
     >>> import jax, optax, deepprop as dp, numpy as np
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 1], hidden="tanh", output="identity")
@@ -187,21 +176,21 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     (20, True)
 
     Args:
-        params: as for `fit`, and so is what has no line here.
+        params: as for `fit`, like every argument that is not listed here.
         optimizer: as for `fit`.
-        batches: an iterable of (X, Y) or (X, Y, weights), X (n_0, m), Y (n_L, m) and weights (m,),
-            that begins anew each epoch, such as a list; or a function of the epoch, from 1 on, that
-            gives one: so does a run with a checkpoint get the same batches when it goes on. PyTorch
-            and grain have one example per row: `lambda epoch: ((x.T, y.T) for x, y in loader)`.
-            Should training end with an error, the batch that is being drawn is waited for.
-        epochs: how often to go through the batches.
+        batches: an iterable of (X, Y) or (X, Y, weights), with X (n_0, m), Y (n_L, m) and weights
+            (m,), that starts again in each epoch, such as a list; or a function of the epoch, from
+            1 on, that returns one. With a function, a resumed run gets the same batches. PyTorch
+            and grain have one example per row: `lambda epoch: ((x.T, y.T) for x, y in loader)`. If
+            training ends with an error, it waits for the batch being drawn.
+        epochs: the number of passes over the batches.
 
     Returns:
-        A `Fit`: params, state, history, and why it stopped.
+        A `Fit`: params, state, history, and why training stopped.
 
     Raises:
-        TrainingError, ValueError, TypeError, ImportError: as for `fit`; a batch is named by its
-            epoch and number.
+        TrainingError, ValueError, TypeError, ImportError: as for `fit`; a message names a batch by
+            its epoch and number.
     """
     check_training(optimizer, backward)
     check_params(params)
@@ -219,32 +208,37 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     )  # fmt: skip
 
 
-def _plain_epoch(
+def _plain_training(
     key: Array,
     data: tuple[Array, Array, Array | None],
-    params: Params,
-    state: optax.OptState,
-    epoch: int,
-    **static: Any,
-) -> Trained:
-    trained: Trained = train_epoch(params, state, key, epoch, *data, **static)
-    return trained
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    *,
+    backward: Backward,
+    record: Record | None,
+    shards: int | None,
+) -> tuple[Train, dict[str, Any]]:
+    """Return the function that trains an epoch, and what identifies this way of training."""
+    X = data[0]
+    shards = checked_shards(shards_of(X) if shards is None else shards, X.shape[0], batch_size)
+    static = {"optimizer": optimizer, "backward": backward, "batch_size": batch_size}
+    static["shards"] = shards
+    parts: dict[str, Any] = {"shards": shards} if shards > 1 else {}
+    if record is not None:
+        static |= {"record": record.function, "record_every": record.every}
+        name = getattr(record.function, "__name__", name_of(record.function))
+        parts["record"] = f"{name} every {record.every}"
+        parts["function of record"] = record.function
 
+    def train(params: Params, state: optax.OptState, epoch: int) -> Trained:
+        trained: Trained = train_epoch(params, state, key, epoch, *data, **static)
+        return trained
 
-def _parts_of_record(record: Record | None) -> dict[str, Any]:
-    """What makes a record the same when a run is resumed."""
-    if record is None:
-        return {}
-    name = getattr(record.function, "__name__", name_of(record.function))
-    return {"record": f"{name} every {record.every}", "function of record": record.function}
-
-
-def _fields(record: Record | None) -> dict[str, Any]:
-    return {} if record is None else {"record": record.function, "record_every": record.every}
+    return train, parts
 
 
 def checked_shards(shards: int, m: int, batch_size: int) -> int:
-    """The number of parts as an `int`, into which the examples and minibatches divide.
+    """Return the number of shards as an `int`, if the examples and minibatches divide into them.
 
     Raises:
         ValueError: they do not.

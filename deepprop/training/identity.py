@@ -1,4 +1,12 @@
-"""Whether a function is the one of an earlier process: its name, and a hash of what it does."""
+"""Whether a function is the same as in an earlier process: its name, and a hash of what it does.
+
+A run must not resume with another metric, record function or backward pass. Functions can't be
+compared across processes, and their names don't say what they do. So a hash is taken of what a
+function computes with: its code, constants, defaults and closure, and the plain values and
+functions among the globals that it names. Where it is defined does not matter, since a script's
+module is __main__ in one process and may be imported in the next. Bytecode differs between versions
+of Python, so hashes are only compared within one version.
+"""
 
 import hashlib
 import sys
@@ -12,16 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Told apart by name: what their functions do is for their releases to keep.
+# Their functions are compared by name alone: releases of a library keep their meaning.
 LIBRARIES = ("deepprop", "jax", "jaxlib", "optax", "numpy", "builtins")
 PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array, FunctionType)
-PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"  # which fixes what code compiles to
+PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"  # which determines the bytecode
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, or of the type of a callable object; of a library, with its module.
+    """Return the name of a function or of a callable's type, with its module if it is a library's.
 
-    The module of a user's function may be another in the next process, such as __main__.
+    The module of a user's function may differ in the next process: it may be __main__.
 
     >>> import jax.numpy as jnp, deepprop as dp
     >>> name_of(partial(dp.clipped_backward, max_norm=1.0))
@@ -34,28 +42,27 @@ def name_of(function: Any) -> str:
 
 
 def hash_of(function: Any) -> str:
-    """A hash of the code, constants, defaults and closure of a function, the same in each process.
+    """Return a hash of what a function does, the same in every process: see the module's text.
 
-    Within one version of Python alone, as others compile to other code. Functions of a library
-    count by their names. Of the globals that the code names, numbers, text, arrays and functions
-    count by what they are, others not at all.
+    Functions of a library count by their names. Of the globals that the code names, numbers, text,
+    arrays and functions count; others don't.
     """
     return _hashed(function, {})
 
 
 def _hashed(value: Any, seen: dict[int, tuple[Any, str]]) -> str:
-    """A hash of any value; `seen` has those that were met, so that cycles end."""
+    """Return a hash of any value; `seen` has those already visited, so that cycles end."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if id(value) not in seen:
-        seen[id(value)] = value, "a cycle"  # with the value, so that its id stays its own
+        seen[id(value)] = value, "a cycle"  # with the value, so that its id is not reused
         text = f"{type(value).__qualname__} {_inside(value, partial(_hashed, seen=seen))}"
         seen[id(value)] = value, hashlib.sha256(text.encode()).hexdigest()[:16]
     return seen[id(value)][1]
 
 
 def _inside(value: Any, hashed: Any) -> Any:
-    """What tells the value from others of its type, as something that has a text."""
+    """Return what distinguishes the value from others of its type, in a form that str shows."""
     match value:
         case tuple() | list():
             return [hashed(item) for item in value]
@@ -66,7 +73,7 @@ def _inside(value: Any, hashed: Any) -> Any:
         case np.ndarray() | np.generic() | jax.Array():
             return _of_array(value, hashed)
         case CodeType():
-            flags = value.co_flags & ~CO_NESTED  # which says where it stands, not what it does
+            flags = value.co_flags & ~CO_NESTED  # whether it is nested does not change what it does
             counts = value.co_argcount, value.co_kwonlyargcount, flags
             return counts, value.co_code, value.co_names, hashed(value.co_consts)
         case FunctionType():
@@ -89,7 +96,7 @@ def _inside(value: Any, hashed: Any) -> Any:
 
 
 def _globals(code: CodeType, all_globals: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values and functions among the globals that the code, or code within it, names."""
+    """Return the plain values and functions among the globals that the code names."""
     inner = [const for const in code.co_consts if isinstance(const, CodeType)]
     read = {name: all_globals[name] for name in code.co_names if name in all_globals}
     read = {name: value for name, value in read.items() if isinstance(value, PLAIN)}
@@ -99,10 +106,10 @@ def _globals(code: CodeType, all_globals: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_object(value: Any, hashed: Any) -> Any:
-    """Its attributes, as they would be pickled; and the methods of its type."""
+    """Return its attributes, as they would be pickled, and the methods of its type."""
     try:
         state = hashed(value.__reduce_ex__(2))
-    except Exception:  # whatever can't be pickled, such as a lock
+    except Exception:  # it can't be pickled, as with a lock
         state = ""
     kinds = [kind for kind in type(value).__mro__ if not _is_of_library(kind)]
     methods = [f for kind in kinds for f in vars(kind).values() if isinstance(f, FunctionType)]

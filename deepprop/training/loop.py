@@ -1,4 +1,10 @@
-"""The loop around epochs: what people expect between one compiled epoch and the next."""
+"""The loop around the epochs: callbacks, early stopping, checkpoints, Ctrl-C, non-finite costs.
+
+Ctrl-C during a compiled epoch should not lose it. The handler of SIGINT therefore only sets an
+event, which the loop reads after the epoch; the second Ctrl-C raises KeyboardInterrupt as usual.
+The handler is only installed in the place of Python's own: a program that ignores SIGINT or handles
+it has a reason, and so does a callback that installs a handler during the run.
+"""
 
 import signal
 import threading
@@ -24,17 +30,17 @@ Advice = Callable[[optax.OptState], str]
 
 @dataclass(frozen=True)
 class Fit:
-    """What training gives back.
+    """The result of training.
 
     Attributes:
         params: the layers; with `patience`, those of the best epoch.
-        state: of the optimizer after the last epoch; None in a `TrainingError`, as its memory was
-            given away.
-        history: an array a column, one entry per epoch: "cost"; with a validation set "val_cost"
-            and "val_" + the name of each metric; with `privacy` "epsilon"; and the names of a
-            `record`, (epochs, entries an epoch, ...).
-        stopped: why it ended: "epochs", "patience", "callback", "interrupted", or "not finite" in a
-            `TrainingError`.
+        state: the optimizer's state after the last epoch; None in a `TrainingError`, where its
+            buffers have been donated.
+        history: arrays by name, with one entry per epoch: "cost"; with a validation set "val_cost",
+            and "val_accuracy" for a metric called "accuracy"; with `privacy` "epsilon"; and the
+            names of a `record`, (epochs, records per epoch, ...).
+        stopped: why training ended: "epochs", "patience", "callback", "interrupted", or "not
+            finite" in a `TrainingError`.
     """
 
     params: Params
@@ -44,36 +50,36 @@ class Fit:
 
 
 class TrainingError(FloatingPointError):
-    """The cost was no longer finite.
+    """The cost or a parameter was no longer finite.
 
     Attributes:
-        fit: what was trained before, as a `Fit`.
-        history: its history, and the epoch that failed.
+        fit: the `Fit` up to the epoch before.
+        history: its history, with the epoch that failed.
     """
 
     def __init__(self, message: str, fit: Fit, history: dict[str, np.ndarray]) -> None:
-        """Take the message, what was trained so far, and the history with the last epoch."""
+        """Take the message, the fit so far, and the history with the failed epoch."""
         super().__init__(message)
         self.fit = fit
         self.history = history
 
     def __reduce__(self) -> Any:
-        """Keep the fit and the history in a pickle or a copy, such as a process pool's."""
+        """Keep the fit and the history in a pickle or a copy, as a process pool makes them."""
         return type(self), (*self.args, self.fit, self.history), self.__dict__
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, in full: what a checkpoint holds.
+    """The progress of a run: everything that a checkpoint stores.
 
     Attributes:
         params, state: after the last epoch.
-        history: a row an epoch.
-        best: with patience, the parameters of the epoch of the lowest validation cost; else of the
-            last.
-        best_epoch, best_cost: that epoch, 0 where there is none, and its cost. The run's first
-            epoch is 1 here.
-        first_epoch: the number of the run's first epoch for everyone else.
+        history: one row per epoch.
+        best: with patience, the parameters of the epoch with the lowest validation cost; otherwise
+            those of the last epoch.
+        best_epoch, best_cost: that epoch, counted from the run's first as 1 (0 for none), and its
+            cost.
+        first_epoch: the number of the run's first epoch in callbacks and messages.
     """
 
     params: Params
@@ -86,12 +92,12 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """Return the number of finished epochs."""
         return len(self.history)
 
     @property
     def number(self) -> int:
-        """The number of the last epoch."""
+        """Return the number of the last epoch, as callbacks see it."""
         return self.first_epoch - 1 + self.epoch
 
 
@@ -106,18 +112,18 @@ def run(
     save: Callable[[Progress, bool], None],
     advice: Advice,
 ) -> Fit:
-    """Epochs until they are done, or something ends them earlier.
+    """Run epochs until all are done or something ends the run earlier.
 
     Args:
-        train: (params, state, epoch) to the params and state after that epoch, what was seen in
-            it, the mean J as "cost", and whether they are finite.
-        measure: params to what else is recorded; None for nothing.
+        train: maps (params, state, epoch) to the params and state after that epoch, its row of the
+            history with the mean J as "cost", and whether they are finite.
+        measure: maps params to further entries of the row; None for none.
         at: where to start.
-        epochs: how many there are when it is done.
-        patience: epochs without a lower "val_cost" after which to stop; None for never.
+        epochs: the number of epochs when the run is done.
+        patience: epochs without a lower "val_cost" after which to stop; None never stops.
         callbacks: called with (epoch, row, params) after each epoch; True stops the run.
         save: called with the progress after each epoch, and whether it is the last.
-        advice: the optimizer's state to what to try when params or J are not finite.
+        advice: maps the optimizer's state to what to try when params or J are not finite.
 
     Returns:
         A `Fit`.
@@ -183,18 +189,14 @@ def _functions(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
 
 
 def _is_true(wish: Any) -> bool:
-    """Whether it is True, of Python, NumPy or JAX; anything else that a callback returns is not."""
+    """Return whether a callback returned True, of Python, NumPy or JAX, and nothing else."""
     boolean = isinstance(wish, bool) or getattr(wish, "dtype", None) == np.bool_
     return boolean and np.ndim(wish) == 0 and bool(wish)
 
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C is the usual KeyboardInterrupt.
-
-    Only Python's own handler is replaced. A program that ignores SIGINT, or handles it in Python or
-    C, knows why; and so does a callback that installs a handler meanwhile.
-    """
+    """Yield an event that Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt as usual."""
     interrupted = threading.Event()
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
@@ -207,13 +209,13 @@ def _interrupts() -> Iterator[threading.Event]:
         return
     try:
         signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # only the main thread of the main interpreter can install one
+    except ValueError:  # only the main thread of the main interpreter may install one
         yield interrupted
         return
     try:
         yield interrupted
     finally:
-        interrupted.set()  # who restores this handler later gets the KeyboardInterrupt
+        interrupted.set()  # if somebody restores this handler later, it raises KeyboardInterrupt
         if signal.getsignal(signal.SIGINT) is on_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""What is measured on a validation set after each epoch: its cost, and metrics."""
+"""The validation set, and what is measured on it after each epoch: its cost, and metrics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -88,7 +88,7 @@ class Measure:
         weights: (m,), of the cost; or None.
         metrics: names, and functions of (A[L], Y).
         patience: epochs without a lower cost after which to stop; None for never.
-        several: whether params are of several networks, with a leading axis.
+        several: whether params belong to several networks, with a leading axis.
     """
 
     X: Array
@@ -99,14 +99,14 @@ class Measure:
     several: bool = False
 
     def __call__(self, params: Params) -> dict[str, Array]:
-        """The columns of the history by their names."""
+        """Return the entries of the history by name."""
         measured: dict[str, Array] = _measured(
             params, self.X, self.Y, self.weights, metrics=self.metrics, several=self.several
         )
         return measured
 
     def parts(self) -> dict[str, Any]:
-        """What makes it the same in another run."""
+        """Return what identifies the measurement in another run."""
         return {
             "validation X": self.X,
             "validation Y": self.Y,
@@ -134,7 +134,7 @@ def measure_of(params: Params, validation: Validation | Pair | Triple | None) ->
 
 
 def names_of(measure: Measure | None) -> list[str]:
-    """The columns of the history that are of the validation set."""
+    """Return the names of the history's entries that belong to the validation set."""
     if measure is None:
         return []
     return ["val_cost", *(f"val_{name}" for name, _ in measure.metrics)]
@@ -150,7 +150,7 @@ def _check_metrics(metrics: Any) -> None:
         if not callable(metric):
             raise TypeError(f"{due}, got {metric!r} under {name!r}")
         if name == "cost":
-            raise ValueError('metrics must not be called "cost", which is measured anyway')
+            raise ValueError('metrics must not be called "cost", which is always measured')
 
 
 def _measure(

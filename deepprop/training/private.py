@@ -1,19 +1,26 @@
-"""Training that keeps each example private (DP-SGD): sample, clip, add up, add noise.
+"""Private training (DP-SGD): sample, clip, sum, add noise.
 
-What is private: the parameters, all of them, after every step, to anyone, whatever they know of the
-other examples; and so whatever is made of them later. What is not: the history's cost, a callback's
-view of it, and an error's text, which are of the training data as it is; a validation set, and what
-early stopping takes from it; a folder of checkpoints, which has the history, and hashes of the data
-and of the key; hyperparameters tried on the data before; X's scaling, if it was computed from the
-data. The key makes the samples and the noise: whoever has it, or guesses it, can take the noise off
-again. So it must be secret, and new in each call, such as
-jax.random.wrap_key_data(numpy.frombuffer(os.urandom(8), numpy.uint32)). JAX's random numbers are
-Threefry's, made for simulation and not for cryptography; and numbers are rounded, which the proof
-does not know of (Mironov 2012, On Significance of the Least Significant Bits for Differential
-Privacy).
+Private are all parameters, after every step, against anyone, whatever they know about the other
+examples; and so is whatever is computed from the parameters later.
+
+Not private are the cost in the history, what a callback sees of it, and the text of an error, which
+come from the training data; a validation set, and what early stopping takes from it; a folder of
+checkpoints, which has the history and checksums of the data and the key; hyperparameters tried on
+the data before; a scaling of X computed from the data.
+
+The key makes the samples and the noise: whoever has it, or guesses it, can subtract the noise. It
+must be secret, and new in each call, for instance
+jax.random.wrap_key_data(numpy.frombuffer(os.urandom(8), numpy.uint32)). JAX's generator, Threefry,
+is made for simulation, not for cryptography. And arithmetic is rounded, which the proof does not
+cover (Mironov 2012, On Significance of the Least Significant Bits for Differential Privacy).
+
+The accountant assumes Poisson sampling: each step takes each example independently with probability
+q, so the number of examples in a step varies. A compiled program needs fixed shapes. A step
+therefore goes through the examples it took in blocks of fixed size, of which one is almost always
+enough.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,24 +41,25 @@ from deepprop.signals.clipping import clip_factors, max_norms
 from deepprop.signals.per_example import per_example_norms
 from deepprop.training.accountant import noise_for, spending
 from deepprop.training.epoch import Sums, Trained, all_finite, end_of_epoch, no_sums
+from deepprop.training.loop import Train
 from deepprop.training.programs import Programs
 from deepprop.walk import by_entry, layer_map, recomputed
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """What `fit(..., privacy=)` is held to: (epsilon, delta)-differential privacy.
+    """The (epsilon, delta)-differential privacy that `fit(..., privacy=)` guarantees.
 
     >>> Privacy(max_norm=1.0, delta=1e-5, epsilon=3.0)
     Privacy(max_norm=1.0, delta=1e-05, epsilon=3.0, noise_multiplier=None, gamma=None)
 
     Attributes:
-        max_norm: C, as for `clipped_backward`: one number, or a tuple of L.
-        delta: the probability that is left over; far below 1 / m.
-        epsilon: what the whole run may spend: the noise is chosen for it. Or
-        noise_multiplier: sigma: the noise's standard deviation is sigma times the norm that one
-            example's clipped gradient may have.
-        gamma: as for `clipped_backward`: scales all gradients to C instead of clipping.
+        max_norm: C, as for `clipped_backward`: one number, or a tuple of L numbers.
+        delta: the probability with which the bound may fail; far below 1 / m.
+        epsilon: what the whole run may spend; the noise is chosen for it. Give either this or
+        noise_multiplier: sigma; the standard deviation of the noise is sigma times the largest norm
+            of one example's clipped gradient.
+        gamma: as for `clipped_backward`: scales all gradients to about C instead of clipping.
 
     Raises:
         ValueError: a number is out of its range, or not exactly one of `epsilon` and
@@ -73,7 +81,7 @@ class Privacy:
             )
         for name in ("max_norm", "delta", "epsilon", "noise_multiplier", "gamma"):
             value = getattr(self, name)
-            if value is not None:  # as plain numbers, which tell programs apart
+            if value is not None:  # as plain numbers, by which programs are distinguished
                 check_above_zero(name, value)
                 several = name == "max_norm" and np.ndim(value) == 1
                 plain = tuple(map(float, value)) if several else _number(name, value)
@@ -89,11 +97,11 @@ def _number(name: str, value: Any) -> float:
 
 
 def check_alone(privacy: Privacy, others: Mapping[str, Any]) -> None:
-    """Raise unless what else `fit` was given is None, as it would not be private.
+    """Raise unless the other arguments of `fit` are None, which privacy would not cover.
 
     Raises:
         ValueError: one of them is not None.
-        TypeError: `privacy` is no `Privacy`.
+        TypeError: `privacy` is not a `Privacy`.
     """
     if not isinstance(privacy, Privacy):
         raise TypeError(f"privacy must be a dp.Privacy, got {privacy!r}")
@@ -111,11 +119,10 @@ def private_training(
     batch_size: int,
     epochs: int,
     first_epoch: int,
-) -> tuple[float, Callable[[Params, optax.OptState, int], Trained]]:
-    """The noise multiplier for so many epochs, and a function that trains the next of them.
+) -> tuple[Train, dict[str, Any]]:
+    """Return the function that trains an epoch, and what identifies this way of training.
 
-    That function returns what `private_epoch` returns, with the "epsilon" that was spent from the
-    first of these epochs until then.
+    The function returns the result of `private_epoch`, with the "epsilon" spent by this run so far.
     """
     q, steps = sampling(X.shape[0], batch_size)
     sigma = privacy.noise_multiplier or noise_for(
@@ -131,11 +138,12 @@ def private_training(
         done = epoch - first_epoch + 1
         return params, state, {**seen, "epsilon": spent(done * steps)}, finite
 
-    return sigma, train
+    noise = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
+    return train, {"privacy": noise}
 
 
 def sampling(m: int, batch_size: int) -> tuple[float, int]:
-    """The probability q with which a step takes an example, and the steps of an epoch."""
+    """Return the probability q with which a step takes an example, and the steps per epoch."""
     return batch_size / m, -(-m // batch_size)
 
 
@@ -152,32 +160,32 @@ def one_private_epoch(
     privacy: Privacy,
     batch_size: int,
 ) -> Trained:
-    """One epoch of DP-SGD: (sum_i min(1, C / ||g_i||) g_i + noise) / batch_size, over a sample.
+    """Train for one epoch of DP-SGD: (sum_i min(1, C / ||g_i||) g_i + noise) / batch_size.
 
-    Each step takes each example with probability batch_size / m, whatever the others do, so that an
-    epoch is m / batch_size steps, not a pass. The sum is over those that were taken, however many,
-    and is divided by their expected number, `batch_size`. The optimizer sees this gradient alone.
+    Each step takes each example with probability batch_size / m, independently, so an epoch is
+    m / batch_size steps rather than a pass. The sum is over the examples taken, and is divided by
+    their expected number, `batch_size`. The optimizer sees only this gradient.
 
     Args:
         params: the layers.
-        state: of the optimizer.
+        state: the optimizer's state.
         key: a JAX random key, for the samples and the noise.
-        epoch: which one it is.
+        epoch: its number.
         X: (m, n_0), one example per row.
         Y: (m, n_L), one example per row.
         noise_multiplier: sigma.
         optimizer: an optax transformation.
         privacy: its max_norm and gamma.
-        batch_size: the examples that a step takes on average.
+        batch_size: the expected number of examples per step.
 
     Returns:
-        What `one_epoch` gives; J is the mean over the examples that were taken, and is not private.
+        The same as `one_epoch`; J is the mean over the examples taken, and is not private.
     """
     m, dtype = X.shape[0], wide(params[0].W.dtype)
     q, steps = sampling(m, batch_size)
     C = max_norms(privacy.max_norm, number_of_layers(params), dtype)
     deviation = jnp.sqrt(jnp.sum(jnp.square(C))) * noise_multiplier
-    at_once = min(m, batch_size + 2 * round(batch_size**0.5))  # 98 % of all samples fit in
+    at_once = min(m, batch_size + 2 * round(batch_size**0.5))  # one block holds 98 % of all samples
 
     def step(carry: tuple[Params, optax.OptState, Sums], key: Array) -> tuple[Any, None]:
         params, state, sums = carry
@@ -206,12 +214,12 @@ private_epoch = Programs(
 def _add_up(
     params: Params, X: Array, Y: Array, taken: Array, sums: Sums, *, at_once: int, privacy: Privacy
 ) -> tuple[Params, Sums]:
-    """Sum_i of the clipped g_i over the examples taken, `at_once` at a time; and their J."""
+    """Sum the clipped g_i over the examples taken, `at_once` at a time; also sum their J."""
     m, dtype = taken.shape[0], wide(params[0].W.dtype)
     (index,) = jnp.nonzero(taken, size=m + at_once, fill_value=0)
     count = jnp.sum(taken)
 
-    # The bound holds to the rounding of what is added up.
+    # In the wide dtype, so that rounding can hardly exceed the bound of a clipped gradient.
     wide_params = with_compute_dtype(jax.tree.map(lambda p: p.astype(dtype), params), None)
 
     def further(carry: tuple[Array, Params, Sums]) -> tuple[Array, Params, Sums]:
@@ -231,9 +239,9 @@ def _add_up(
 
 
 def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) -> Params:
-    """Sum_i min(1, C / ||g_i||) g_i over the examples that count and whose ||g_i|| is finite.
+    """Sum min(1, C / ||g_i||) g_i over the examples that count and whose ||g_i|| is finite.
 
-    What is not finite would reach the sum past any factor, as 0 times it is not 0.
+    A non-finite gradient would reach the sum despite a factor of 0, because 0 times it is not 0.
     """
     cache, dZ = recomputed(cache), error_signals(cache, Y)
     counted = counted & jnp.isfinite(per_example_norms(cache, dZ))
@@ -253,7 +261,7 @@ def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) ->
 
 
 def _with_noise(total: Params, deviation: Array, key: Array) -> Params:
-    """Each number plus an independent one from the normal distribution about 0."""
+    """Add independent normal noise to each entry."""
     leaves, structure = jax.tree.flatten(total)
     keys = jax.random.split(key, len(leaves))
     noisy = [

@@ -1,9 +1,11 @@
 """Compiled programs: shared by calls with the same functions, and released with those functions.
 
-`jax.jit` holds its static arguments, and the programs compiled for them, for as long as the jitted
-function lives. At the level of a module that is for ever: each optimizer, metric or backward pass
-that was used once would leave some megabytes behind. So each combination of static arguments has a
-jitted function here that does not refer to them, in a table that refers to them weakly.
+`jax.jit` keeps its static arguments, and the programs compiled for them, as long as the jitted
+function lives. For a function at module level that is the life of the process: every optimizer,
+metric or backward pass that was ever used would leave some megabytes behind. Here each combination
+of static arguments has a jitted function of its own, which does not refer to them (it asks for them
+while it is traced), in a table that refers to them weakly. When one of them is garbage collected,
+the entry and its programs go.
 """
 
 import weakref
@@ -19,7 +21,7 @@ import jax
 
 STRONG = 16  # entries per `Programs` with a callable that does not support weak references
 
-# The static arguments of the call that runs: a jitted function asks for them while it is traced.
+# The static arguments of the current call, for a jitted function to read while it is traced.
 _static_arguments: ContextVar[Mapping[str, Any]] = ContextVar("static_arguments")
 
 
@@ -47,8 +49,8 @@ class Programs:
 
         Args:
             function: what `jax.jit` takes.
-            static: callables are told apart by identity, and tuples of them item by item; whatever
-                else there is must be hashable, and is compared.
+            static: callables are compared by identity, and tuples of them item by item; anything
+                else must be hashable, and is compared by value.
             donate_argnums: as for `jax.jit`.
         """
         self._function, self._names, self._donated = function, static, donate_argnums
@@ -66,21 +68,21 @@ class Programs:
             return program.lower(*args, **kwargs)
 
     def __len__(self) -> int:
-        """How many combinations of static arguments have a jitted function now."""
+        """Return the number of combinations of static arguments that have a jitted function."""
         return len(self._table)
 
     def _cache_size(self) -> int:
-        """How many programs are compiled."""
+        """Return the number of compiled programs."""
         return sum(program._cache_size() for program, _ in list(self._table.values()))
 
     @contextmanager
     def _program(self, kwargs: dict[str, Any]) -> Iterator[Any]:
-        """The jitted function for the static arguments, which are taken out of `kwargs`."""
+        """Yield the jitted function for the static arguments, which are removed from `kwargs`."""
         static = {name: kwargs.pop(name) for name in self._names if name in kwargs}
         callables: list[Any] = []
         key = tuple((name, _key(value, callables)) for name, value in static.items())
         entry = self._table.get(key)
-        if entry is None:  # should another thread be quicker, its entry is the one for both
+        if entry is None:  # if another thread was faster, both use its entry
             entry = self._table.setdefault(key, self._new(key, callables))
         token = _static_arguments.set(static)
         try:
@@ -89,7 +91,7 @@ class Programs:
             _static_arguments.reset(token)
 
     def _new(self, key: Hashable, callables: list[Any]) -> tuple[Any, list[Any]]:
-        """A jitted function, and weak references that remove it when one of the callables dies."""
+        """Return a jitted function, and weak references that remove it when a callable dies."""
         function, table = self._function, self._table
 
         @wraps(function)
@@ -103,7 +105,7 @@ class Programs:
         for part in callables:
             try:
                 references.append(weakref.ref(part, remove))
-            except TypeError:  # such as operator.itemgetter: alive with the entry, while it is new
+            except TypeError:  # such as operator.itemgetter: kept alive while recent
                 references.append(part)
                 self._strong.append(key)
         while len(self._strong) > STRONG:
@@ -112,10 +114,10 @@ class Programs:
 
 
 def _key(value: Any, callables: list[Any]) -> Hashable:
-    """What tells a static argument from others; the callables in it are added to the list.
+    """Return the key of a static argument, and append the callables in it to the list.
 
-    A bound method is a new object each time it is looked up, and a transformation of optax is a
-    tuple, which has no weak references: their parts are what lives as long as they do.
+    A bound method is a new object each time it is looked up, and an optax transformation is a
+    tuple, which does not support weak references. The parts of either live as long as it does.
     """
     if isinstance(value, MethodType):
         return MethodType, _key(value.__func__, callables), _object(value.__self__, callables)

@@ -1,4 +1,4 @@
-"""What is seen of the layers while they train: a function of (cache, dZ, updates) every k steps."""
+"""Recording the layers while they train: a function of (cache, dZ, updates) every k steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,67 +50,67 @@ def record_of(record: Record | Recorded | None) -> Record | None:
     return record if record is None or isinstance(record, Record) else Record(record)
 
 
-class Watch(NamedTuple):
-    """How an epoch keeps its records.
+class Recorder(NamedTuple):
+    """How an epoch collects its records.
 
     Attributes:
-        nothing: room for them before the first step: zeros with a leading axis, one an entry; and
-            the number of that step.
-        see: (seen, before, after, X, Y) to what has been seen after one step more, from the
-            params before and after it and its minibatch with one example per row.
+        empty: the records before the first step: the step's number, and zeros with one entry per
+            record.
+        update: update(records, params_before, params_after, X_rows, Y_rows) returns the records
+            after one more step.
     """
 
-    nothing: Any
-    see: Callable[[Any, Params, Params, Array, Array], Any]
+    empty: Any
+    update: Callable[[Any, Params, Params, Array, Array], Any]
 
 
-def watching(
+def recorder(
     record: Recorded | None, every: int, steps: int, params: Params, X: Array, Y: Array
-) -> Watch:
-    """How an epoch of so many steps keeps a record of every k-th, the first included.
+) -> Recorder:
+    """Return what records every k-th step of an epoch, the first one included.
 
-    The passes are run anew for a record, so that steps without one cost nothing more.
+    A record runs both passes again, so that steps without one cost nothing more.
 
     Args:
-        record: (cache, dZ, updates) to a pytree of arrays; None for no records.
+        record: maps (cache, dZ, updates) to a pytree of arrays; None for no records.
         every: k.
-        steps: of the epoch.
+        steps: steps per epoch.
         params: the layers.
-        X: (batch_size, n_0), of a minibatch's shape.
+        X: (batch_size, n_0), an example of a minibatch's shape.
         Y: (batch_size, n_L).
     """
     if record is None:
-        return Watch((), lambda seen, *_: seen)
+        return Recorder((), lambda records, *_: records)
 
     def of_step(before: Params, after: Params, X: Array, Y: Array) -> Any:
         _, cache = forward(before, X.T)
         return record(cache, error_signals(cache, Y.T), jax.tree.map(jnp.subtract, after, before))
 
-    def see(seen: Any, *batch: Any) -> Any:
-        step, records = seen
+    def update(numbered: Any, *batch: Any) -> Any:
+        step, records = numbered
 
         def write() -> Any:
             new = of_step(*batch)
-            return jax.tree.map(lambda kept, r: kept.at[step // every].set(r), records, new)
+            return jax.tree.map(lambda all, one: all.at[step // every].set(one), records, new)
 
         return step + 1, jax.lax.cond(step % every == 0, write, lambda: records)
 
     one = jax.eval_shape(of_step, params, params, X, Y)
     entries = -(-steps // every)
-    room = jax.tree.map(lambda leaf: jnp.zeros((entries, *leaf.shape), leaf.dtype), one)
-    return Watch((jnp.zeros((), jnp.int32), room), see)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((entries, *leaf.shape), leaf.dtype), one)
+    return Recorder((jnp.zeros((), jnp.int32), empty), update)
 
 
-def named(seen: Any) -> dict[str, Array]:
-    """The records of an epoch by their names: fields, keys or numbers, joined by dots.
+def columns_of(numbered: Any) -> dict[str, Array]:
+    """Return the records of an epoch by name: fields, keys or indices, joined by dots.
 
-    >>> list(named((0, {"a": 1.0, "b": (2.0, 3.0)})))
+    >>> list(columns_of((0, {"a": 1.0, "b": (2.0, 3.0)})))
     ['a', 'b.0', 'b.1']
 
     Raises:
-        ValueError: a name is one that the history has anyway.
+        ValueError: a name is one of the history's own.
     """
-    records = seen[1] if seen else ()
+    records = numbered[1] if numbered else ()
     leaves, _ = jax.tree.flatten_with_path(records)
     name = partial(jax.tree_util.keystr, simple=True, separator=".")
     by_name = {name(path) or "record": leaf for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: lines, a progress bar, and curves."""
+"""What a person sees of a run: lines, a progress bar, and pictures."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ LAYER_PANELS = {
 
 @contextmanager
 def progress_bar(epochs: int) -> Iterator[Callable[[int, Mapping[str, float], Any], None]]:
-    """A callback that shows how far a run is: epochs, the time that is left, and the last costs.
+    """Yield a callback that shows the progress of a run: epochs, time left, and the latest costs.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
@@ -36,13 +36,13 @@ def progress_bar(epochs: int) -> Iterator[Callable[[int, Mapping[str, float], An
     epoch 3/3 ...
 
     Args:
-        epochs: how many there will be.
+        epochs: the number of epochs.
 
     Yields:
         A function for `callbacks`.
 
     Raises:
-        ImportError: rich is missing; the message names the extra that brings it.
+        ImportError: rich is missing; the message says what to install.
     """
     with _bar("epoch {task.completed}/{task.total}", "{task.description}") as bar:
         task = bar.add_task("", total=epochs)
@@ -56,12 +56,12 @@ def progress_bar(epochs: int) -> Iterator[Callable[[int, Mapping[str, float], An
 
 @contextmanager
 def epoch_lines(epochs: int) -> Iterator[Callable[[int, str], None]]:
-    """A function (epoch, line) to call after each epoch; about ten of the lines are printed.
+    """Yield a function (epoch, line) to call after each epoch; about ten lines are printed.
 
-    Under them stands a progress bar, where rich is installed and there is a terminal.
+    On a terminal, with rich installed, a progress bar is shown below them.
 
     Args:
-        epochs: how many there will be.
+        epochs: the number of epochs.
     """
     every = math.ceil(epochs / 10)
 
@@ -99,11 +99,11 @@ def _bar(before: str, *after: str, transient: bool = False) -> Any:
 
 
 def require_matplotlib(path: Path, option: str = "--plot") -> None:
-    """Raise unless matplotlib is there and can write that file, before any work is done.
+    """Raise unless matplotlib is installed and can write that kind of file.
 
     Raises:
-        ImportError: it is not; the message names the extra that brings it.
-        ValueError: the ending of the file is no format that matplotlib writes.
+        ImportError: it is missing; the message says what to install.
+        ValueError: matplotlib does not write files with this ending.
     """
     try:
         from matplotlib.figure import Figure
@@ -120,11 +120,11 @@ def plot_curves(
     """Draw cost and metric against the epoch into a file.
 
     Args:
-        path: the picture; its ending says the format.
-        history: of a `Fit`, with "cost", "val_cost" and "val_" + metric.
-        metric: what is measured beside the cost, such as "accuracy".
-        held_out: what the examples are called that they were measured on.
-        title: what stands above.
+        path: the picture; its ending is the format.
+        history: the history of a `Fit`, with "cost", "val_cost" and "val_" + metric.
+        metric: the name of the metric, such as "accuracy".
+        held_out: the name of the examples on which it was measured.
+        title: the title.
 
     Raises:
         OSError: the file can't be written.
@@ -153,13 +153,13 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
     """Draw the health of each layer against the epoch into a file: size, gradient, update, dead.
 
     Args:
-        path: the picture; its ending says the format.
-        history: of a `Fit` with `record=dp.diagnose`.
-        title: what stands above.
+        path: the picture; its ending is the format.
+        history: the history of a `Fit` with `record=dp.diagnose`.
+        title: the title.
 
     Raises:
-        ValueError: the history has no such record, or the ending is no format that is drawn.
-        ImportError: matplotlib is missing; the message names the extra that brings it.
+        ValueError: the history has no such record, or matplotlib does not write that format.
+        ImportError: matplotlib is missing; the message says what to install.
         OSError: the file can't be written.
     """
     path = Path(path)
@@ -194,5 +194,5 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
 
 
 def _as_title(text: str) -> str:
-    """In lines that fit, and without mathematics, which a $ in a file name would begin."""
+    """Wrap the text, and escape $, which would start a formula."""
     return textwrap.fill(text.replace("$", r"\$"), 100)

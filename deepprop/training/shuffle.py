@@ -1,4 +1,12 @@
-"""A random order without a sort, which takes as long as many steps of a small network."""
+"""A random permutation without a sort; a sort takes as long as many steps of a small network.
+
+The numbers are put on a grid of a rows and b columns. Each round rotates every column by a random
+amount, and then every row. This is a Feistel network with random functions, of which Luby and
+Rackoff (1988) proved that a few rounds mix well; chi-square tests check ours. A grid has a b >= m
+places, so a number may end at m or above: it then goes through the rounds again until it is below
+(cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002). Mitchell et al.
+shuffle this way on GPUs (Bandwidth-Optimal Random Shuffling, 2022).
+"""
 
 import math
 
@@ -10,13 +18,7 @@ ROUNDS = 6
 
 
 def random_order(key: Array, m: int) -> Array:
-    """The numbers 0 to m - 1 in a random order.
-
-    They lie on a grid of a rows and b columns, a b >= m. Each round turns every column by a random
-    number of places, and then every row: a Feistel network with random functions, which Luby and
-    Rackoff (1988) showed to mix. A number that ends at m or above goes on until it is below (cycle
-    walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002). On GPUs Mitchell et
-    al. shuffle so (Bandwidth-Optimal Random Shuffling, 2022).
+    """Return the numbers 0 to m - 1 in a random order.
 
     >>> import jax
     >>> sorted(random_order(jax.random.key(0), 7).tolist())
@@ -24,10 +26,10 @@ def random_order(key: Array, m: int) -> Array:
 
     Args:
         key: a JAX random key.
-        m: how many.
+        m: the number of examples.
 
     Returns:
-        (m,) integers, each of 0 to m - 1 once.
+        (m,) integers.
     """
     rows = math.isqrt(m - 1) + 1
     columns = -(-m // rows)
@@ -52,9 +54,9 @@ def random_order(key: Array, m: int) -> Array:
 
 
 def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[Array, Array]:
-    """Which examples are in each minibatch of an epoch: all of them once, in a random order.
+    """Return which examples are in each minibatch of an epoch: each once, in a random order.
 
-    What the last minibatch lacks is filled up with examples that do not count.
+    The last minibatch is filled with examples that do not count.
 
     >>> import jax
     >>> index, counted = minibatches(jax.random.key(0), 7, 3)
@@ -63,14 +65,14 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
 
     Args:
         key: a JAX random key.
-        m: how many examples.
-        batch_size: of them in a minibatch.
+        m: the number of examples.
+        batch_size: examples per minibatch.
         shards: parts of m / shards examples, each shuffled by itself; a minibatch takes
             batch_size / shards of each.
 
     Returns:
-        The numbers of the examples, (steps, batch_size), or with several shards
-        (steps, shards, batch_size / shards), where each counts from its own first; and whether each
+        The indices of the examples, (steps, batch_size), or with several shards
+        (steps, shards, batch_size / shards), each relative to its shard; and whether each example
         counts, (steps, batch_size).
     """
     m, size = m // shards, batch_size // shards
@@ -88,7 +90,7 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
 
 
 def gathered(P: Array, index: Array) -> Array:
-    """The rows of P (m, ...) of a minibatch, from an entry of what `minibatches` gives."""
+    """Return the rows of P (m, ...) of one minibatch, given its indices from `minibatches`."""
     if index.ndim == 1:
         return P[index]
     parts = P.reshape(len(index), -1, *P.shape[1:])

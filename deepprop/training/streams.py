@@ -1,4 +1,4 @@
-"""Standard output and error that end no work: closed, full, a pipe that ends, any terminal."""
+"""Standard output and error that never end a run: closed, full, a broken pipe, any terminal."""
 
 import io
 import os
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class Tolerant:
-    """A text stream that writes to another one, and after its first failure drops what comes.
+    """A text stream that writes to another one, and drops everything after the first failure.
 
-    Characters that the other's encoding lacks are escaped.
+    Characters that the other stream can't encode are escaped.
 
     Attributes:
         error: the first failure, or None.
     """
 
     def __init__(self, stream: Any) -> None:
-        """Take the other stream; None, as `sys.stdout` may be, drops everything."""
+        """Take the other stream; None, which `sys.stdout` may be, drops everything."""
         self._stream = stream
         self.error: Exception | None = None
 
@@ -32,13 +32,13 @@ class Tolerant:
         self._attempt(lambda: self._stream.flush())
 
     def isatty(self) -> bool:
-        """Whether the other stream is a terminal."""
+        """Return whether the other stream is a terminal."""
         with suppress(AttributeError, OSError, ValueError):
             return self.error is None and bool(self._stream.isatty())
         return False
 
     def fileno(self) -> int:
-        """The descriptor of the other stream.
+        """Return the file descriptor of the other stream.
 
         Raises:
             OSError: it has none.
@@ -49,11 +49,11 @@ class Tolerant:
 
     @property
     def encoding(self) -> str:
-        """That of the other stream."""
+        """The encoding of the other stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the other stream has."""
+        """Return any other attribute of the other stream."""
         return getattr(self._stream, name)
 
     def _write(self, text: str) -> None:
@@ -73,12 +73,12 @@ class Tolerant:
 
 @contextmanager
 def tolerant_streams(whole_process: bool) -> Iterator[Tolerant]:
-    """Put tolerant streams in the place of `sys.stdout` and `sys.stderr`.
+    """Replace `sys.stdout` and `sys.stderr` by tolerant streams.
 
     Args:
-        whole_process: whether the process has nothing else to do. Only then descriptors are
-            touched: see `_fill_descriptors`, and what a broken stream still holds goes to nowhere,
-            as Python would try to write it at exit, and complain.
+        whole_process: whether the process is the command's own. Only then are file descriptors
+            changed: closed ones are opened on nothing (`_fill_descriptors`), and a broken stream is
+            redirected there, because Python would try to write its buffer at exit and complain.
 
     Yields:
         The new `sys.stdout`.
@@ -99,20 +99,20 @@ def tolerant_streams(whole_process: bool) -> Iterator[Tolerant]:
 
 
 def _fill_descriptors() -> None:
-    """Open those of standard input, output and error on nothing, where they are closed.
+    """Open closed standard descriptors on the null device.
 
-    Otherwise the next file that is opened, such as a model to be saved, would get the number, and
-    with it what libraries print.
+    Otherwise the next file to be opened, such as a model to be saved, would get that number, and
+    libraries would print into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def _to_nowhere(stream: Tolerant) -> None:
-    """As Python's documentation has it for SIGPIPE: at exit the buffer is written without error."""
+    """Redirect a stream to the null device, as Python's documentation recommends for SIGPIPE."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -123,7 +123,7 @@ def test_a_checkpoint_goes_on_where_it_was(run, tmp_path):
     assert all(np.array_equal(whole[name], parts[name]) for name in whole.files)
     status, _, err = run("train", *options, "--hidden", "17")
     assert (status, err.count("\n")) == (2, 1)
-    assert "is of another network: 64 - 16 relu" in err
+    assert "has another network: 64 - 16 relu" in err
 
 
 def test_balanced_classes_of_a_single_output(run, tmp_path):

@@ -162,7 +162,7 @@ def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
     for a, b in zip(*(jax.tree.leaves((f.params, f.state)) for f in (whole, resumed)), strict=True):
         assert np.array_equal(a, b)
     assert np.array_equal(whole.history["cost"], resumed.history["cost"])
-    with pytest.raises(ValueError, match="is of another optimizer"):
+    with pytest.raises(ValueError, match="has another optimizer"):
         fit(params, optax.adam(0.01), np.float32, epochs=3, checkpoint=tmp_path)
 
 

@@ -236,7 +236,7 @@ def test_lengths_whose_squares_overflow_or_vanish():
 BAD = {
     "max_norm must be finite and above 0, got 0.0": {"max_norm": 0.0},
     "max_norm must be finite and above 0, got nan": {"max_norm": float("nan")},
-    "max_norm must be one number, or L = 2 numbers, one a layer, got shape": {
+    "max_norm must be one number, or L = 2 numbers, one per layer, got shape": {
         "max_norm": [1.0] * 3
     },
     "gamma must be finite and above 0": {"max_norm": 1.0, "gamma": 0.0},

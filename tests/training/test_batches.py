@@ -170,14 +170,14 @@ def once():
 
 
 BAD = {
-    "a generator for two epochs": (once(), ValueError, "batches must begin anew for each of the 2 epochs, and a generator is used up"),
+    "a generator for two epochs": (once(), ValueError, "batches must start again in each of the 2 epochs, but a generator is exhausted"),
     "no iterable": (3, TypeError, "batches must be an iterable of .X, Y., .*got int"),
     "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: it is called as batches\(1\) for the first, but once does not take one argument"),
     "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"it is called as batches\(1\)"),
     "a function that returns nothing": (lambda epoch: None, TypeError, r"batches\(1\) must return an iterable of \(X, Y\), got NoneType"),
     "a sparse batch": ([(sparse.csr_matrix(X), Y)], TypeError, "epoch 1, batch 0: X must be a dense array"),
     "a large batch": ([(X, Y), (X * np.float64(1e39), Y)], ValueError, r"epoch 1, batch 1: X must hold numbers up to 3.4e\+38"),
-    "no batch": ([], ValueError, "batches must give at least one batch, got none in epoch 1"),
+    "no batch": ([], ValueError, "batches must contain at least one batch, got none in epoch 1"),
     "no pair": ([X], TypeError, r"epoch 1, batch 0: must be \(X, Y\) or \(X, Y, weights\), got ndarray"),
     "examples as rows": ([(X.T, Y.T)], ValueError, r"epoch 1, batch 0: X must have shape \(4, m\).*pass X.T"),
     "another m": ([(X, Y), (X, Y[:, :3])], ValueError, r"epoch 1, batch 1: Y must have shape \(3, 24\)"),

@@ -126,7 +126,7 @@ OTHERS = {
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
     run(tmp_path)
     name = "network" if other == "activation" else other
-    with pytest.raises(ValueError, match=f"epoch 3 is of another {name}: .* give another folder"):
+    with pytest.raises(ValueError, match=f"epoch 3 has another {name}: .* use another folder"):
         run(tmp_path, epochs=5, **OTHERS[other])
     assert_same(run(tmp_path), run())
 
@@ -205,7 +205,7 @@ CASES += [(other, change) for other in (run_batches, run_ensemble) for change in
 def test_another_function_or_validation_set_is_refused(tmp_path, train, change):
     before, now, name = (CHANGES | RECORDS)[change]
     train(tmp_path, epochs=1, **before)
-    with pytest.raises(ValueError, match=f"epoch 1 is of another {name}.*give another folder"):
+    with pytest.raises(ValueError, match=f"epoch 1 has another {name}.*use another folder"):
         train(tmp_path, epochs=2, **now)
     assert len(train(tmp_path, epochs=2, **before).history["cost"]) == 2
 
@@ -318,7 +318,7 @@ def test_a_continued_run_has_checkpoints_too(tmp_path):
     assert seen == [6]
     for a, b in zip(*(jax.tree.leaves((f.params, f.state)) for f in (whole, rest)), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="epoch 6 is of another first_epoch: 4, and now it is 1"):
+    with pytest.raises(ValueError, match="epoch 6 has another first_epoch: 4, and now it is 1"):
         run(tmp_path, epochs=6)
 
 

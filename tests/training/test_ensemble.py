@@ -107,7 +107,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     ):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(whole.history["cost"], resumed.history["cost"])
-    with pytest.raises(ValueError, match="is of another sweep"):
+    with pytest.raises(ValueError, match="has another sweep"):
         run(optimizer=optax.adam, sweep={"learning_rate": RATES[::-1]}, checkpoint=tmp_path)
 
 

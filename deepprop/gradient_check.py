@@ -1,9 +1,15 @@
-"""A check of the gradients by central differences, in float64 and free of autodiff.
+"""Checking gradients by central differences, in float64 and without autodiff.
 
-For every single parameter, dJ/dtheta is held against (J(theta + h) - J(theta - h)) / 2h. A step h
-in W[l][i, j] moves row i of Z[l] by h times row j of A[l-1], and a step in b[l][i] moves it by h.
-It is made there, so that all perturbed networks share their weights, and many go through one
-matrix product a layer.
+Every dJ/dtheta is compared with (J(theta + h) - J(theta - h)) / 2h. A step h in W[l][i, j] changes
+row i of Z[l] by h times row j of A[l-1], and a step in b[l][i] changes it by h. The step is made
+there, in Z[l]: all perturbed networks then share their weights, and many of them go through one
+matrix product per layer.
+
+How small h is decides everything. The error of truncation grows with h^2, that of rounding with
+1/h; h = eps^(1/3) balances them. A step that carries a unit over a kink (relu at 0) measures
+something else than either derivative, so the slopes at both ends are compared, and a smaller step
+is taken where they jump. Where only g' has a kink (elu at 0), the error is linear in h, and is
+extrapolated away.
 """
 
 import math
@@ -29,23 +35,23 @@ from deepprop.network import cost, forward
 from deepprop.stacks import unstack
 
 EPS = float(np.finfo(np.float64).eps)
-BYTES_AT_ONCE = 2**23  # for the perturbed A of one chunk
-JUMP = 1e-3  # of a slope, relative: where a step changes one by more, it may have crossed a kink
+BYTES_AT_ONCE = 2**23  # of the perturbed A of one chunk
+JUMP = 1e-3  # relative change of a slope above which a step may have crossed a kink
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What `check_gradients` found. `str(report)` is one line that says it.
+    """The result of `check_gradients`. `str(report)` is one line.
 
     Attributes:
         worst: the largest relative error.
         where: the parameter it belongs to, such as "W[2][5, 17]": layer 2, unit 5, input 17.
         by_hand: the gradient of that parameter from the backward pass.
         by_differences: the same from central differences.
-        checked: how many parameters were held against central differences.
-        parameters: how many the network has.
-        at_kinks: how many were left out, as their smallest step still carries a unit over a kink.
-        tolerance: the relative error that was allowed.
+        checked: the number of parameters that were compared.
+        parameters: the number of parameters of the network.
+        at_kinks: the number left out, because their smallest step still carries a unit over a kink.
+        tolerance: the allowed relative error.
     """
 
     worst: float
@@ -59,11 +65,11 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every parameter that was checked agrees, and any was."""
+        """Return whether at least one parameter was checked, and all that were agree."""
         return self.checked > 0 and self.worst <= self.tolerance
 
     def __str__(self) -> str:
-        """One line: how many agree, the worst, and where it is."""
+        """Return one line: how many agree, the worst error, and where it is."""
         share = f"all {self.checked:,}" if self.checked == self.parameters else f"{self.checked:,}"
         of = "" if self.checked == self.parameters else f" of {self.parameters:,}"
         kinks = f", {self.at_kinks:,} left out at a kink" if self.at_kinks else ""
@@ -82,7 +88,7 @@ class GradientReport:
 
 
 class GradientError(AssertionError):
-    """A gradient that central differences contradict; `report` says which and by how much."""
+    """A gradient disagrees with central differences; `report` says which one and by how much."""
 
     def __init__(self, report: GradientReport) -> None:
         """Take the report of the check that failed."""
@@ -90,7 +96,7 @@ class GradientError(AssertionError):
         self.report = report
 
     def __reduce__(self) -> Any:
-        """Keep the report in a pickle or a copy, such as a process pool's."""
+        """Keep the report in a pickle or a copy, as a process pool makes them."""
         return type(self), (self.report,), self.__dict__
 
 
@@ -104,14 +110,14 @@ def check_gradients(
     tolerance: float = 1e-5,
     sample: int | None = None,
 ) -> GradientReport:
-    """Hold the gradient of every parameter against central differences, in float64.
+    """Compare the gradient of every parameter with central differences, in float64.
 
-    (J(theta + h) - J(theta - h)) / 2h, with h so small that no Z moves by more than about 1e-5.
-    The relative error is |by hand - by differences| / max(|either|, floor), where the floor is what
-    the rounding of J leaves of a difference, over the tolerance. Where a step carries a unit over a
-    kink of its activation or of the cost, a smaller step is taken; if that does not help, because
-    the unit sits on the kink, the parameter is left out and counted. Where a derivative is
-    continuous but has a kink, as elu's at 0, the error that is linear in h is extrapolated away.
+    A difference is (J(theta + h) - J(theta - h)) / 2h, with h so small that no Z changes by more
+    than about 1e-5. The relative error is ``abs(by hand - by differences)`` divided by the larger
+    of the two, or by a floor: the rounding of J in a difference, divided by the tolerance. If a
+    step carries a unit over a kink of its activation or of the cost, a smaller step is taken. If
+    that does not help, because the unit is exactly on the kink, the parameter is left out and
+    counted.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], hidden="tanh")
@@ -121,23 +127,23 @@ def check_gradients(
     (True, 26)
 
     Args:
-        params: the layers, with any activation and cost; try your own with this.
-        X: (n_0, m). A handful of examples will do: the time grows with m.
+        params: the layers, with any activation and cost, including your own.
+        X: (n_0, m). A few examples are enough; the time grows with m.
         Y: (n_L, m), the targets.
         weights: (m,), one per example.
-        backward: the function under test, of the form of `manual_backward`; it may return plain
-            pairs, ((dW[1], db[1]), ...).
-        tolerance: the relative error that is allowed, from 1e-9 to below 1.
-        sample: how many parameters to check, evenly spread; None is all of them, in a time that
-            grows with the square of their number.
+        backward: the function to test, called like `manual_backward`; it may return plain pairs,
+            ((dW[1], db[1]), ...).
+        tolerance: the allowed relative error, at least 1e-9 and below 1.
+        sample: the number of parameters to check, evenly spread; None checks all of them, in a time
+            that grows with the square of their number.
 
     Returns:
         The report, if every gradient agrees.
 
     Raises:
-        GradientError: a gradient is wrong, or not finite, or none could be checked.
-        ValueError, TypeError: as `forward` and `cost`; or `sample` or `tolerance` is out of range,
-            or `backward` returns neither layers like params nor pairs (dW, db) of such shapes.
+        GradientError: a gradient is wrong or not finite, or none could be checked.
+        ValueError, TypeError: as for `forward` and `cost`; or `sample` or `tolerance` is out of
+            range, or `backward` returns neither layers like params nor pairs (dW, db).
     """
     sample = None if sample is None else whole_number("sample", sample)
     if not 1e-9 <= tolerance < 1:
@@ -215,7 +221,7 @@ def _check(
 def _errors(
     by_hand: np.ndarray, slope: np.ndarray, rounding: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Relative errors; `rounding` is what it leaves of a slope."""
+    """Return relative errors; `rounding` is the rounding error of a slope."""
     size = np.maximum(np.maximum(abs(by_hand), abs(slope)), rounding / tolerance)
     relative: np.ndarray = abs(by_hand - slope) / size
     return relative
@@ -230,12 +236,12 @@ def _extrapolated(
     rounding: np.ndarray,
     tolerance: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The slope without an error that is linear in h, and its relative error.
+    """Return the slope without the error that is linear in h, and its relative error.
 
     Where g' has a kink and g has none, as elu at 0 or huber's dZ at delta, a difference D(h) is
-    wrong by about h times the jump of g''. 2 D(h/2) - D(h) is not, but has 5 times the rounding. So
-    it counts where D changes with h by half of what rounding may leave, which an error above that
-    does if it is linear; elsewhere D(h) is right but for a mistake by hand.
+    wrong by about h times the jump of g''. 2 D(h/2) - D(h) is not, but has 5 times the rounding
+    error. It is used only where D(h/2) differs from D(h) by more than half of the possible
+    rounding, as it must if D(h) has a linear error above that.
     """
     halved, _ = differences(places, h / 2)
     linear = abs(halved - slope) > rounding / 2
@@ -244,10 +250,10 @@ def _extrapolated(
 
 
 def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The place (l, i, j), the gradient and the step of each parameter.
+    """Return the place (l, i, j), the gradient and the step of each parameter.
 
-    Layers count from 0 here, and j = n_{l-1} is b: one more column of W, for an input of 1. The
-    step is eps^(1/3), which balances truncation and rounding, over the largest input.
+    Layers count from 0 here, and b is one more column of W, j = n_{l-1}, for an input of 1. The
+    step is eps^(1/3) divided by the largest input.
     """
     places, slopes, steps = [], [], []
     for l, (of_layer, A) in enumerate(zip(grads, cache.A, strict=False)):
@@ -263,7 +269,7 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
 def _differences(
     cache: Cache, Y: Array, weights: ArrayLike | None, places: np.ndarray, h: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The central difference of J at each of the places, and whether its step crosses a kink."""
+    """Return the central difference of J at each place, and whether its step crosses a kink."""
     n, bytes_each = h.size, 2 * 8 * sum(A.size for A in cache.A)
     chunk = min(sum(layer.W.size for layer in cache.params), max(1, BYTES_AT_ONCE // bytes_each))
     padded = np.resize(np.arange(n), math.ceil(n / chunk) * chunk)
@@ -289,7 +295,7 @@ def _differences_at_once(
 
 
 def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
-    """The cache of the forward pass with the parameter at that place changed by h."""
+    """Return the cache of the forward pass with the parameter at that place changed by h."""
     l, i, j = place
     A, Z = [cache.A[0]], []
     for k, layer in enumerate(cache.params):
@@ -303,14 +309,14 @@ def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
 
 
 def _slopes(cache: Cache, Y: Array) -> tuple[Array, ...]:
-    """What jumps at a kink: g'(Z[l]) of each hidden layer, and dZ[L]."""
+    """Return what jumps at a kink: g'(Z[l]) of each hidden layer, and dZ[L]."""
     *hidden, _ = cache.params
     slopes = [slope(layer, Z, A) for layer, Z, A in zip(hidden, cache.Z, cache.A[1:], strict=False)]
     return (*slopes, output_of(cache.params).dZ(cache.Z[-1], cache.A[-1], Y))
 
 
 def _crosses(slopes: Array) -> Array:
-    """Whether any slope (2, n_l, m) jumps from one end of the step to the other."""
+    """Return whether any slope (2, n_l, m) jumps between the two ends of the step."""
     size = jnp.maximum(1, jnp.max(abs(slopes), axis=0))
     return jnp.any(abs(slopes[0] - slopes[1]) > JUMP * size)
 

@@ -12,23 +12,23 @@ from deepprop.activations import ACTIVATIONS
 from deepprop.command.words import (
     describe,
     hidden_of,
-    named,
+    resolved,
 )
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.layers import Params
 
 
 def check(args: argparse.Namespace) -> int:
-    """Hold the gradients of one network, or of each activation and output, against differences."""
+    """Compare gradients with central differences, for one network or for every kind of layer."""
     given = (args.hidden, args.activation, args.output)
     if args.model is not None:
         if given != (None, None, None):
             raise ValueError("a saved network has its own --hidden, --activation and --output")
-        networks = {args.model: dp.load(args.model, own=[named(name) for name in args.own])}
+        networks = {args.model: dp.load(args.model, own=[resolved(name) for name in args.own])}
     elif given != (None, None, None):
         hidden = [16, 12] if args.hidden is None else args.hidden
         activations = hidden_of(args.activation, len(hidden))
-        networks = {"": _new(args.seed, hidden, activations, named(args.output or "softmax"))}
+        networks = {"": _new(args.seed, hidden, activations, resolved(args.output or "softmax"))}
     else:
         pairs = [(a, "softmax") for a in ACTIVATIONS] + [("tanh", o) for o in OUTPUTS]
         pairs += [("tanh", f"{a}+{c}") for a in ("identity", "tanh") for c in COSTS]
@@ -51,7 +51,7 @@ def _new(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:
 
 
 def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """X from the standard normal, and Y of the kind that the output takes."""
+    """Draw X from the standard normal, and Y of the kind that the output takes."""
     rng = np.random.default_rng(seed)
     n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
     X = rng.standard_normal((n_0, m))

@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failure, 2 for bad input.
 
     Args:
-        argv: the arguments; None for those of this process, which then is the command's own.
+        argv: the arguments; None for those of the process, which then belongs to the command.
     """
     with tolerant_streams(whole_process=argv is None) as out:
         try:
             status = _status(argv)
-        except SystemExit as end:  # of argparse, after a help text or for bad options
+        except SystemExit as end:  # argparse exits after a help text or for bad options
             status = int(end.code or 0)
         out.flush()
         if out.error is not None and not isinstance(out.error, BrokenPipeError):
@@ -47,7 +47,10 @@ def _status(argv: Sequence[str] | None) -> int:
         return _fail(1, str(error))
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
         return _fail(2, " ".join(str(error).split()))
-    except (MemoryError, RuntimeError) as error:  # of jax, for what the device can't hold
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # JAX's, if the device's memory is too small
         message = (str(error).splitlines() or [""])[0][:300]
         return _fail(1, f"{type(error).__name__}: {message}")
     except KeyboardInterrupt:
@@ -55,14 +58,14 @@ def _status(argv: Sequence[str] | None) -> int:
 
 
 def _check_device() -> None:
-    """Raise unless jax has a device.
+    """Raise unless JAX has a device.
 
     Raises:
-        RuntimeError: it has none of those that JAX_PLATFORMS asks for.
+        RuntimeError: it has none of those in JAX_PLATFORMS.
     """
     try:
         jax.devices()
-    except AssertionError:  # what jax raises for cuda where there is no GPU
+    except AssertionError:  # JAX raises it for cuda without a GPU
         asked_for = jax.config.jax_platforms  # type: ignore[attr-defined]
         raise RuntimeError(f"jax found no device for JAX_PLATFORMS={asked_for}") from None
 
@@ -73,7 +76,7 @@ def _fail(status: int, message: str) -> int:
 
 
 class _FormerName(argparse.Action):
-    """An option by its former name: stores the value, and says the new name."""
+    """An option under its former name: stores the value, and prints the new name."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, name: str | None = None) -> None:
         """Store the value under the new name."""
@@ -97,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
-    parser = add_parser("train", help="train a network and show how it goes")
+    parser = add_parser("train", help="train a network")
     parser.set_defaults(command=train.train)
     _training_options(parser)
 
@@ -106,8 +109,8 @@ def _add_predict(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add_parser("predict", help="apply a saved network to examples")
     parser.set_defaults(command=predict.predict)
     parser.add_argument("model", metavar="MODEL.npz")
-    parser.add_argument("--data", metavar="FILE.npz", help="x_test or X, and the labels if there"
-                         " are any (default: the handwritten digits that ship)")  # fmt: skip
+    parser.add_argument("--data", metavar="FILE.npz", help="x_test or X, and labels if there are"
+                         " any (default: the handwritten digits that ship)")  # fmt: skip
     _own_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write every prediction")
 
@@ -115,7 +118,7 @@ def _add_predict(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_export(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add_parser(
         "export", help="write a saved network as a program that runs without deepprop",
-        description="StableHLO, by jax.export. It takes numbers as they stand in the data.",
+        description="StableHLO, by jax.export. The program takes raw, unscaled inputs.",
     )  # fmt: skip
     parser.set_defaults(command=export.export)
     parser.add_argument("model", metavar="MODEL.npz")
@@ -127,8 +130,8 @@ def _add_export(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_check(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add_parser(
-        "check", help="hold gradients against central differences, parameter by parameter",
-        description="Without an argument: small networks of every activation, output and cost.",
+        "check", help="compare gradients with central differences, parameter by parameter",
+        description="Without an argument: small networks with every activation, output and cost.",
     )  # fmt: skip
     parser.set_defaults(command=check.check)
     parser.add_argument("model", nargs="?", metavar="MODEL.npz", help="a saved network")
@@ -143,18 +146,18 @@ def _add_check(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 def _training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="FILE.npz", help="x_train, y_train, x_test, y_test; or X and y, one"
-        " example a row (default: the handwritten digits that ship)")  # fmt: skip
-    add("--standardize", action="store_true", help="give each input mean 0 and variance 1")
-    add("--held-out", type=_positive, default=0.2, metavar="SHARE", help="to hold out where there"
-        " is no test set (default %(default)s)")  # fmt: skip
+        " example per row (default: the handwritten digits that ship)")  # fmt: skip
+    add("--standardize", action="store_true", help="scale each input to mean 0 and variance 1")
+    add("--held-out", type=_positive, default=0.2, metavar="SHARE", help="to hold out if there is"
+        " no test set (default %(default)s)")  # fmt: skip
     _network_options(parser, hidden="256,128")
-    add("--init", choices=sorted(INITIALISERS), help="default: what fits each activation")
+    add("--init", choices=sorted(INITIALISERS), help="default: the one that suits each activation")
     add("--residual", action="store_true", help="hidden layers with as many units as inputs add"
-        " their input; equal ones are held as a stack. Deep networks need it, and a smaller"
+        " their input; equal ones are stored as a stack. Deep networks need this, and a smaller"
         " --learning-rate")  # fmt: skip
-    add("--keep", type=_keep, metavar="K", help="hold equal hidden layers as a stack, and keep A of"
+    add("--keep", type=_keep, metavar="K", help="store equal hidden layers as a stack, and A of"
         " every K-th for the backward pass, or sqrt; the others are computed again")  # fmt: skip
-    add("--compute-dtype", choices=NARROW, help="type of the factors of matrix products (default:"
+    add("--compute-dtype", choices=NARROW, help="dtype of the factors of matrix products (default:"
         " float32)")  # fmt: skip
     add(
         "--products",
@@ -175,21 +178,21 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
         help=f"default {train.BATCH_SIZE}, or all where there are fewer",
     )
     add("--seed", type=_seed, default=0, help="default %(default)s")
-    add("--class-weights", choices=["balanced"], help="every class counts the same, however many"
-        " examples it has")  # fmt: skip
-    add("--validation", type=_positive, metavar="SHARE", help="of the training examples, to measure"
-        " on after each epoch instead of on the held-out ones (default: none; with --patience"
+    add("--class-weights", choices=["balanced"], help="weight the classes equally, however many"
+        " examples they have")  # fmt: skip
+    add("--validation", type=_positive, metavar="SHARE", help="of the training examples to measure"
+        " on after each epoch, instead of the held-out ones (default: none; with --patience"
         f" {train.VALIDATION})")  # fmt: skip
     add("--patience", type=_count, metavar="EPOCHS", help="stop when the validation cost has not"
-        " fallen for so many, and keep the best")  # fmt: skip
-    add("--checkpoint", type=Path, metavar="FOLDER", help="write checkpoints there, and go on from"
-        " the newest")  # fmt: skip
+        " fallen for that many, and return the best epoch")  # fmt: skip
+    add("--checkpoint", type=Path, metavar="FOLDER", help="write checkpoints there, and resume"
+        " from the newest")  # fmt: skip
     add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS", help="default %(default)s")
     add("--plot", type=Path, metavar="FILE.png", help="draw cost and accuracy, epoch by epoch")
-    add("--diagnose", type=Path, nargs="?", const=True, metavar="FILE.png", help="show the health"
-        " of each layer, at the beginning and at the end; and draw it into a file")  # fmt: skip
+    add("--diagnose", type=Path, nargs="?", const=True, metavar="FILE.png", help="print the health"
+        " of each layer at the beginning and at the end; with a file, draw it")  # fmt: skip
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network")
-    add("--no-check", action="store_true", help="leave out the gradient check at the end")
+    add("--no-check", action="store_true", help="skip the gradient check at the end")
 
 
 def _network_options(parser: argparse.ArgumentParser, hidden: str | None) -> None:

@@ -1,6 +1,6 @@
 """Data for the command line: the digits that ship, and files of NumPy arrays.
 
-Files hold one example per row, as NumPy users write them; what comes out has one example per
+Files have one example per row, as NumPy users write them. X and Y of the result have one per
 column.
 """
 
@@ -19,11 +19,11 @@ from deepprop.files.archive import as_text, npz_names, read_npz
 
 LAYOUT = "x_train, y_train, x_test and y_test, or X and y"
 HINT = "np.savez(path, X=X, y=y) writes one"
-FEW_ULPS = 8  # a column that varies by no more than that is constant but for rounding
+FEW_ULPS = 8  # a column that varies by no more than this is constant except for rounding
 
 
 class Scaling(NamedTuple):
-    """X = (x - shift) / scale, each (n_0,): what turns the numbers of a file into inputs."""
+    """The scaling of the inputs of a file, X = (x - shift) / scale, each (n_0,)."""
 
     shift: np.ndarray
     scale: np.ndarray
@@ -33,13 +33,13 @@ class Data(NamedTuple):
     """A training set and a held-out set, one example per column.
 
     Attributes:
-        name: what it is, for the report.
+        name: the name to print.
         X: (n_0, m), Y: (n_L, m), to train on.
         X_test: (n_0, m_test), Y_test: (n_L, m_test), held out.
-        scaling: what made X of the numbers in the file.
-        classes: (n_L,), the label of each output unit; None where Y is no class.
+        scaling: the scaling that was applied.
+        classes: (n_L,), the label of each output unit; None if Y is not classes.
         output: the output layer that fits Y.
-        targets: what Y holds, why it was taken for that, and which option changes it.
+        targets: in words, what Y holds, why, and which option changes it.
     """
 
     name: str
@@ -61,16 +61,16 @@ def load_data(
     standardize: bool = False,
     output: str | None = None,
 ) -> Data:
-    """The data in a .npz file, or without one the handwritten digits that ship with deepprop.
+    """Load the data of a .npz file, or the handwritten digits that ship with deepprop.
 
     Args:
-        path: a file with x_train, y_train, x_test and y_test, or with X and y; None is the digits.
-        held_out: the share that is held out where the file has no test set.
-        seed: draws which are held out.
-        standardize: give each input mean 0 and variance 1 on the training set. Otherwise integers
-            are divided by the largest one, and floats stay as they are.
-        output: the output layer; None takes softmax for labels (whole numbers or text) and one-hot
-            rows, sigmoid for rows of several 0s and 1s, identity for other numbers.
+        path: a file with x_train, y_train, x_test and y_test, or with X and y; None for the digits.
+        held_out: the share to hold out if the file has no test set.
+        seed: seed of the random choice of held-out examples.
+        standardize: whether to scale each input to mean 0 and variance 1 on the training set.
+            Otherwise integers are divided by the largest one, and floats are not changed.
+        output: the output layer; None chooses softmax for labels (whole numbers or text) and
+            one-hot rows, sigmoid for rows of several 0s and 1s, identity for other numbers.
 
     Returns:
         The data.
@@ -89,7 +89,7 @@ def load_data(
     scaling = _scaling(x, standardize)
     Y, Y_test = encoded(y, classes, "y_train"), encoded(y_test, classes, "y_test")
     if Y.shape[0] != Y_test.shape[0]:
-        raise ValueError(f"y_train has {Y.shape[0]} numbers an example, y_test {Y_test.shape[0]}")
+        raise ValueError(f"y_train has {Y.shape[0]} numbers per example, y_test {Y_test.shape[0]}")
     if output in OUTPUTS:
         check_domain("y", Y.min(), Y.max(), OUTPUTS[output])
     X, X_test = scaled(x, scaling), scaled(x_test, scaling)
@@ -97,16 +97,16 @@ def load_data(
 
 
 def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The examples to predict: (x, y) of the test set in a file, or all of it; y may be None.
+    """Load the examples to predict: the test set of a file, or all of it.
 
     Args:
-        path: a .npz file; None is the digits that ship.
+        path: a .npz file; None for the digits that ship.
 
     Returns:
-        x (m, n_0) and y (m, ...) or None, one example per row, as they stand in the file.
+        x (m, n_0) and y (m, ...) or None, one example per row, not scaled.
 
     Raises:
-        ValueError: the file is no archive, or has no x.
+        ValueError: the file is not an archive, or has no x.
         OSError: the file can't be read.
     """
     with _file(path) as file:
@@ -119,24 +119,26 @@ def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def scaled(x: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """X (n_0, m) float32 from examples x (m, n_0) in rows.
+    """Return X (n_0, m) in float32 from examples x (m, n_0) in rows.
 
     Raises:
-        ValueError: the number of features is another than the scaling's, or a number too large.
+        ValueError: the number of features differs from the scaling's, or a value is too large.
     """
     n_0 = scaling.shift.size
     if x.shape[1] != n_0:
-        raise ValueError(f"x must have {n_0} features an example, as in training, got {x.shape[1]}")
+        raise ValueError(
+            f"x must have {n_0} features per example, as in training, got {x.shape[1]}"
+        )
     with np.errstate(over="ignore"):
         X = ((x - scaling.shift) / scaling.scale).astype(np.float32).T
     if not np.isfinite(X).all():
-        raise ValueError("x must hold numbers that float32 can hold, also after scaling")
+        raise ValueError("x must hold numbers within the range of float32, also after scaling")
     return np.ascontiguousarray(X)
 
 
 @contextmanager
 def _file(path: str | None) -> Iterator[str]:
-    """The path of the file, or without one of the digits that ship."""
+    """Yield the path of the file, or that of the digits that ship."""
     if path is not None:
         yield path
         return
@@ -145,10 +147,10 @@ def _file(path: str | None) -> Iterator[str]:
 
 
 def _named(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray]:
-    """The arrays of those names, in capitals or not, as far as they are there.
+    """Read the arrays of those names, in upper or lower case, if the file has them.
 
     Raises:
-        ValueError: two names differ in nothing but capitals, or an array can't be read.
+        ValueError: two names differ only in case, or an array can't be read.
     """
     of_file = [name for name in names if name.lower() in wanted]
     for folded in wanted:
@@ -188,7 +190,7 @@ def _parts(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.nda
 
 
 def _rows(x: np.ndarray, name: str) -> np.ndarray:
-    """Examples of any shape as rows of finite numbers (m, n_0)."""
+    """Return examples of any shape as rows of finite numbers (m, n_0)."""
     if x.dtype.kind not in "buif":
         raise ValueError(f"{name} must hold real numbers, got dtype {x.dtype}")
     if x.ndim < 2 or x.size == 0:
@@ -226,16 +228,16 @@ def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
 
 
 def _standard(x: np.ndarray) -> Scaling:
-    """Mean and standard deviation of each input; 1 where it is constant but for rounding.
+    """Return mean and standard deviation of each input; 1 if it is constant except for rounding.
 
-    Two roundings are told apart. That of the sums, in float64, is bounded as in scikit-learn's
-    StandardScaler: var <= m eps var + (m eps mean)^2. That of the numbers themselves is a few eps
-    of the type in which they are stored, whatever m is: m eps of float32 passes 1 at 8 million
-    examples, and then every input would count as constant.
+    There are two kinds of rounding. That of the sums, in float64, is bounded as in scikit-learn's
+    StandardScaler: var <= m eps var + (m eps mean)^2. That of the stored numbers is a few eps of
+    their dtype, for any m. It can't be bounded by m eps, which for float32 exceeds 1 at 8 million
+    examples: every input would count as constant.
     """
     low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
     size = np.maximum(np.abs(low), np.abs(high))
-    size[size == 0] = 1  # over their size, as the square of 1e300 is infinite
+    size[size == 0] = 1  # divided by their size, because the square of 1e300 is infinite
     mean, var = (moment(x / size, axis=0, dtype=np.float64) for moment in (np.mean, np.var))
     eps, m = float(np.finfo(np.float64).eps), len(x)
     of_stored = float(np.finfo(x.dtype).eps) if x.dtype.kind == "f" else 0.0

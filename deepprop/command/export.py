@@ -7,22 +7,22 @@ import deepprop as dp
 from deepprop._arithmetic import wide
 from deepprop.command.words import (
     first_of,
-    named,
     preparation,
+    resolved,
 )
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a saved network as a program that runs without deepprop, on what `predict` takes."""
+    """Write a saved network as a program that runs without deepprop, on raw inputs."""
     if args.out.resolve() == Path(args.model).resolve():
         raise ValueError(f"MODEL.npz and --out must be two files, got {args.out} for both")
-    params = dp.load(args.model, own=[named(name) for name in args.own])
+    params = dp.load(args.model, own=[resolved(name) for name in args.own])
     scaling, classes, note = preparation(args.model, params)
     dp.export(args.out, params, platforms=args.platforms.split(","), scaling=scaling)
     n_0, n_L, dtype = params[0].W.shape[-1], params[-1].W.shape[0], wide(params[0].W.dtype)
-    rows = "" if classes is None else f", a row for each class: {first_of(classes)}"
+    rows = "" if classes is None else f", one row per class: {first_of(classes)}"
     print(note, end="")
-    print(f"takes {dtype} ({n_0}, m), one example per column, before any scaling")
-    print(f"gives {dtype} ({n_L}, m){rows}")
-    print(f"saved {args.out}")
+    print(f"takes      {dtype} ({n_0}, m), one example per column, not scaled")
+    print(f"returns    {dtype} ({n_L}, m){rows}")
+    print(f"saved      {args.out}")
     return 0

@@ -14,8 +14,8 @@ from deepprop.command.targets import encoded
 from deepprop.command.words import (
     first_of,
     metric_of,
-    named,
     preparation,
+    resolved,
     shown,
 )
 from deepprop.files.archive import atomic_write, check_writable
@@ -26,7 +26,7 @@ def predict(args: argparse.Namespace) -> int:
     """Apply a saved network to examples, and score it where they have labels."""
     if args.out is not None:
         check_writable(args.out)
-    params = dp.load(args.model, own=[named(name) for name in args.own])
+    params = dp.load(args.model, own=[resolved(name) for name in args.own])
     scaling, classes, note = preparation(args.model, params)
     x, y = load_examples(args.data)
     A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))

@@ -1,23 +1,23 @@
-"""What y of a file holds: classes or numbers, and Y as a network is trained on it."""
+"""What y of a file holds, classes or numbers, and its form for training."""
 
 import numpy as np
 
-MANY = 100  # classes: more whole numbers, seldom equal, look like numbers to predict
+MANY = 100  # classes: more distinct whole numbers may be numbers to predict
 
 
 def kind_of(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str, str]:
-    """What y of a file holds.
+    """Infer what y of a file holds.
 
     Args:
         y: (m,) labels or numbers, or (m, n_L) rows.
-        output: the name of the output layer; None for what fits y.
+        output: the name of the output layer; None for the one that fits y.
 
     Returns:
-        The classes, or None where y holds numbers; the name of the output layer; and both in words,
+        The classes, or None if y holds numbers; the name of the output layer; and both in words,
         with the option that changes them.
 
     Raises:
-        ValueError: y does not fit the output, or may be classes or numbers.
+        ValueError: y does not fit the output, or could be classes as well as numbers.
     """
     if y.ndim > 2 or y.size == 0:
         raise ValueError(f"y must have shape (m,) or (m, n_L), got {y.shape}")
@@ -31,7 +31,7 @@ def kind_of(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str, 
     n_L = y[0].size
     if output != "softmax":
         if y.dtype.kind == "U":
-            raise ValueError(f"y holds text, which only the output softmax takes, got {output!r}")
+            raise ValueError(f"y holds text, which needs the output softmax, got {output!r}")
         kind = {"sigmoid": "probabilities"}.get(output, "numbers")
         return None, output, f"{kind}, {n_L} per example, {why}"
     if n_L > 1:
@@ -47,10 +47,10 @@ def kind_of(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str, 
 
 
 def _inferred(y: np.ndarray) -> tuple[str, str, str]:
-    """The output layer that fits y, what y holds, and which option takes it for something else.
+    """Return the output layer that fits y, what y holds, and the option that changes it.
 
     Raises:
-        ValueError: y holds whole numbers that may be classes or numbers to predict.
+        ValueError: y holds whole numbers that could be classes as well as numbers to predict.
     """
     if y[0].size > 1:
         if _one_hot(y):
@@ -79,15 +79,15 @@ def _inferred(y: np.ndarray) -> tuple[str, str, str]:
 
 
 def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
-    """Y (n_L, m) float32 from labels or rows of numbers: one-hot where there are classes.
+    """Return Y (n_L, m) in float32 from labels or rows of numbers; one-hot for classes.
 
     Args:
         y: (m,) labels or numbers, or (m, n_L) one-hot rows or numbers.
         classes: (n_L,), the label of each output unit, in any order; None for numbers.
-        name: what an error calls y.
+        name: the name of y in an error.
 
     Raises:
-        ValueError: a label is not among the classes, or float32 can't hold a number.
+        ValueError: a label is not among the classes, or a number exceeds the range of float32.
     """
     if y.ndim == 0 or y.size == 0:
         raise ValueError(f"{name} must have one example per row, got shape {y.shape}")
@@ -100,7 +100,7 @@ def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
             )
         return np.ascontiguousarray(y.T, np.float32)
     labels, inverse = np.unique(y.reshape(-1), return_inverse=True)
-    unit = {label: i for i, label in enumerate(classes.tolist())}  # where 1, 1.0 and True are equal
+    unit = {label: i for i, label in enumerate(classes.tolist())}  # 1, 1.0 and True are equal keys
     strange = [label for label in labels.tolist() if label not in unit]
     if strange:
         raise ValueError(f"{name} holds the label {strange[0]!s}, which is not in training")
@@ -110,7 +110,7 @@ def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
 
 
 def _numbers(y: np.ndarray, name: str) -> np.ndarray:
-    """Y (n_L, m) float32 from numbers."""
+    """Return Y (n_L, m) in float32 from numbers."""
     if y.dtype.kind not in "buif":
         raise ValueError(f"{name} must hold numbers, got dtype {y.dtype}")
     Y = y.reshape(len(y), -1).T
@@ -120,7 +120,8 @@ def _numbers(y: np.ndarray, name: str) -> np.ndarray:
     if strange.size:
         j, i = strange[0]
         raise ValueError(
-            f"{name} must hold finite numbers that float32 can hold, got {Y[j, i]:g} at example {i}"
+            f"{name} must hold finite numbers within the range of float32, got {Y[j, i]:g} at"
+            f" example {i}"
         )
     return narrow
 

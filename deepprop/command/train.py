@@ -15,7 +15,7 @@ import optax
 
 import deepprop as dp
 from deepprop.command.data import Data, load_data
-from deepprop.command.words import describe, hidden_of, metric_of, named, shown
+from deepprop.command.words import describe, hidden_of, metric_of, resolved, shown
 from deepprop.files.archive import check_writable
 from deepprop.layers import Params
 from deepprop.signals.diagnosis import _of_inputs, diagnosis_of
@@ -52,7 +52,7 @@ CHECK_ALL, CHECK_SAMPLE = 20_000, 10_000  # parameters: above the first it looks
 
 
 class HeldOut(NamedTuple):
-    """What is measured on after each epoch: the test set, or a part of the training set."""
+    """The examples to measure on after each epoch: the test set, or a part of the training set."""
 
     name: str
     X: np.ndarray
@@ -60,10 +60,10 @@ class HeldOut(NamedTuple):
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a network and show how it goes; save it before anything else can fail."""
+    """Train a network and print its progress; save it before anything else can fail."""
     layers = args.diagnose if isinstance(args.diagnose, Path) else None
     _check_targets({"--plot": args.plot, "--diagnose": layers, "--save": args.save})
-    output = None if args.output is None else dp.output(named(args.output))
+    output = None if args.output is None else dp.output(resolved(args.output))
     data = load_data(
         args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
         output=None if output is None else output.name,
@@ -113,7 +113,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _check_targets(paths: Mapping[str, Path | None]) -> None:
-    """Raise before any work where a file could not be written."""
+    """Raise before any work if a file can't be written."""
     given = {option: path for option, path in paths.items() if path is not None}
     for option, path in given.items():
         if option != "--save":
@@ -125,7 +125,7 @@ def _check_targets(paths: Mapping[str, Path | None]) -> None:
 
 
 def _split(data: Data, share: float, seed: int) -> tuple[Data, HeldOut]:
-    """The data less a share of the training examples, and what to measure on after each epoch."""
+    """Split a share off the training examples, to measure on after each epoch."""
     if not share:
         return data, HeldOut("held out", data.X_test, data.Y_test)
     m = data.X.shape[1]
@@ -166,7 +166,7 @@ def _print_setting(args: argparse.Namespace, data: Data, held_out: HeldOut, para
 
 
 def _inputs(X: np.ndarray, standardized: bool) -> list[str]:
-    """What `diagnose` finds of the inputs, and the option that mends it."""
+    """Return the findings of `diagnose` about the inputs, with the option that helps."""
     sizes = np.sqrt(np.mean(np.square(X, dtype=np.float64), axis=1))
     used = sizes[sizes > 0]
     median = float(np.median(used)) if used.size else 0.0
@@ -176,17 +176,17 @@ def _inputs(X: np.ndarray, standardized: bool) -> list[str]:
 
 
 def _failure(args: argparse.Namespace, error: dp.TrainingError) -> str:
-    """What went wrong, what helps, and where the network from before is."""
+    """Say what went wrong, what helps, and where the network of the epoch before is."""
     cost, done = error.history["cost"], error.fit.history["cost"].size
     help = "a smaller --learning-rate"
-    if not args.learning_rate:  # of kfac, which then finds the length of each step
+    if not args.learning_rate:  # kfac, which then chooses the step length
         help = "a larger --batch-size, or a --learning-rate"
     if not done:
         before = ""
     elif args.save is not None:
-        before = f"; the network from before is in {args.save}"
+        before = f"; the network of the epoch before is in {args.save}"
     else:
-        before = "; --save would have stored the network from before"
+        before = "; --save would have stored the network of the epoch before"
     return (
         f"the cost or a parameter is not finite in epoch {len(cost)}: cost {cost[-1]:g};"
         f" try {help}{before}"
@@ -217,29 +217,29 @@ def _run(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
             record=dp.Record(dp.diagnose, RECORD_EVERY) if args.diagnose else None,
         )  # fmt: skip
     if before := len(fit.history["cost"]) - len(seen):
-        print(f"\ncheckpoint {args.checkpoint}: went on after epoch {before}")
+        print(f"\ncheckpoint {args.checkpoint}: resumed after epoch {before}")
     return fit
 
 
 def _weighted(how: str | None, data: Data, held_out: HeldOut) -> tuple[Any, Any]:
-    """The weights of the training examples and of the held-out ones, by the same classes.
+    """Return the weights of the training and of the held-out examples, by the same classes.
 
-    So early stopping looks at the cost that training lowers. A class that only the held-out
-    examples have gets weight 1.
+    Early stopping then uses the same cost as training. A class that only the held-out examples have
+    gets weight 1.
     """
     if how is None:
         return None, None
     try:
         weights = dp.balanced_weights(data.Y)
     except ValueError:
-        raise ValueError(f"--class-weights {how} needs data with one class an example") from None
+        raise ValueError(f"--class-weights {how} needs data with one class per example") from None
     of_class = np.ones(max(len(data.Y), 2), np.float32)
     of_class[_classes(data.Y)] = weights
     return weights, of_class[_classes(held_out.Y)]
 
 
 def _classes(Y: np.ndarray) -> np.ndarray:
-    """The class of each example, from one-hot columns or a row of 0 and 1."""
+    """Return the class of each example, from one-hot columns or a row of 0 and 1."""
     classes: np.ndarray = Y.argmax(axis=0) if len(Y) > 1 else (Y[0] > 0.5).astype(int)
     return classes
 
@@ -248,11 +248,13 @@ def _print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: fl
     metric, measure = metric_of(fit.params)
     done = len(fit.history["cost"])
     if fit.stopped == "interrupted":
-        further = "; the same command goes on from there" if args.checkpoint else ""
+        further = "; the same command resumes from there" if args.checkpoint else ""
         print(f"\nstopped    by Ctrl-C, after epoch {done}{further}")
     if fit.stopped == "patience":
         best = int(np.argmin(fit.history["val_cost"])) + 1
-        print(f"\nstopped    after epoch {done}, as the cost no longer fell; epoch {best} is kept")
+        print(
+            f"\nstopped    after epoch {done}, as the cost no longer fell; epoch {best} is the best"
+        )
     A = jax.jit(dp.predict)(fit.params, data.X_test)
     score = shown(metric, float(measure(A, jnp.asarray(data.Y_test))))
     print(f"\nresult     {metric} {score} on {data.X_test.shape[1]:,} held-out examples", end="")
@@ -266,9 +268,9 @@ def _save(path: Path | None, params: Params, data: Data) -> None:
 
 
 def _show_layers(where: Path | bool | None, data: Data, params: Params, history: History) -> None:
-    """The diagnosis at the first step and at the last one recorded, and where to, a picture.
+    """Print the diagnosis of the first and the last recorded step, and draw it if asked.
 
-    Where a run failed, the last is the first that is not finite.
+    If the run failed, the last one is the first that is not finite.
     """
     if not where or not history["cost"].size:
         return

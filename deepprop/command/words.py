@@ -18,8 +18,8 @@ from deepprop.layers import Layer, Params, depth, is_stack
 ADVICE = "(dp.save(..., scaling=...) stores one)"
 
 
-def named(name: str) -> Any:
-    """What `module:name` stands for, with the current folder importable; else the name itself."""
+def resolved(name: str) -> Any:
+    """Return the object that `module:name` names, also in the current folder; or the name itself."""
     if ":" not in name:
         return name
     module, attribute = name.split(":", 1)
@@ -35,13 +35,13 @@ def named(name: str) -> Any:
 
 
 def hidden_of(text: str | None, layers: int) -> Any:
-    """The activations that --activation stands for."""
-    names = [named(name.strip()) for name in (text or "relu").split(",")]
+    """Return the activations that --activation names."""
+    names = [resolved(name.strip()) for name in (text or "relu").split(",")]
     return names * layers if len(names) == 1 else names
 
 
 def describe(params: Params) -> str:
-    """Units and activations, layer by layer."""
+    """Describe a network: units and activations, layer by layer."""
     return " - ".join([str(params[0].W.shape[-1]), *map(_described, params)])
 
 
@@ -52,7 +52,7 @@ def _described(layer: Layer) -> str:
 
 
 def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
-    """What is measured beside the cost: its name, and a function of A[L] and Y."""
+    """Return the metric that suits the output: its name, and a function of A[L] and Y."""
     name = output_of(params).name
     if name == "softmax":
         return "accuracy", lambda A, Y: jnp.mean(jnp.argmax(A, 0) == jnp.argmax(Y, 0))
@@ -62,23 +62,23 @@ def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
 
 
 def shown(metric: str, value: float) -> str:
-    """A measured value as people read it."""
+    """Format a value of the metric."""
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
 def preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, str]:
-    """How the examples are scaled and what the classes are called, from a model file.
+    """Read the scaling and the class labels from a model file.
 
     Returns:
-        The scaling, the classes or None, and a line that says so where the file holds no scaling.
+        The scaling, the classes or None, and a line to print if the file has no scaling.
 
     Raises:
-        ValueError: the file holds a scaling or classes that do not fit the network.
+        ValueError: the file's scaling or classes do not fit the network.
     """
     extra = dp.load_extra(path)
     n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
     pair = [extra[name] for name in ("shift", "scale") if name in extra]
-    note = "" if pair else f"no scaling in {path}: inputs are taken as they are {ADVICE}\n"
+    note = "" if pair else f"no scaling in {path}: inputs are not scaled {ADVICE}\n"
     classes = extra.get("classes")
     if classes is None and output_of(params).name == "softmax":
         classes = np.arange(n_L)
@@ -86,7 +86,7 @@ def preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, 
         if len(pair) == 1:
             raise ValueError("has shift or scale alone, must have both or neither")
         scaling = checked_scaling(pair or (np.zeros(n_0), np.ones(n_0)), n_0, np.float64)
-        # The label of a single unit is no answer: it would be the same for all examples.
+        # The label of a single unit would be the same for all examples.
         classes = None if classes is None or n_L == 1 else checked_classes(classes, n_L)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,4 +1,10 @@
-"""Files: archives read without pickle, and writing that never leaves half a file."""
+"""Files: archives read without pickle, and written completely or not at all.
+
+A pickle can run code when it is loaded, so nothing is ever unpickled; people pass many kinds of
+files instead of an archive, and the error says which kind it is. A file is written beside its
+target and renamed when it is complete and on disk, so that neither a crash nor a full disk leaves
+half of it or destroys the old one.
+"""
 
 import errno
 import os
@@ -12,7 +18,7 @@ from typing import IO
 import numpy as np
 
 NO_ARCHIVE = "not a NumPy .npz archive that can be read"
-BEGINNINGS = {  # of files that people pass instead
+BEGINNINGS = {  # the first bytes of files that people pass instead
     b"\x93NUMPY": "a .npy file, which holds a single array",
     b"\x89HDF\r\n": "an HDF5 file",
     b"PAR1": "a Parquet file",
@@ -21,7 +27,7 @@ BEGINNINGS = {  # of files that people pass instead
     b"\x89PNG": "a picture",
     **{b"\x80" + bytes([protocol]): "a pickle, which could run code" for protocol in range(2, 6)},
 }
-KINDS = {  # of what stands in a folder beside files
+KINDS = {  # of paths that are not files
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe, which can't be read twice",
     stat.S_IFSOCK: "a socket",
@@ -31,11 +37,11 @@ KINDS = {  # of what stands in a folder beside files
 
 
 def npz_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
-    """The names of the arrays in a .npz file, of which none is read.
+    """List the names of the arrays in a .npz file, without reading them.
 
     Args:
         path: the file.
-        hint: what an error says at its end, such as how such a file is written.
+        hint: the end of an error message, such as how to write such a file.
 
     Raises:
         ValueError: the file is not a NumPy archive; the message says what it is instead.
@@ -52,11 +58,11 @@ def npz_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
 def read_npz(
     path: str | os.PathLike[str], names: Iterable[str] | None = None, hint: str = ""
 ) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file, read without pickle.
+    """Read arrays of a .npz file, without pickle.
 
     Args:
         path: the file.
-        names: the arrays to read; the others may hold anything. None is all of them.
+        names: the arrays to read; the others may hold anything. None reads all of them.
         hint: as for `npz_names`.
 
     Returns:
@@ -72,7 +78,7 @@ def read_npz(
 
 
 def as_text(name: str, array: np.ndarray) -> np.ndarray:
-    """The array with bytes, which are no text to Python, as text; any other array as it is.
+    """Return an array of bytes decoded to text; any other array unchanged.
 
     Raises:
         ValueError: the bytes are not UTF-8.
@@ -90,27 +96,27 @@ def as_text(name: str, array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _archive(path: str | os.PathLike[str], hint: str) -> Iterator[np.lib.npyio.NpzFile]:
-    """The open archive, without a pickle being read."""
+    """Open an archive without reading a pickle."""
     hint = f"; {hint}" if hint else ""
     if what := _instead(path):
         raise ValueError(f"{path}: {NO_ARCHIVE}, but {what}{hint}")
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except Exception as error:  # a damaged archive raises whatever its decoder does
+        except Exception as error:  # what is raised depends on the decoder
             raise ValueError(f"{path}: {NO_ARCHIVE}: {error}{hint}") from None
         with archive:
             yield archive
 
 
 def _instead(path: str | os.PathLike[str]) -> str:
-    """What the file is, if it is of a kind that people pass instead of an archive; else "".
+    """Return what the file is if it is not an archive; otherwise "".
 
     Raises:
         OSError: there is no such file, or it can't be read.
     """
     kind = stat.S_IFMT(os.stat(os.fspath(path)).st_mode)
-    if kind in KINDS:  # opening a pipe would wait for somebody to write
+    if kind in KINDS:  # opening a pipe would block
         return KINDS[kind]
     with open(path, "rb") as file:
         start = file.read(512)
@@ -125,7 +131,7 @@ def _instead(path: str | os.PathLike[str]) -> str:
 
 
 def _is_text(start: bytes) -> bool:
-    """Whether the first bytes of a file are UTF-8 without control characters; cut anywhere."""
+    """Return whether bytes, cut off anywhere, are UTF-8 without control characters."""
     try:
         text = start.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -136,7 +142,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def _member(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """One array of an archive.
+    """Read one array of an archive.
 
     Raises:
         ValueError: it holds Python objects, is damaged, or is not an array.
@@ -157,7 +163,7 @@ def _member(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: s
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of `path` when all is written, and never half of it.
+    """Yield a file that replaces `path` once it is completely written.
 
     Args:
         path: the file.
@@ -168,13 +174,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: it can't be written.
     """
-    target = Path(path).resolve()  # a link stays a link
+    target = Path(path).resolve()  # so that a link remains a link
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "Not a regular file")  # it would be replaced by one
+            raise OSError(errno.EINVAL, "Not a regular file")  # a file would replace it
         with part.open("xb") as file:
             if target.exists():
                 part.chmod(target.stat().st_mode)
@@ -185,7 +191,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.errno is None:
             raise
-        # A new one: an error about two files shows both, even where the second is None.
+        # A new error: one about two files would show both, even if the second is None.
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
@@ -193,10 +199,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise unless a file could be written there, before the work that it is to hold.
+    """Raise unless a file can be written there, before the work that it is to hold.
 
     Args:
-        path: the file; one that is there is left as it is.
+        path: the file; an existing one is not changed.
 
     Raises:
         OSError: it can't be written.

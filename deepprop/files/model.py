@@ -1,4 +1,10 @@
-"""Models in files: a NumPy archive of arrays and names, from which no code can run."""
+"""Models in files: a NumPy archive of arrays and names, from which no code can run.
+
+The names of all entries are stored in the file as well ("contents"), so that a lost entry is an
+error rather than a different network. Earlier formats lack it, and 0.1.0 accepted extra arrays
+under names that a later format uses; which entries belong to the network therefore depends on the
+format.
+"""
 
 import os
 import re
@@ -28,7 +34,7 @@ ENTRIES = {  # of each format, beside W and b of each layer
     "deepprop model 3": (*BASE, *STATIC, "contents"),  # the names of all entries of the file
 }
 FORMAT = "deepprop model 3"
-RESERVED = {*ENTRIES[FORMAT], "file", "allow_pickle"}  # the latter are arguments of np.savez
+RESERVED = {*ENTRIES[FORMAT], "file", "allow_pickle"}  # the last two are arguments of np.savez
 HINT = "a model is written by dp.save or deepprop train --save"
 
 
@@ -40,11 +46,11 @@ def save(
     classes: ArrayLike | None = None,
     **extra: ArrayLike,
 ) -> None:
-    """Write a network to a .npz file, whole or not at all.
+    """Write a network to a .npz file, completely or not at all.
 
-    The file holds W and b of each layer or stack, the names of the activations and of the output,
-    which layers are residual, and the type of products. `deepprop predict` and `deepprop export`
-    apply the scaling and the classes.
+    The file holds W and b of each layer or stack, the names of the activations and the output,
+    which layers are residual, and the compute dtype. `deepprop predict` and `deepprop export` apply
+    the scaling and the class labels.
 
     >>> import jax, tempfile, deepprop as dp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -56,39 +62,38 @@ def save(
     ('relu', True, ['no', 'yes'])
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         params: the layers.
-        scaling: (shift, scale), each (n_0,), where the network was trained on (X - shift) / scale.
+        scaling: (shift, scale), each (n_0,), if the network was trained on (X - shift) / scale.
         classes: (n_L,), the label of each output unit: numbers or text, in any order.
-        extra: further arrays of numbers or text to store beside them. `load_extra` returns them,
-            and the scaling as "shift" and "scale", and "classes". Those two names may be given as
-            extras too, both together.
+        extra: more arrays of numbers or text to store. `load_extra` returns them, together with
+            "shift" and "scale" of the scaling, and "classes". You may pass shift and scale here
+            instead of `scaling`, both together.
 
     Raises:
         ValueError: an extra array has a reserved name (an entry of the file in any format: format,
             dtype, activations, residual, keep, products, contents, W1, b1, ...; or an argument of
-            np.savez), or holds objects; shift or scale has another shape, is not finite, or scale
-            has a 0; there are not n_L different classes; or an activation of your own has the name
-            of one that ships.
+            np.savez), or holds objects; shift or scale has another shape or is not finite, or scale
+            has a 0; there are not n_L different classes; or your own activation has the name of a
+            built-in one.
         TypeError: an extra array is masked or sparse, or scaling is not a pair of real numbers.
-        OSError: the file can't be written; what was there before is still there.
+        OSError: the file can't be written; an existing one is not changed.
     """
     check_params(params)
     for layer in params:
         _check_name(layer)
-    arrays = {**_arrays(params), **_beside(params, scaling, classes, extra)}
+    arrays = {**_arrays(params), **_extras(params, scaling, classes, extra)}
     arrays["contents"] = np.array(sorted([*arrays, "contents"]))
     with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output] = ()) -> Params:
-    """Read a network that `save` wrote. No code runs from the file, whoever wrote it.
+    """Read a network that `save` wrote. No code from the file is run, whoever wrote it.
 
     Args:
         path: the file.
-        own: the activations, costs and outputs of your own that the network has; the file names
-            them.
+        own: your own activations, costs and outputs in the network; the file has their names.
 
     Returns:
         The layers.
@@ -108,7 +113,7 @@ def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output]
 
 
 def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The further arrays that `save` wrote beside a network.
+    """Read the extra arrays that `save` wrote beside a network.
 
     Args:
         path: the file.
@@ -127,13 +132,13 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if form == FORMAT or ("contents" in names and form not in ENTRIES):
         _check_contents(path, names, arrays, FORMAT)
         return read_npz(path, [name for name in names if not _is_reserved(name)])
-    L = np.size(arrays.get("activations", ()))  # 0.1.0 took extras of any name but these
+    L = np.size(arrays.get("activations", ()))  # 0.1.0 accepted extras of any name except these
     parts = {*ENTRIES.get(form, ()), *(f"{part}{l + 1}" for l in range(L) for part in "Wb")}
     return read_npz(path, [name for name in names if name not in parts])
 
 
 def checked_scaling(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and scale, each (n_0,) of that type.
+    """Return shift and scale, each (n_0,) in that dtype.
 
     Raises:
         ValueError: one has another shape or is not finite in that type, or scale has a 0.
@@ -156,10 +161,10 @@ def checked_scaling(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[np.ndarra
 
 
 def checked_classes(classes: Any, n_L: int) -> np.ndarray:
-    """The labels of n_L output units: numbers or text, where bytes become text.
+    """Return the labels of n_L output units, numbers or text; bytes become text.
 
     Raises:
-        ValueError: there are not so many, two are equal, or they are neither numbers nor text.
+        ValueError: there are not n_L, two are equal, or they are neither numbers nor text.
         TypeError: they are a masked array.
     """
     labels = as_text("classes", _plain("classes", classes))
@@ -176,7 +181,7 @@ def checked_classes(classes: Any, n_L: int) -> np.ndarray:
 
 
 def _arrays(params: Params) -> dict[str, np.ndarray]:
-    """The entries of the file that make the network."""
+    """Return the file's entries of the network."""
     dtype = params[0].W.dtype
     arrays = {
         "format": np.array(FORMAT),
@@ -193,10 +198,10 @@ def _arrays(params: Params) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _beside(
+def _extras(
     params: Params, scaling: Any, classes: Any, extra: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The entries beside the network, checked: shift and scale, classes, and further ones."""
+    """Return the other entries, checked: shift and scale, classes, and extra arrays."""
     n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[-2]
     arrays = {name: _extra(name, value) for name, value in extra.items()}
     pair = [name for name in ("shift", "scale") if name in arrays]
@@ -214,7 +219,7 @@ def _beside(
 
 
 def _extra(name: str, value: Any) -> np.ndarray:
-    if _is_reserved(name) or name.endswith(".npy"):  # in the archive each name gets that ending
+    if _is_reserved(name) or name.endswith(".npy"):  # every name has that ending in the archive
         raise ValueError(
             f"extra {name!r} must have a name of its own: the entries of the file and the arguments"
             " of np.savez are reserved"
@@ -223,11 +228,11 @@ def _extra(name: str, value: Any) -> np.ndarray:
 
 
 def _plain(name: str, value: Any) -> np.ndarray:
-    """`value` as an array that an archive holds without objects.
+    """Return `value` as an array that an archive can hold without objects.
 
     Raises:
         TypeError: it is masked or sparse.
-        ValueError: it would be objects, or is of a type that NumPy's files don't have.
+        ValueError: it would be an array of objects, or NumPy's files don't have its dtype.
     """
     check_unmasked(name, value)
     if hasattr(value, "toarray") or hasattr(value, "todense"):
@@ -244,20 +249,20 @@ def _plain(name: str, value: Any) -> np.ndarray:
             f"{name} must hold no objects, got dtype {array.dtype}: pass .astype(str) for text,"
             " .astype(float) for numbers"
         )
-    if array.dtype.isbuiltin == 2:  # such as bfloat16: it would be read as bytes without a meaning
-        raise ValueError(f"{name} must have a type of NumPy's own, got dtype {array.dtype}")
+    if array.dtype.isbuiltin == 2:  # such as bfloat16, which would be read as raw bytes
+        raise ValueError(f"{name} must have one of NumPy's own dtypes, got {array.dtype}")
     return array
 
 
 def _is_reserved(name: str) -> bool:
-    """Whether an entry of that name belongs to the network, in any format."""
+    """Return whether an entry of that name belongs to the network, in any format."""
     return name in RESERVED or re.fullmatch(r"[Wb]\d+", name) is not None
 
 
 def _check_contents(
     path: str | os.PathLike[str], names: Iterable[str], arrays: Mapping[str, np.ndarray], form: str
 ) -> None:
-    """Raise where the file lacks an entry of its format, or one that it names itself."""
+    """Raise if the file lacks an entry of its format, or one of its own list."""
     contents = np.ravel(arrays.get("contents", ())) if form == FORMAT else ()
     lost = [name for name in (*ENTRIES[form], *map(str, contents)) if name not in names]
     if lost:
@@ -275,7 +280,7 @@ def _network(
     if not names:
         raise ValueError(f"{path}: the model has no layer")
     plain = {"residual": np.zeros(L, bool), "keep": np.ones(L, int), "products": np.array("")}
-    # In format 1 these names are extras, which 0.1.0 took for the network's.
+    # In format 1 these names are extras.
     static = {name: arrays[name] if name in ENTRIES[form] else plain[name] for name in STATIC}
     try:
         dtype, products = jnp.dtype(str(arrays["dtype"])), str(static["products"]) or None
@@ -301,7 +306,7 @@ def _network(
 
 
 def _output(name: str, own: Mapping[str, Any]) -> Output:
-    """The output of that name, whole or as activation+cost, where each may be of one's own."""
+    """Return the output of that name, or of activation+cost, each of which may be the user's own."""
     if name in own:
         return output(own[name])
     for i, sign in enumerate(name):
@@ -312,7 +317,7 @@ def _output(name: str, own: Mapping[str, Any]) -> Output:
 
 
 def _check_name(layer: Layer) -> None:
-    """Raise where a file would name another activation than the layer has."""
+    """Raise if a file with this name would load another activation."""
     resolve: Any = output if isinstance(layer.activation, Output) else activation
     try:
         shipped = resolve(layer.activation.name)
@@ -320,6 +325,6 @@ def _check_name(layer: Layer) -> None:
         return
     if shipped != layer.activation:
         raise ValueError(
-            f"the activation or cost {layer.activation.name!r} has the name of another that ships;"
-            " give yours a name of its own"
+            f"the activation or cost {layer.activation.name!r} has the name of a built-in one;"
+            " give yours another name"
         )

@@ -1,4 +1,4 @@
-"""A trained network as a program that runs without deepprop: StableHLO, by jax.export."""
+"""A network as a program that runs without deepprop: StableHLO, by jax.export."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from deepprop.files.model import checked_scaling
 from deepprop.layers import Params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-ROOM = 2**31 - 2**20  # bytes for the parameters: a flatbuffer ends at 2 GiB, the program is in it
+ROOM = 2**31 - 2**20  # bytes for the parameters: a flatbuffer has at most 2 GiB, program included
 
 
 def export(
@@ -31,10 +31,10 @@ def export(
     platforms: Sequence[str] = PLATFORMS,
     scaling: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> None:
-    """Write `predict` as a StableHLO program that runs without deepprop, whole or not at all.
+    """Write `predict` as a StableHLO program that runs without deepprop, completely or not at all.
 
-    The program gives A[L] of X, or with a scaling A[L] of (X - shift) / scale, for any number m of
-    examples. The parameters are constants in it. jax and flatbuffers are enough to run it:
+    The program computes A[L] of X, or with a scaling of (X - shift) / scale, for any number m of
+    examples. The parameters are constants in it. JAX and flatbuffers run it:
 
     >>> import jax, tempfile, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -46,35 +46,35 @@ def export(
     >>> A.shape, network.in_avals[0].shape, network.platforms
     ((2, 5), (3, m), ('cpu', 'cuda', 'rocm', 'tpu'))
 
-    X must be an array (n_0, m) of float32, or of float64 where the parameters are; float64 is cast
-    to float32 where x64 is off, integers and other types are an error. A program in float64 needs
-    x64. A[L] comes in the type of X. `jit` takes the program; `vmap` and autodiff do not.
+    X must be an array (n_0, m) of float32, or of float64 if the parameters are. With x64 off,
+    float64 is cast to float32; integers and other dtypes are an error. A program in float64 needs
+    x64. A[L] has the dtype of X. `jit` takes the program; `vmap` and autodiff do not.
 
-    How long a file lasts, from jax's "Exporting and serializing staged-out computations": it runs
-    on a jaxlib built up to 6 months after the one that wrote it, or up to 3 weeks before. So write
-    it with the oldest release that is to run it (files of jax 0.10 ran on 0.12, not the reverse),
-    and keep the model (`save`). jax also says to load no file that you do not trust.
+    JAX's "Exporting and serializing staged-out computations" says how long a file lasts: it runs on
+    a jaxlib built up to 6 months after the one that wrote it, or up to 3 weeks before. So write it
+    with the oldest release that is to run it (files of jax 0.10 ran on 0.12, not the reverse), and
+    keep the model (`save`). JAX also says not to load files that you do not trust.
 
-    The file is as large as the parameters, once for all platforms, and some kB: 134.4 MB of
-    parameters (4096-4096-4096-10, float32) gave 134.4 MB. The compiler has them to read then: the
-    first call took 2.0 to 3.6 s there on two CPU cores, against 0.4 to 0.5 s for `predict`.
+    The file is as large as the parameters, once for all platforms, plus some kB: 134.4 MB of
+    parameters (4096-4096-4096-10, float32) gave 134.4 MB. The compiler has to read them: the first
+    call took 2.0 to 3.6 s there on two CPU cores, against 0.4 to 0.5 s for `predict`.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         params: the layers.
         platforms: which of "cpu", "cuda", "rocm" and "tpu" the program is to run on.
-        scaling: (shift, scale), each (n_0,), for a program that takes numbers as they are before
-            scaling; it computes in the type of X.
+        scaling: (shift, scale), each (n_0,), for a program that takes raw inputs; it is computed in
+            the dtype of X.
 
     Raises:
         ValueError: a platform is unknown or named twice, or there is none; shift or scale has
-            another shape, is not finite, or scale has a 0; the parameters take more than 2 GiB less
-            1 MiB, as the format ends at 2 GiB; jax.export can't lower an activation of your own,
-            such as one that calls back to Python; or the shape of a layer does not fit the network.
-        TypeError: `params` is not a tuple of layers, platforms no sequence of names, or scaling no
-            pair of real numbers.
-        ImportError: flatbuffers is missing; the message names the extra that brings it.
-        OSError: the file can't be written; what was there before is still there.
+            another shape or is not finite, or scale has a 0; the parameters take more than 2 GiB
+            minus 1 MiB, the limit of the format; jax.export can't lower your own activation, such
+            as one that calls back to Python; or the shape of a layer does not fit the network.
+        TypeError: `params` is not a tuple of layers, `platforms` is not a sequence of names, or
+            `scaling` is not a pair of real numbers.
+        ImportError: flatbuffers is missing; the message says what to install.
+        OSError: the file can't be written; an existing one is not changed.
     """
     _require_flatbuffers()
     check_params(params)
@@ -90,7 +90,7 @@ def export(
         X = jax.ShapeDtypeStruct((n_0, m), dtype)  # type: ignore[no-untyped-call]
         try:
             exported = jax_export.export(jax.jit(program), platforms=platforms)(X)
-        except Exception as error:  # an activation of the user's own may raise anything
+        except Exception as error:  # the user's activation may raise anything
             raise ValueError(
                 "params must have activations that jax.export can lower for"
                 f" {', '.join(platforms)}: {type(error).__name__}: {error}"
@@ -101,11 +101,11 @@ def export(
 
 
 def _program(params: Params, scaling: tuple[Array, Array] | None) -> Callable[[Array], Array]:
-    """The network with these parameters, X (n_0, m) to A[L]."""
-    # As NumPy arrays they are transposed here, which takes the compiler as long as all the rest.
+    """Return the network with these parameters as a function of X (n_0, m)."""
+    # NumPy transposes them here; in the compiler that would take as long as all the rest.
     params = jax.device_get(params)
 
-    def predict(X: Array) -> Array:  # the name stands in the file, and in jax's errors
+    def predict(X: Array) -> Array:  # this name appears in the file and in JAX's errors
         if scaling is not None:
             shift, scale = scaling
             X = (X - shift) / scale
@@ -115,7 +115,7 @@ def _program(params: Params, scaling: tuple[Array, Array] | None) -> Callable[[A
 
 
 def _checked_platforms(platforms: Any) -> tuple[str, ...]:
-    """The platforms, each a known one: jax.export itself takes any text."""
+    """Return the platforms, each a known one: jax.export itself accepts any text."""
     if isinstance(platforms, str) or not isinstance(platforms, Sequence):
         raise TypeError(f"platforms must be a sequence of names, got {platforms!r}")
     unknown = [name for name in platforms if name not in PLATFORMS]
@@ -127,7 +127,7 @@ def _checked_platforms(platforms: Any) -> tuple[str, ...]:
 
 
 def _columns(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[Array, Array] | None:
-    """Shift and scale as columns (n_0, 1) of that type."""
+    """Return shift and scale as columns (n_0, 1) in that dtype."""
     if scaling is None:
         return None
     shift, scale = map(jnp.asarray, checked_scaling(scaling, n_0, dtype))
@@ -136,7 +136,7 @@ def _columns(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[Array, Array] | 
 
 @contextmanager
 def _no_source_paths() -> Iterator[None]:
-    """Where each operation stands in the source is left out, as the paths are the user's own."""
+    """Leave source locations out of the program: their paths are private to the user."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ def _no_source_paths() -> Iterator[None]:
 
 
 def _require_flatbuffers() -> None:
-    """Raise unless flatbuffers is there, which jax.export writes and reads files with."""
+    """Raise unless flatbuffers is installed, with which jax.export writes and reads files."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError:

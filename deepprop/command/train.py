@@ -252,9 +252,7 @@ def _print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: fl
         print(f"\nstopped    by Ctrl-C, after epoch {done}{further}")
     if fit.stopped == "patience":
         best = int(np.argmin(fit.history["val_cost"])) + 1
-        print(
-            f"\nstopped    after epoch {done}, as the cost no longer fell; epoch {best} is the best"
-        )
+        print(f"\nstopped    after epoch {done}: the cost no longer fell; epoch {best} is the best")
     A = jax.jit(dp.predict)(fit.params, data.X_test)
     score = shown(metric, float(measure(A, jnp.asarray(data.Y_test))))
     print(f"\nresult     {metric} {score} on {data.X_test.shape[1]:,} held-out examples", end="")

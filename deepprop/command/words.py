@@ -19,7 +19,7 @@ ADVICE = "(dp.save(..., scaling=...) stores one)"
 
 
 def resolved(name: str) -> Any:
-    """Return the object that `module:name` names, also in the current folder; or the name itself."""
+    """Return what `module:name` names, also in the current folder; or the name itself."""
     if ":" not in name:
         return name
     module, attribute = name.split(":", 1)

@@ -306,7 +306,7 @@ def _network(
 
 
 def _output(name: str, own: Mapping[str, Any]) -> Output:
-    """Return the output of that name, or of activation+cost, each of which may be the user's own."""
+    """Return the output of that name, or of activation+cost; each may be the user's own."""
     if name in own:
         return output(own[name])
     for i, sign in enumerate(name):

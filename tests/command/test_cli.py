@@ -105,7 +105,9 @@ def test_patience_keeps_the_best_by_a_validation_set_of_its_own(run):
     assert status == 0
     assert "1,294 to train on, 144 to validate on, 359 held out" in out
     assert "learning rate 0.05 (warmup_cosine)" in out
-    stopped, best = map(int, re.search(r"after epoch (\d+), .*; epoch (\d+) is kept", out).groups())
+    stopped, best = map(
+        int, re.search(r"after epoch (\d+): .*; epoch (\d+) is the best", out).groups()
+    )
     assert stopped == best + 2 < 200
     assert re.search(r"accuracy [\d.]+ % on 359 held-out", out)
 
@@ -117,7 +119,7 @@ def test_a_checkpoint_goes_on_where_it_was(run, tmp_path):
     options += ["--checkpoint", tmp_path / "checkpoints"]
     assert run("train", *options, "--epochs", 3, "--checkpoint-every", 2)[0] == 0
     _, out, _ = run("train", *options, "--epochs", 5, "--save", parts)
-    assert "checkpoints: went on after epoch 3" in out
+    assert "checkpoints: resumed after epoch 3" in out
     assert len(re.findall(r"^ +\d+ .*%", out, re.MULTILINE)) == 2
     whole, parts = np.load(whole), np.load(parts)
     assert all(np.array_equal(whole[name], parts[name]) for name in whole.files)
@@ -141,7 +143,7 @@ def test_balanced_classes_of_a_single_output(run, tmp_path):
         "train", "--data", tmp_path / "data.npz", *QUICK, "--class-weights", "balanced"
     )
     assert status == 2
-    assert "--class-weights balanced needs data with one class an example" in err
+    assert "--class-weights balanced needs data with one class per example" in err
 
 
 def test_softmax_regression_has_no_hidden_layer(run):
@@ -273,7 +275,7 @@ def test_a_model_from_python_that_holds_no_scaling_is_said_to(run, tmp_path):
         for argv in (["predict", path], ["export", path, *files]):
             status, out, _ = run(*argv)
             assert status == 0
-            line = f"no scaling in {path}: inputs are taken as they are (dp.save(..., scaling=...)"
+            line = f"no scaling in {path}: inputs are not scaled (dp.save(..., scaling=...)"
             assert out.count(line) == out.count("no scaling") == said
 
 
@@ -374,10 +376,10 @@ def test_a_cost_that_runs_away_later_says_where_the_network_is(run, tmp_path):
     assert status == 1
     assert re.fullmatch(
         r"deepprop: the cost or a parameter is not finite in epoch \d+: cost (inf|nan); try a smaller"
-        r" --learning-rate; --save would have stored the network from before\n", err
+        r" --learning-rate; --save would have stored the network of the epoch before\n", err
     )  # fmt: skip
     status, _, err = run(*command, "--save", tmp_path / "m.npz")
-    assert err.endswith(f"; the network from before is in {tmp_path / 'm.npz'}\n")
+    assert err.endswith(f"; the network of the epoch before is in {tmp_path / 'm.npz'}\n")
     assert all(np.isfinite(layer.W).all() for layer in dp.load(tmp_path / "m.npz"))
 
 

@@ -120,8 +120,8 @@ BAD = {
     "x of rank 1": ({"X": LABELS, "y": LABELS}, r"x must have shape \(m, ...\)"),
     "nan in y": ({"X": IMAGES, "y": np.full(30, np.nan)}, "y_train must hold finite numbers"),
     "a new label": ({"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "y_test": LABELS + 1}, "y_test holds the label 3, which is not in training"),
-    "other features": ({"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[:, :2], "y_test": LABELS}, "x must have 12 features an example, as in training, got 6"),
-    "other targets": ({"x_train": IMAGES, "y_train": np.ones((30, 2)) / 3, "x_test": IMAGES, "y_test": np.ones((30, 3))}, "y_train has 2 numbers an example, y_test 3"),
+    "other features": ({"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[:, :2], "y_test": LABELS}, "x must have 12 features per example, as in training, got 6"),
+    "other targets": ({"x_train": IMAGES, "y_train": np.ones((30, 2)) / 3, "x_test": IMAGES, "y_test": np.ones((30, 3))}, "y_train has 2 numbers per example, y_test 3"),
 }  # fmt: skip
 
 
@@ -154,6 +154,6 @@ def test_options_that_do_not_fit(npz, options, message):
 def test_scaled_checks_the_features():
     data = load_data(None)
     with pytest.raises(
-        ValueError, match="x must have 64 features an example, as in training, got 3"
+        ValueError, match="x must have 64 features per example, as in training, got 3"
     ):
         scaled(np.ones((2, 3)), data.scaling)

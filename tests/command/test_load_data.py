@@ -158,7 +158,7 @@ def test_any_number_of_classes_where_they_are_asked_for_or_text(npz, y, output):
 @pytest.mark.parametrize(
     ("y", "output", "message"),
     [
-        (np.where(LABELS == 0, 1e300, X[:, 0]), None, r"y_train must hold .* float32 can hold, got 1e\+300"),
+        (np.where(LABELS == 0, 1e300, X[:, 0]), None, r"y_train must hold .* range of float32, got 1e\+300"),
         (np.where(LABELS == 0, np.nan, X[:, 0]), None, "y_train must hold finite numbers .*, got nan at"),
         (np.where(LABELS == 0, np.inf, X[:, 0]), None, "y_train must hold finite numbers .*, got inf at"),
         (np.where(LABELS == 0, np.nan, 1.0 * LABELS), "softmax", "y must hold finite labels, got nan"),

@@ -293,7 +293,7 @@ def test_on_the_command_line_the_program_predicts_what_predict_does(tmp_path, ca
     assert command(capsys, "train", *options)[0] == 0
     status, out, _ = command(capsys, "export", model, "--out", program)
     assert status == 0
-    assert f"saved {program}" in out
+    assert f"saved      {program}" in out
     assert command(capsys, "predict", model, "--data", file, "--out", csv)[0] == 0
     with np.load(file) as arrays:
         x = {name.lower(): arrays[name] for name in arrays.files}["x"]
@@ -302,11 +302,13 @@ def test_on_the_command_line_the_program_predicts_what_predict_does(tmp_path, ca
     A = np.load(tmp_path / "it.answers.npz")["A"]
     answers = np.loadtxt(csv)
     if data == "numbers":
-        assert "takes float32 (5, m), one example a column, before any scaling" in out
-        assert "gives float32 (1, m)\n" in out
+        assert "takes      float32 (5, m), one example per column, not scaled" in out
+        assert "returns    float32 (1, m)\n" in out
         np.testing.assert_allclose(A[0], answers, rtol=1e-5, atol=1e-5)
     else:
-        assert "gives float32 (10, m), a row for each class: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in out
+        assert (
+            "returns    float32 (10, m), one row per class: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in out
+        )
         assert len(answers) == 1797
         np.testing.assert_array_equal(np.argmax(A, axis=0), answers)
 

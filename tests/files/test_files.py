@@ -145,7 +145,7 @@ def test_the_names_of_entries_are_reserved_whatever_the_network(tmp_path, name):
         (np.array([None]), ValueError, "extra 'x' must hold no objects"),
         (np.ma.masked_equal([1, 2], 2), TypeError, "extra 'x' must not be a masked array"),
         ([np.ma.masked_equal([1, 2], 2)], TypeError, r"extra 'x'\[0\] must not be a masked array"),
-        (jnp.ones(2, jnp.bfloat16), ValueError, "extra 'x' must have a type of NumPy's own"),
+        (jnp.ones(2, jnp.bfloat16), ValueError, "extra 'x' must have one of NumPy's own dtypes"),
         ([[1], [1, 2]], ValueError, "extra 'x' must be an array of numbers or text"),
         (Sparse(), TypeError, r"extra 'x' must be a dense array, got a sparse Sparse: .*toarray"),
     ],
@@ -296,7 +296,7 @@ def test_a_cost_of_your_own_is_given_again_to_load(tmp_path):
 def test_a_name_of_another_that_ships_is_refused(tmp_path):
     fake = dp.Activation("relu", jnp.sin, lambda Z, A: jnp.cos(Z))
     params = dp.init_params(jax.random.key(0), [2, 3, 1], hidden=fake)
-    with pytest.raises(ValueError, match="'relu' has the name of another that ships"):
+    with pytest.raises(ValueError, match="'relu' has the name of a built-in one"):
         dp.save(tmp_path / "model.npz", params)
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,14 @@
-"""Strict types and ranks for every test; hypothesis profiles: pytest --hypothesis-profile=thorough."""
+"""Strict types and ranks for every test, and which tests are ordinary.
+
+`pytest` runs the ordinary tests, in under four minutes on two cores. `pytest --thorough` runs all of
+them, and `pytest --rest` those that `pytest` leaves out. It leaves out two kinds: tests marked
+`thorough`, which are long by themselves, and combinations: of a test with several parameters the
+ordinary run takes as many cases as are needed for each value of each parameter to occur. A test
+marked `every_case` is run in full.
+"""
 
 import os
+from collections import defaultdict
 
 import jax
 import pytest
@@ -8,17 +16,20 @@ from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 8)  # of which all but test_devices.py uses the first
+jax.config.update("jax_num_cpu_devices", 8)  # of which all tests but those of devices use the first
 
 UNOPTIMISED = "--xla_backend_optimization_level=0"
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-settings.register_profile("ordinary", max_examples=15, derandomize=True, **common)
-settings.register_profile("thorough", max_examples=3000, **common)
+settings.register_profile("ordinary", max_examples=8, derandomize=True, **common)
+settings.register_profile("thorough", max_examples=40, **common)
+settings.register_profile("thousands", max_examples=3000, **common)  # --hypothesis-profile=thousands
 settings.load_profile("ordinary")
 
 
 def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="run every test")
+    parser.addoption("--rest", action="store_true", help="run what the ordinary run leaves out")
     parser.addoption(
         "--optimised", action="store_true", help="compile as without pytest; a third slower"
     )
@@ -29,8 +40,51 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Leave LLVM's optimiser out: XLA's program is the same, what it counts too, only slower."""
+    config.addinivalue_line("markers", "thorough: long by itself; not in the ordinary run")
+    config.addinivalue_line("markers", "every_case: the ordinary run takes every combination")
     if not config.getoption("--optimised"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}".strip()
+    all_or_rest = config.getoption("--thorough") or config.getoption("--rest")
+    if all_or_rest and config.getoption("--hypothesis-profile", None) is None:
+        settings.load_profile("thorough")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Choose the tests of this run; pytest's last line counts those left out."""
+    if config.getoption("--thorough"):
+        return
+    ordinary = _ordinary(items)
+    rest = config.getoption("--rest")
+    left_out = [item for item in items if (item.nodeid in ordinary) == rest]
+    items[:] = [item for item in items if (item.nodeid in ordinary) != rest]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _ordinary(items):
+    """The ids of the tests of the ordinary run."""
+    cases, chosen = defaultdict(list), set()
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            continue
+        several = len(getattr(getattr(item, "callspec", None), "indices", ())) > 1
+        if several and not item.get_closest_marker("every_case"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+        else:
+            chosen.add(item.nodeid)
+    for group in cases.values():
+        chosen |= _covering(group)
+    return chosen
+
+
+def _covering(group):
+    """Ids of few cases in which each value of each parameter occurs, chosen greedily."""
+    values = {item.nodeid: set(item.callspec.indices.items()) for item in group}
+    unseen, chosen = set().union(*values.values()), set()
+    while unseen:
+        best = max(values, key=lambda case: len(values[case] & unseen))
+        chosen.add(best)
+        unseen -= values[best]
+    return chosen
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 import deepprop as dp
+from tests.page.test_gradients import networks
 from tests.problems import HIDDEN, OUTPUTS, problem, public_cost, worst_error
-from tests.test_gradients import networks
 
 pytestmark = pytest.mark.usefixtures("x64")
 

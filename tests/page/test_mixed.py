@@ -12,7 +12,7 @@ import pytest
 import deepprop as dp
 from deepprop import _arithmetic as precision
 from tests.problems import autodiff, by_hand, problem
-from tests.test_autodiff_free import capabilities, everything, primitives
+from tests.project.test_autodiff_free import capabilities, everything, primitives
 
 NARROW = ["bfloat16", "float16"]
 U_SUM = 2.0**-24  # the unit roundoff of float32

@@ -11,7 +11,7 @@ from deepprop.command.data import load_data
 from deepprop.costs import OUTPUTS
 from deepprop.signals.gauss_newton import gauss_newton_form
 from tests.problems import problem, worst_error
-from tests.test_per_example import one_by_one, signals_of
+from tests.signals.test_per_example import one_by_one, signals_of
 
 CANONICAL = list(OUTPUTS)
 forward = jax.jit(dp.forward)

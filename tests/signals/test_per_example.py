@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 import deepprop as dp
 from tests.problems import HIDDEN, OUTPUTS, problem, public_cost, worst_error
-from tests.test_gradients import networks
+from tests.page.test_gradients import networks
 
 pytestmark = pytest.mark.usefixtures("x64")
 

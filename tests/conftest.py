@@ -23,7 +23,9 @@ UNOPTIMISED = "--xla_backend_optimization_level=0"
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("ordinary", max_examples=8, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=40, **common)
-settings.register_profile("thousands", max_examples=3000, **common)  # --hypothesis-profile=thousands
+settings.register_profile(
+    "thousands", max_examples=3000, **common
+)  # --hypothesis-profile=thousands
 settings.load_profile("ordinary")
 
 

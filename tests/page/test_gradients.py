@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import deepprop as dp
 from tests.problems import (
@@ -18,6 +17,7 @@ from tests.problems import (
     public_cost,
     worst_error,
 )
+from tests.random_networks import networks
 
 SHAPES = {
     "L=1, one unit": ([3, 1], 5),
@@ -63,16 +63,6 @@ def test_hundreds_of_layers():
 def test_another_activation_in_each_layer():
     args = problem(11, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN)
     assert worst_error(by_hand(*args), autodiff(*args)) <= 1e-10
-
-
-@st.composite
-def networks(draw):
-    sizes = draw(st.lists(st.sampled_from([1, 2, 5]), min_size=2, max_size=6))
-    hidden = draw(
-        st.lists(st.sampled_from(HIDDEN), min_size=len(sizes) - 2, max_size=len(sizes) - 2)
-    )
-    output, m = draw(st.sampled_from(OUTPUTS)), draw(st.sampled_from([1, 6]))
-    return draw(st.integers(0, 2**31)), sizes, m, hidden, output, draw(st.booleans())
 
 
 @given(networks())

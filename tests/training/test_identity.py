@@ -124,7 +124,7 @@ def test_each_has_a_hash_of_its_own_and_the_same_each_time():
 
 def test_another_process_has_the_same_hashes():
     """With another seed of Python's own hashes, in which sets have another order."""
-    code = "from tests.test_identity import *; print([hash_of(make()) for make in MAKERS.values()])"
+    code = "from tests.training.test_identity import *; print([hash_of(make()) for make in MAKERS.values()])"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
         env={"PYTHONHASHSEED": "77", "PYTHONPATH": ":".join(sys.path)},

@@ -1,4 +1,4 @@
-"""The health of layers: the numbers against NumPy, planted faults found, healthy networks not."""
+"""The health of layers: planted faults are found, healthy networks pass."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.command.data import load_data
-from tests.problems import HIDDEN, problem
+from tests.problems import HIDDEN
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 DATA = load_data(None, held_out=0.2, seed=0, standardize=False, output=None)
@@ -33,34 +33,6 @@ def replaced(params, l, **parts):
     layer = params[l - 1]
     layer = dp.Layer(parts.get("W", layer.W), parts.get("b", layer.b), layer.activation)
     return (*params[: l - 1], layer, *params[l:])
-
-
-def test_the_numbers(x64):
-    params, X, Y, _ = problem(0, [3, 5, 4, 2], 7, ["tanh", "relu"])
-    X[1] = 0
-    _, cache = dp.forward(params, X)
-    dZ = dp.error_signals(cache, Y)
-    grads = dp.gradients(cache, dZ)
-    updates = jax.tree.map(lambda g: -0.1 * g, grads)
-    found = dp.diagnose(cache, dZ, updates)
-    A, Z = [np.asarray(a) for a in cache.A[1:]], [np.asarray(z) for z in cache.Z]
-    for l in range(3):
-        W, dW = np.asarray(params[l].W), np.asarray(grads[l].W)
-        assert found.A[l] == pytest.approx(np.sqrt(np.mean(A[l] ** 2)))
-        lengths = np.linalg.norm(dZ[l], axis=0)
-        assert found.dZ[l] == pytest.approx(np.sqrt(np.mean(lengths**2)))
-        assert found.W[l] == pytest.approx(np.linalg.norm(W))
-        assert found.dW[l] == pytest.approx(np.linalg.norm(dW))
-        usual = max(np.linalg.norm(W), np.sqrt(len(W)))
-        assert found.update[l] == pytest.approx(0.1 * np.linalg.norm(dW) / usual)
-    assert found.flat[0] == pytest.approx(np.mean(1 - np.tanh(Z[0]) ** 2 < 0.05))
-    assert found.flat[1] == pytest.approx(np.mean(Z[1] <= 0))
-    assert found.dead[1] == pytest.approx(np.mean((Z[1] <= 0).all(axis=1)))
-    assert found.dead[2] == found.flat[2] == 0
-    sizes = np.sqrt(np.mean(X**2, axis=1))
-    expected = [np.sqrt(np.mean(X**2)), np.median(sizes[[0, 2]]), sizes.max()]
-    np.testing.assert_allclose(found.X, expected)
-    assert dp.diagnose(cache, dZ).update is None
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
@@ -200,77 +172,6 @@ def test_what_is_not_finite_is_found():
     assert findings(params)[0].startswith("layers 1 to 4: not finite")
 
 
-def test_a_record_has_every_kth_step():
-    """Entry j of an epoch is of step j k, from the params before it: the same loop by hand."""
-    params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
-
-    def spy(cache, dZ, updates):
-        return {"J": dp.cost(cache, cache.A[-1]), "W": cache.params[0].W, "step": updates[0].W}
-
-    optimizer = optax.sgd(0.1)
-    common = {"batch_size": 4, "key": jax.random.key(1)}
-    fit = dp.fit(params, optimizer, X, Y, epochs=2, record=dp.Record(spy, 4), **common)
-    assert fit.history["W"].shape == (2, 3, 4, 3)  # steps 0, 4 and 8 of 10
-    np.testing.assert_array_equal(fit.history["W"][0, 0], params[0].W)
-    every = dp.fit(params, optimizer, X, Y, epochs=2, record=dp.Record(spy, 1), **common)
-    for name in ("W", "step", "J"):
-        np.testing.assert_allclose(fit.history[name], every.history[name][:, ::4], rtol=1e-6)
-    W = every.history["W"].reshape(20, 4, 3)
-    np.testing.assert_allclose(
-        np.diff(W, axis=0), every.history["step"].reshape(20, 4, 3)[:-1], atol=1e-6
-    )
-    plain = dp.fit(params, optimizer, X, Y, epochs=2, **common)
-    for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(fit.params), strict=True):
-        np.testing.assert_array_equal(a, b)  # looking changes nothing
-
-
-def test_a_record_goes_through_a_checkpoint(tmp_path):
-    params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
-    common = {"batch_size": 8, "key": jax.random.key(1), "record": dp.Record(dp.diagnose, 2)}
-    optimizer = optax.sgd(0.1)
-    whole = dp.fit(params, optimizer, X, Y, epochs=3, **common)
-    dp.fit(params, optimizer, X, Y, epochs=2, checkpoint=tmp_path, **common)
-    rest = dp.fit(params, optimizer, X, Y, epochs=3, checkpoint=tmp_path, **common)
-    for name, values in whole.history.items():
-        np.testing.assert_array_equal(values, rest.history[name])
-    with pytest.raises(ValueError, match="of another record"):
-        dp.fit(
-            params,
-            optimizer,
-            X,
-            Y,
-            epochs=4,
-            checkpoint=tmp_path,
-            **(common | {"record": dp.Record(dp.diagnose, 3)}),
-        )
-
-
-def test_bad_input_of_a_record():
-    params, X, Y, _ = problem(3, [3, 4, 2], 8, dtype=np.float32)
-    common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="every of a record must be above 0"):
-        dp.fit(params, optax.sgd(0.1), X, Y, record=dp.Record(dp.diagnose, 0), **common)
-    for name in ("cost", "val_cost", "epsilon"):
-
-        def record(*_, name=name):
-            return {name: jnp.zeros(())}
-
-        with pytest.raises(ValueError, match=f'must not have an entry called "{name}"'):
-            dp.fit(params, optax.sgd(0.1), X, Y, record=record, **common)
-    with pytest.raises(TypeError, match=r"record must be a function such as dp\.diagnose"):
-        dp.fit(params, optax.sgd(0.1), X, Y, record="diagnose", **common)
-    bare = dp.fit(params, optax.sgd(0.1), X, Y, record=lambda *_: jnp.ones(3), **common)
-    assert bare.history["record"].shape == (1, 2, 3)
-    _, cache = dp.forward(params, X)
-    with pytest.raises(ValueError, match="updates must hold W of shapes"):
-        dp.diagnose(cache, dp.error_signals(cache, Y), new("relu"))
-    fit = dp.fit(params, optax.sgd(0.1), X, Y, **common)
-    with pytest.raises(ValueError, match=r"history must come from a fit with record=dp\.diagnose"):
-        dp.diagnosis_of(fit.history, params)
-    with pytest.raises(ValueError, match=r"history must come from a fit with record=dp\.diagnose"):
-        dp.plot_layers("layers.png", fit.history)
-
-
 def test_the_table_and_the_picture(tmp_path):
     fit = dp.fit(
         new("relu"), optax.adam(1e-3), DATA.X, DATA.Y, epochs=2, batch_size=64,
@@ -295,20 +196,6 @@ def test_the_table_and_the_picture(tmp_path):
     assert lines[-1] == "nothing stands out"
     dp.plot_layers(tmp_path / "layers.png", fit.history, "a price in $ and $")
     assert (tmp_path / "layers.png").read_bytes()[1:4] == b"PNG"
-
-
-def test_a_record_without_updates_is_enough(tmp_path):
-    fit = dp.fit(
-        new("relu"), optax.adam(1e-3), DATA.X, DATA.Y, epochs=1, batch_size=64,
-        key=jax.random.key(1), record=lambda cache, dZ, _: dp.diagnose(cache, dZ),
-    )  # fmt: skip
-    found = dp.diagnosis_of(fit.history, fit.params)
-    assert found.update is None
-    assert "nothing stands out" in str(found)
-    dp.plot_layers(tmp_path / "layers.png", fit.history)
-    for entry, params in ((99, fit.params), (0, new("relu", [64, 10]))):
-        with pytest.raises(ValueError, match="entry must be one of the history's 23, of 4 layers"):
-            dp.diagnosis_of(fit.history, params, entry)
 
 
 def test_layers_are_named_as_people_say_them():

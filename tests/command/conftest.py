@@ -1,0 +1,33 @@
+"""The command line, called in this process."""
+
+import sys
+
+import pytest
+
+from deepprop.command.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*argv):
+        try:
+            status = main(list(map(str, argv)))
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A folder to stand in, with mine.py: an activation that is right and one that is wrong."""
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp, deepprop as dp\n"
+        "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"
+        "wrong = dp.Activation('wrong', jnp.sin, lambda Z, A: jnp.sin(Z))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("mine", None)

@@ -180,7 +180,7 @@ def _check_sum(name: str, w: Array) -> None:
 def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Prepared:
     """A batch that is shorter than another before it, filled with examples of weight 0.
 
-    Another size would be compiled anew.
+    Another size would be compiled again.
     """
     lacking = size - X.shape[0]
     if not lacking:

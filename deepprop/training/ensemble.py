@@ -87,7 +87,7 @@ def fit_ensemble(
             that returns True stops the training.
         backward: maps (cache, Y, weights) to gradients like params.
         state: the optimizer's state of all networks, with a leading axis of K, from an earlier
-            `Fit`; None starts anew.
+            `Fit`; None starts a new one.
         checkpoint: a folder or a `Checkpoint`, to resume from as `fit` does.
 
     Returns:

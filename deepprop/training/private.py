@@ -247,14 +247,16 @@ def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) ->
     counted = counted & jnp.isfinite(per_example_norms(cache, dZ))
     factors = clip_factors(cache, dZ, privacy.max_norm, privacy.gamma)
 
-    def kept(P: Array) -> Array:
+    def counted_only(P: Array) -> Array:
         return jnp.where(jnp.broadcast_to(counted, P.shape), P, 0)
 
     def scaled(_: Layer, factor: Array, dZ: Array) -> Array:
         return factor[None, :] * dZ
 
-    clipped = map(kept, layer_map(scaled, cache.params, by_entry(cache.params, factors), dZ))
-    cache = replace(cache, A=tuple(map(kept, cache.A)))
+    clipped = map(
+        counted_only, layer_map(scaled, cache.params, by_entry(cache.params, factors), dZ)
+    )
+    cache = replace(cache, A=tuple(map(counted_only, cache.A)))
     m = counted.shape[0]
     total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, tuple(clipped)))
     return total

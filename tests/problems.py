@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import deepprop as dp
 
@@ -14,6 +15,11 @@ OUTPUTS = [
     "softmax", "sigmoid", "identity", "exp", "tanh+absolute_error", "tanh+huber(0.4)",
     "sigmoid+squared_error", "softplus+huber",
 ]  # fmt: skip
+
+
+def thorough(*case):
+    """A case of a table that the ordinary run leaves out."""
+    return pytest.param(*case, marks=pytest.mark.thorough)
 
 
 def problem(seed, sizes, m, hidden="tanh", output="softmax", weighted=False, dtype=np.float64):

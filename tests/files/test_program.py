@@ -14,7 +14,7 @@ import pytest
 import deepprop as dp
 from deepprop.command.cli import main
 from deepprop.files.program import PLATFORMS
-from tests.problems import HIDDEN, OUTPUTS, problem
+from tests.problems import HIDDEN, OUTPUTS, problem, thorough
 
 SIZES = (1, 2, 7, 100)
 SHIFT, SCALE = np.array([1000.0, -20.0, 3.0, 0.0]), np.array([250.0, 4.0, 0.1, 1.0])
@@ -73,10 +73,8 @@ def own_network():
 
 
 NETWORKS = {
-    **{name: (lambda name=name: network_of(name)) for name in HIDDEN},
-    **{name: (lambda name=name: network_of(output=name)) for name in OUTPUTS if name not in HIDDEN},
-    "output sigmoid": lambda: network_of(output="sigmoid"),
-    "output identity": lambda: network_of(output="identity"),
+    "every activation": lambda: network_of(HIDDEN),
+    **{name: (lambda name=name: network_of(output=name)) for name in OUTPUTS},
     "no hidden layer": lambda: network_of([]),
     "own": own_network,
     "bfloat16": lambda: network_of(HIDDEN, dtype=jnp.bfloat16),
@@ -169,11 +167,11 @@ def test_narrow_numbers_are_multiplied_as_they_are_but_on_a_cpu(exported):
 )
 def test_other_inputs_are_an_error(exported, X, message):
     with pytest.raises(ValueError, match=message):
-        read(exported[0] / "tanh.jax").call(X)
+        read(exported[0] / "softmax.jax").call(X)
 
 
 def test_float64_is_cast_where_x64_is_off_and_refused_where_it_is_on(exported):
-    network, X = read(exported[0] / "tanh.jax"), np.ones((4, 2))
+    network, X = read(exported[0] / "softmax.jax"), np.ones((4, 2))
     assert network.call(X).dtype == np.float32
     with jax.enable_x64(True), pytest.raises(ValueError, match="expected float32 and called with"):
         network.call(X)
@@ -277,7 +275,7 @@ def command(capsys, *argv):
 
 
 @pytest.mark.usefixtures("optax_types")
-@pytest.mark.parametrize("data", ["digits", "digits, standardized", "numbers"])
+@pytest.mark.parametrize("data", [thorough("digits"), "digits, standardized", "numbers"])
 def test_on_the_command_line_the_program_predicts_what_predict_does(tmp_path, capsys, data):
     """From the same numbers, before any scaling; the file of the model has the scaling."""
     if data == "numbers":

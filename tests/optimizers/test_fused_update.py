@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from tests.problems import by_hand, problem, public_cost
+from tests.problems import by_hand, problem, public_cost, thorough
 
 pytestmark = pytest.mark.usefixtures("optax_types")  # optax raises a float to an integer's power
 
@@ -41,6 +43,9 @@ def network(kind="layers one by one", dtype=np.float64, weighted=False):
     return NETWORKS[kind](params), X, Y, w
 
 
+copied = jax.jit(partial(jax.tree.map, jnp.copy))
+
+
 def close(found, expected, rtol=1e-10):
     """Leaf by leaf, stacks taken apart; to the largest number, in float64 unless told."""
     pairs = zip(*(jax.tree.leaves(dp.unstack(p)) for p in (found, expected)), strict=True)
@@ -60,13 +65,17 @@ def fit(params, optimizer, dtype=np.float64, weighted=False, **options):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "a residual stack") for name in OPTIMIZERS] + [("adam", kind) for kind in NETWORKS],
+    [
+        *zip(OPTIMIZERS, cycle(NETWORKS), strict=False),
+        *(thorough(name, "a residual stack") for name in OPTIMIZERS),
+        *(thorough("adam", kind) for kind in NETWORKS),
+    ],
 )
 def test_steps_are_those_of_the_optimizer_by_itself(name, kind):
     """Three weighted steps, against a loop of the gradient and the update, layer by layer."""
     params, X, Y, w = network(kind, weighted=True)
     optimizer, expected = OPTIMIZERS[name](), dp.unstack(params)
-    state, costs = optimizer.init(expected), []
+    state, costs = jax.jit(optimizer.init)(expected), []
 
     @jax.jit
     def reference(params, state):
@@ -78,7 +87,7 @@ def test_steps_are_those_of_the_optimizer_by_itself(name, kind):
         expected, state, J = reference(expected, state)
         costs.append(float(J))
     inside = dp.in_backward(optimizer)
-    step, got, state = dp.train_step(inside), jax.tree.map(jnp.copy, params), inside.init(params)
+    step, got, state = dp.train_step(inside), copied(params), jax.jit(inside.init)(params)
     for J_expected in costs:
         got, state, J = step(got, state, X, Y, w)
         assert float(J) == pytest.approx(J_expected, rel=1e-10)
@@ -112,7 +121,7 @@ def test_by_itself_it_is_the_same_optimizer(kind):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("kind", "weighted"), [("layers one by one", False), ("a residual stack", True)]
+    ("kind", "weighted"), [thorough("layers one by one", False), ("a residual stack", True)]
 )
 def test_fit_and_fit_batches_come_to_the_same_parameters(kind, weighted):
     params, X, Y, w = network(kind, weighted=weighted)
@@ -152,7 +161,7 @@ def test_fit_ensemble_with_a_sweep():
         run(lambda max_norm: dp.in_backward(optax.clip_by_global_norm(max_norm)), {"max_norm": [1.0, 2.0]})  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["layers one by one", "a stack"])
+@pytest.mark.parametrize("kind", [thorough("layers one by one"), "a stack"])
 def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
     params, *_ = network(kind, np.float32)
     optimizer = dp.in_backward(optax.adam(0.01))

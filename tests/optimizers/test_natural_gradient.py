@@ -141,6 +141,7 @@ def test_kfac_without_a_learning_rate_learns_faster_than_adam(optax_types):
     assert np.nanmin(adam) > J
 
 
+@pytest.mark.thorough
 def test_kfac_without_a_learning_rate_goes_on_being_stable(optax_types):
     """Hundreds of small minibatches, on which the quadratic model flatters itself; and past J = 0."""
     data = load_data(None, held_out=0.2, seed=0, standardize=False, output=None)

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import deepprop as dp
+from tests.problems import thorough
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 
@@ -16,7 +17,7 @@ def data():
     return X, np.eye(3, dtype=np.float32)[labels].T
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("batch_size", [1, thorough(2), 4, thorough(8), thorough(16)])
 @pytest.mark.parametrize("hidden", [[8], [16, 16]])
 def test_it_learns(hidden, batch_size):
     params = dp.init_params(jax.random.key(0), [4, *hidden, 3], hidden="tanh")

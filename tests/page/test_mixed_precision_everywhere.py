@@ -143,6 +143,7 @@ def trained(params, optimizer, **options):
     return dp.fit(params, optimizer, X, Y, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize(("kind", "stacked"), [("bfloat16", False), ("float16", True)])
 def test_fit_comes_to_the_cost_that_float32_comes_to(kind, stacked):

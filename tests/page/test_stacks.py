@@ -9,7 +9,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.walk import by_entry
-from tests.problems import HIDDEN, autodiff, by_hand, problem, public_cost, worst_error
+from tests.problems import HIDDEN, autodiff, by_hand, problem, public_cost, thorough, worst_error
 
 KEEPS = [1, 2, 3, "sqrt", 100]
 SIZES = [4, *[6] * 8, 3]  # 7 equal layers: a prime, which no segment divides
@@ -36,10 +36,12 @@ def one_by_one(entries, params):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("hidden", [HIDDEN, *map(thorough, HIDDEN)], ids=str)
 @pytest.mark.parametrize("output", ["softmax", "tanh+huber(0.4)"])
 def test_residual_gradients_are_autodiffs(hidden, output):
-    params, X, Y, w = deep(hidden, output, residual=True)
+    """With each activation in a layer of one network, and in all layers of one."""
+    sizes = SIZES if isinstance(hidden, str) else [4, *[6] * len(HIDDEN), 3]
+    params, X, Y, w = deep(hidden, output, residual=True, sizes=sizes)
     assert any(p.residual for p in params)
     found, exact = (jax.jit(f)(params, X, Y, w) for f in (by_hand, autodiff))
     assert worst_error(found, exact) < 1e-10
@@ -96,8 +98,9 @@ def everything(params, X, Y, w):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("hidden", "keep", "residual"),
-    [*(("tanh", keep, added) for keep in KEEPS for added in (False, True)),
-     ("relu", 1, True), ("relu", 3, False), ("gelu", 1, False), ("gelu", 3, True)],
+    [("tanh", 1, False), ("tanh", 3, True), ("gelu", 1, True), ("relu", "sqrt", False),
+     *(thorough("tanh", keep, added) for keep in KEEPS for added in (False, True)),
+     *map(thorough, ["relu", "relu", "gelu", "gelu"], [1, 3, 1, 3], [True, False, False, True])],
 )  # fmt: skip
 def test_passes_are_those_of_the_layers_one_by_one(hidden, keep, residual):
     params, X, Y, w = deep(hidden, residual=residual)

@@ -8,7 +8,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.command.data import load_data
-from tests.problems import HIDDEN
+from tests.problems import HIDDEN, thorough
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 DATA = load_data(None, held_out=0.2, seed=0, standardize=False, output=None)
@@ -35,7 +35,10 @@ def replaced(params, l, **parts):
     return (*params[: l - 1], layer, *params[l:])
 
 
-@pytest.mark.parametrize("hidden", HIDDEN)
+USUAL = "sigmoid", "tanh", "relu", "selu", "gelu"
+
+
+@pytest.mark.parametrize("hidden", [h if h in USUAL else thorough(h) for h in HIDDEN])
 def test_a_new_network_of_usual_initialisation_is_healthy(hidden):
     assert findings(new(hidden)) == []
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from tests.problems import grouped, problem
+from tests.problems import grouped, problem, thorough
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
@@ -58,7 +58,7 @@ def test_bfloat16_goes_on_too(tmp_path):
     assert_same(run(tmp_path, params=params, epochs=4), whole)
 
 
-@pytest.mark.parametrize("first", [1, 4, 6, 8])
+@pytest.mark.parametrize("first", [1, 4, thorough(6), 8])
 def test_patience_goes_on(tmp_path, first):
     """Held-out targets that are wrong: best at first, then worse; stopped before, at and after."""
     options = {
@@ -125,7 +125,9 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("nested", NESTED)
+@pytest.mark.parametrize(
+    "nested", ["in in_backward", "two, one scheduled", *map(thorough, NESTED)]
+)
 @pytest.mark.parametrize("several", [False, True])
 def test_an_injected_learning_rate_is_the_one_of_the_optimizer_now_given(tmp_path, nested, several):
     """Against a run by hand, in which optax itself changes the number in the state."""

@@ -16,7 +16,7 @@ import pytest
 import deepprop as dp
 from deepprop.training import batches, ensemble, epoch, measure, private
 from deepprop.training.programs import STRONG, Programs
-from tests.problems import grouped, problem
+from tests.problems import grouped, problem, thorough
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
@@ -105,7 +105,10 @@ OBJECTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OBJECTS)
+LONG = "chain", "partial", "jitted metric", "fit_batches, backward", "fit_ensemble, metric"
+
+
+@pytest.mark.parametrize("kind", [thorough(k) if k in LONG else k for k in OBJECTS])
 def test_a_second_call_compiles_nothing_and_the_programs_go_with_the_object(kind):
     make, train, part, programs = OBJECTS[kind]
     gc.collect()

@@ -83,6 +83,7 @@ USES = {
 REFUSED = "optimizer must (treat all layers alike|be one for each layer alone|treat each layer on)"
 
 
+@pytest.mark.ordinary(20)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", CHOICES)
 def test_refused_or_the_optimizer_by_itself(name, use):
@@ -141,6 +142,7 @@ def test_it_takes_no_memory_of_the_size_of_the_parameters():
         check_each_alone(optax.with_extra_args_support(optax.masked(optax.scale(0.1), mask_of(lambda l, leaf, p: l == 1))), params)  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_sweeps_numbers_are_not_known_and_so_not_compared():
     params, X, Y = network()
     fit = dp.fit_ensemble(

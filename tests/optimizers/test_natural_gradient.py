@@ -128,6 +128,7 @@ def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_type
     assert 0.5 * descent.history["cost"][-1].min() > J
 
 
+@pytest.mark.thorough
 def test_kfac_without_a_learning_rate_learns_faster_than_adam(optax_types):
     """An autoencoder 16-8-4-8-16: cost after 30 steps against the best of five rates of Adam."""
     rng = np.random.default_rng(137)
@@ -141,6 +142,7 @@ def test_kfac_without_a_learning_rate_learns_faster_than_adam(optax_types):
     assert np.nanmin(adam) > J
 
 
+@pytest.mark.thorough
 def test_kfac_without_a_learning_rate_goes_on_being_stable(optax_types):
     """Hundreds of small minibatches, on which the quadratic model flatters itself; and past J = 0."""
     data = load_data(None, held_out=0.2, seed=0, standardize=False, output=None)
@@ -156,6 +158,7 @@ def test_kfac_without_a_learning_rate_goes_on_being_stable(optax_types):
     assert fit.history["cost"][-1] < 1e-10
 
 
+@pytest.mark.thorough
 def test_a_sweep_over_what_kfac_is_given(optax_types):
     """Each network as `fit` trains it alone, though numbers are traced when K-FAC is made."""
     params, X, Y, _ = problem(103, [3, 4, 2], 32, dtype=np.float32)

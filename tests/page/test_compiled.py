@@ -36,6 +36,7 @@ def compiled(f, *args):
 ONE_ARRAY_MORE = ("medium", "regression")
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_more_operations_and_bytes_than_jax_grad(name):
     """The gradient by hand, compiled, against jax.grad of the public cost, compiled.

@@ -51,6 +51,7 @@ def test_every_shape(shape, output, weighted):
     assert worst_error(*both(*args)) <= 1e-10
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_hundreds_of_layers():
     args = problem(7, [5] + [6] * 199 + [3], 4, "selu")

@@ -35,6 +35,7 @@ def one_by_one(entries, params):
 # Residual layers.
 
 
+@pytest.mark.ordinary(6)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("output", ["softmax", "tanh+huber(0.4)"])
@@ -93,6 +94,7 @@ def everything(params, X, Y, w):
     return A, dp.predict(params, X), dp.cost(cache, Y, w), cache, dZ, grads
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("hidden", "keep", "residual"),

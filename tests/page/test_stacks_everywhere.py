@@ -45,6 +45,7 @@ CAPABILITIES = {
 }
 
 
+@pytest.mark.ordinary(6)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("keep", "residual"), [(1, False), (3, True)])
 @pytest.mark.parametrize("name", CAPABILITIES)
@@ -143,6 +144,7 @@ def trained(params, optimizer, **options):
     return dp.fit(params, optimizer, X, Y, **options)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64", "optax_types")
 @pytest.mark.parametrize("keep", [1, 3])
 def test_fit_goes_the_same_way(keep):
@@ -155,6 +157,7 @@ def test_fit_goes_the_same_way(keep):
     assert worst_error(dp.unstack(other.params), one.params) < 1e-7
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 def test_other_ways_to_train_take_stacks(tmp_path):
     params, X, Y, _ = deep("tanh", residual=True, dtype=np.float32)

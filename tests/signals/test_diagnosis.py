@@ -35,15 +35,18 @@ def replaced(params, l, **parts):
     return (*params[: l - 1], layer, *params[l:])
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_a_new_network_of_usual_initialisation_is_healthy(hidden):
     assert findings(new(hidden)) == []
 
 
+@pytest.mark.thorough
 def test_a_deep_relu_network_of_he_initialisation_is_healthy():
     assert findings(new("relu", [64, *[128] * 20, 10])) == []
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(
     ("hidden", "optimizer"),
     [
@@ -115,6 +118,7 @@ def test_unscaled_inputs_are_found(factor, expected):
     assert any(expected in f for f in found)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("optimizer", [optax.adam(1.0), optax.sgd(30.0)])
 def test_a_learning_rate_that_is_too_high_is_found(optimizer):
     fit = dp.fit(

@@ -38,6 +38,7 @@ def test_norms(output):
     np.testing.assert_allclose(dp.per_example_norms(cache, dZ, per_layer=True), by_layer, 1e-10)
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_products_between_two_batches(output):
     params, X, Y, _, each = every_activation(output)

@@ -35,6 +35,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(p, q)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -125,6 +126,7 @@ NESTED = {
 }
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize("several", [False, True])
 def test_an_injected_learning_rate_is_the_one_of_the_optimizer_now_given(tmp_path, nested, several):

@@ -127,6 +127,7 @@ FEW = ("validation weights", "another function of a metric", "another backward p
 CASES += [(other, change) for other in (run_batches, run_ensemble) for change in FEW]
 
 
+@pytest.mark.ordinary(8)
 @pytest.mark.parametrize(("train", "change"), CASES)
 def test_another_function_or_validation_set_is_refused(tmp_path, train, change):
     before, now, name = (CHANGES | RECORDS)[change]

@@ -46,6 +46,7 @@ def fit_batches(params=PARAMS, **options):
 TRAIN = [fit, private, fit_ensemble, swept, fit_batches]
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("train", TRAIN)
 def test_three_epochs_and_three_more_are_six(train):
     seen = []

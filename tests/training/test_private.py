@@ -35,6 +35,7 @@ def taken(epoch, m, batch_size):
     return [np.asarray(jax.random.bernoulli(jax.random.split(k)[0], q, (m,))) for k in keys]
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("batch_size", [3, 10, 40])
 def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_size):
     """However many are taken: more than fit in at once, none, and all (batch_size = m)."""
@@ -117,6 +118,7 @@ def test_samples_are_independent_and_as_likely_as_they_should():
     assert abs(again - 0.04) < 5 * np.sqrt(0.04 / masks.size)
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("gamma", [None, 0.01])
 @pytest.mark.parametrize("max_norm", [0.5, (0.3, 0.4)])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, jnp.float16])
@@ -285,6 +287,7 @@ dp.noise_for(1.0, sampling_rate=0.1, steps=1, delta=1e-5)
     assert "pip install dp-accounting" in run.stderr
 
 
+@pytest.mark.thorough
 def test_private_training_learns():
     """Digits of two clouds, far apart: 95 % at epsilon 3."""
     rng = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 `pytest` runs the ordinary tests, in under four minutes on two cores. `pytest --thorough` runs all of
 them, and `pytest --rest` those that `pytest` leaves out. It leaves out two kinds: tests marked
-`thorough`, which are long by themselves, and combinations: of a test with several parameters the
+`thorough` and doctests, and combinations: of a test with several parameters the
 ordinary run takes as many cases as are needed for each value of each parameter to occur. Of a test
 marked `ordinary(n)` it takes n cases, evenly spread.
 """
@@ -66,7 +66,7 @@ def _ordinary(items):
     """The ids of the tests of the ordinary run."""
     cases, chosen = defaultdict(list), set()
     for item in items:
-        if item.get_closest_marker("thorough"):
+        if item.get_closest_marker("thorough") or isinstance(item, pytest.DoctestItem):
             continue
         if hasattr(item, "callspec"):
             cases[item.nodeid.partition("[")[0]].append(item)

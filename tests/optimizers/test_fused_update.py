@@ -57,7 +57,7 @@ def fit(params, optimizer, dtype=np.float64, weighted=False, **options):
 # The parameters.
 
 
-@pytest.mark.ordinary(4)
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "kind"),
@@ -112,7 +112,7 @@ def test_by_itself_it_is_the_same_optimizer(kind):
     close(updates, jax.tree.map(lambda leaf: -0.5 * leaf, params))  # without params
 
 
-@pytest.mark.ordinary(1)
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("kind", "weighted"), [("layers one by one", False), ("a residual stack", True)]
@@ -156,7 +156,7 @@ def test_fit_ensemble_with_a_sweep():
         run(lambda max_norm: dp.in_backward(optax.clip_by_global_norm(max_norm)), {"max_norm": [1.0, 2.0]})  # fmt: skip
 
 
-@pytest.mark.ordinary(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack"])
 def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
     params, *_ = network(kind, np.float32)

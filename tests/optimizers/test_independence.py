@@ -83,7 +83,7 @@ USES = {
 REFUSED = "optimizer must (treat all layers alike|be one for each layer alone|treat each layer on)"
 
 
-@pytest.mark.ordinary(20)
+@pytest.mark.ordinary(8)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", CHOICES)
 def test_refused_or_the_optimizer_by_itself(name, use):
@@ -130,6 +130,7 @@ def test_the_index_of_one_of_many_layers():
         dp.in_backward(optax.masked(optax.scale(0.1), mask)).init(params)
 
 
+@pytest.mark.thorough
 def test_it_takes_no_memory_of_the_size_of_the_parameters():
     """Params that are only shapes, of a petabyte."""
     n = 10**7

@@ -63,7 +63,7 @@ def test_decay_is_of_W_alone(kind, inside):
     assert abs(np.asarray(first.W)).sum() < 0.96 * abs(np.asarray(last.W)).sum()
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_max_kl_holds_the_step():
         assert np.isclose(kl, max_kl, rtol=1e-8) if held else kl < max_kl
 
 
+@pytest.mark.thorough
 def test_kfac_in_fit_and_in_a_step_of_ones_own(optax_types):
     """With the cache that they pass on, it draws targets and makes the Fisher's factors itself."""
     params, X, Y, w = problem(97, [3, 8, 2], 64, weighted=True, dtype=np.float32)
@@ -115,6 +116,7 @@ def test_kfac_in_fit_and_in_a_step_of_ones_own(optax_types):
     assert worst_error(stepped, optax.apply_updates(params, updates)) <= 1e-4
 
 
+@pytest.mark.thorough
 def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_types):
     """Inputs on scales 1 to 100: the natural gradient does not see them."""
     rng = np.random.default_rng(101)

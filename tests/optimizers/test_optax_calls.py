@@ -104,7 +104,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.ordinary(3)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_advised_works(name):
     before = problem(1, [3, 4, 1], 8, output="identity", dtype=np.float32)[0]

@@ -17,7 +17,7 @@ def test_right_gradients_pass(output):
     assert str(report).startswith("all 83 parameters agree with central differences; worst")
 
 
-@pytest.mark.ordinary(6)
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_every_activation_passes(hidden):
     assert dp.check_gradients(*problem(1, [3, 5, 2], 4, hidden, dtype=np.float32)).at_kinks == 0

@@ -169,6 +169,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.thorough
 def test_the_whole_interface_runs_with_autodiff_taken_out():
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_AUTODIFF], capture_output=True, text=True, timeout=300

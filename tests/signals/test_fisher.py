@@ -15,7 +15,7 @@ forward = jax.jit(dp.forward)
 kfac_factors = jax.jit(dp.kfac_factors)
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("output", CANONICAL)
 def test_sampled_targets_make_the_fisher(output):

@@ -52,6 +52,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, options):
     assert_same(run(tmp_path, epochs=5, **options), whole)
 
 
+@pytest.mark.thorough
 def test_bfloat16_goes_on_too(tmp_path):
     params = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), PARAMS)
     whole = run(params=params, epochs=4)
@@ -59,6 +60,7 @@ def test_bfloat16_goes_on_too(tmp_path):
     assert_same(run(tmp_path, params=params, epochs=4), whole)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("first", [1, 4, 6, 8])
 def test_patience_goes_on(tmp_path, first):
     """Held-out targets that are wrong: best at first, then worse; stopped before, at and after."""

@@ -90,6 +90,7 @@ WITH_SGD = {
 }
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", WITH_SGD)
 def test_an_error_names_the_epoch_by_its_number(kind):
     with pytest.raises(dp.TrainingError, match="not finite in epoch 7"):

@@ -67,6 +67,7 @@ def test_narrow_types(dtype):
     )
 
 
+@pytest.mark.thorough
 def test_one_network_to_begin_with_and_a_sweep():
     together = run(member(PARAMS, 0), optimizer=optax.adam, sweep={"learning_rate": RATES})
     assert together.params[0].W.shape == (K, 8, 4)

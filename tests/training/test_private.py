@@ -82,6 +82,7 @@ def test_the_noise_has_the_deviation_that_it_should():
         assert abs(np.corrcoef(W, b)[0, 1]) < 0.5  # the leaves have keys of their own
 
 
+@pytest.mark.thorough
 def test_noise_is_new_in_each_step_and_epoch():
     """Over n steps of noise alone it adds up as independent noise does, with sqrt(n), not n."""
     params = dp.init_params(jax.random.key(0), [200, 50, 1], output="identity")
@@ -195,6 +196,7 @@ def test_noise_against_the_closed_form(sigma, steps):
     assert sigma <= noise <= 1.01 * sigma
 
 
+@pytest.mark.thorough
 def test_a_private_run_goes_on_where_it_was(tmp_path):
     params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
     optimizer = optax.adam(0.01)
@@ -243,6 +245,7 @@ def test_bad_numbers(message):
         dp.Privacy(**{**good, **BAD[message]})
 
 
+@pytest.mark.thorough
 def test_numbers_of_other_kinds_are_taken():
     params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
     for max_norm in ([1.0, 1.0], np.float32(1), jnp.ones(2)):

@@ -117,7 +117,7 @@ def read(path):
     return jax.export.deserialize(Path(path).read_bytes())
 
 
-@pytest.mark.ordinary(3)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_program_predicts_for_batches_of_every_size_without_deepprop(exported, name):
     """To the rounding of the type; bfloat16 and float16 may round another way in a product."""

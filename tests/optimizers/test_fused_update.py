@@ -57,7 +57,7 @@ def fit(params, optimizer, dtype=np.float64, weighted=False, **options):
 # The parameters.
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "kind"),
@@ -88,7 +88,7 @@ def test_steps_are_those_of_the_optimizer_by_itself(name, kind):
     assert abs(np.asarray(got[1].W - params[1].W)).max() > 1e-5
 
 
-@pytest.mark.ordinary(1)
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack that keeps every third"])
 def test_by_itself_it_is_the_same_optimizer(kind):
@@ -171,7 +171,7 @@ def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
         fit(params, optax.adam(0.01), np.float32, epochs=3, checkpoint=tmp_path)
 
 
-@pytest.mark.ordinary(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack"])
 def test_an_optimizer_is_given_the_cost(kind):
     """reduce_on_plateau looks at J, and halves its scale where that no longer falls."""

@@ -126,7 +126,7 @@ def test_an_index_is_noticed_by_every_door(kind, index):
 def test_the_index_of_one_of_many_layers():
     params = network(sizes=[4, *[6] * 100, 3])[0]
     mask = mask_of(lambda l, leaf, params: l == 77)
-    with pytest.raises(ValueError, match="updates layer 78 of these params otherwise"):
+    with pytest.raises(ValueError, match="updates layer 78 of these params differently"):
         dp.in_backward(optax.masked(optax.scale(0.1), mask)).init(params)
 
 
@@ -139,7 +139,7 @@ def test_it_takes_no_memory_of_the_size_of_the_parameters():
     from deepprop.optimizers.independence import check_each_alone
 
     check_each_alone(optax.with_extra_args_support(optax.adam(0.1)), params)
-    with pytest.raises(ValueError, match="updates layer 2 of these params otherwise"):
+    with pytest.raises(ValueError, match="updates layer 2 of these params differently"):
         check_each_alone(optax.with_extra_args_support(optax.masked(optax.scale(0.1), mask_of(lambda l, leaf, p: l == 1))), params)  # fmt: skip
 
 

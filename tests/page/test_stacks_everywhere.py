@@ -45,7 +45,7 @@ CAPABILITIES = {
 }
 
 
-@pytest.mark.ordinary(4)
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("keep", "residual"), [(1, False), (3, True)])
 @pytest.mark.parametrize("name", CAPABILITIES)

@@ -267,7 +267,7 @@ def test_what_privacy_would_not_cover_is_refused():
     ):
         with pytest.raises(ValueError, match=f"{name} must be left out with privacy"):
             dp.fit(params, optax.sgd(0.1), X, Y, **common, **{name: value})
-    with pytest.raises(ValueError, match="fit gives them, but not with privacy"):
+    with pytest.raises(ValueError, match="fit passes them, but not with privacy"):
         dp.fit(params, dp.kfac(), X, Y, **common)
     with pytest.raises(TypeError, match=r"privacy must be a dp\.Privacy, got 1\.0"):
         dp.fit(params, optax.sgd(0.1), X, Y, **(common | {"privacy": 1.0}))

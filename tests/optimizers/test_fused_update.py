@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +61,14 @@ def fit(params, optimizer, dtype=np.float64, weighted=False, **options):
 
 # The parameters.
 
+FEW = list(zip(OPTIMIZERS, cycle(NETWORKS), strict=False))
 
+
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        *zip(OPTIMIZERS, cycle(NETWORKS), strict=False),
-        *(thorough(name, "a residual stack") for name in OPTIMIZERS),
-        *(thorough("adam", kind) for kind in NETWORKS),
-    ],
+    [*FEW, *(thorough(*case) for case in product(OPTIMIZERS, NETWORKS) if case not in FEW)],
 )
 def test_steps_are_those_of_the_optimizer_by_itself(name, kind):
     """Three weighted steps, against a loop of the gradient and the update, layer by layer."""
@@ -96,6 +95,7 @@ def test_steps_are_those_of_the_optimizer_by_itself(name, kind):
     assert abs(np.asarray(got[1].W - params[1].W)).max() > 1e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack that keeps every third"])
 def test_by_itself_it_is_the_same_optimizer(kind):
@@ -119,6 +119,7 @@ def test_by_itself_it_is_the_same_optimizer(kind):
     close(updates, jax.tree.map(lambda leaf: -0.5 * leaf, params))  # without params
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("kind", "weighted"), [thorough("layers one by one", False), ("a residual stack", True)]
@@ -140,6 +141,7 @@ def test_fit_and_fit_batches_come_to_the_same_parameters(kind, weighted):
     close(goes_on.params, fit(expected.params, optimizer, state=expected.state, **options).params)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_fit_ensemble_with_a_sweep():
     params, X, Y, _ = network("a stack")
@@ -175,6 +177,7 @@ def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
         fit(params, optax.adam(0.01), np.float32, epochs=3, checkpoint=tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack"])
 def test_an_optimizer_is_given_the_cost(kind):
     """reduce_on_plateau looks at J, and halves its scale where that no longer falls."""
@@ -286,6 +289,7 @@ def copies_of_the_stack(program):
     return re.findall(rf"= f32\[{K},{N},{N}\]\S* copy(?:-start)?\(", text)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("keep", [1, "sqrt"])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_the_gradient_of_the_stack_is_never_there(name, keep):

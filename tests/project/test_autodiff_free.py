@@ -81,6 +81,7 @@ def capabilities(params, X, Y, weights, key):
     )  # fmt: skip
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity", "exp"])
 def test_no_jaxpr_of_a_capability_holds_a_custom_rule(output):
     args = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)

@@ -24,6 +24,7 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=name)
 def test_code_prints_what_is_shown(page, capsys, tmp_path, monkeypatch):

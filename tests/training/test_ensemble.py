@@ -30,6 +30,7 @@ def assert_close(a, b):
         np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(
     ("key", "weights"),
     [(jax.random.key(1), W), (KEYS, None)],
@@ -52,6 +53,7 @@ def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
             np.testing.assert_allclose(together.history[name][:, k], column, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_types(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
@@ -65,6 +67,7 @@ def test_narrow_types(dtype):
     )
 
 
+@pytest.mark.thorough
 def test_one_network_to_begin_with_and_a_sweep():
     together = run(member(PARAMS, 0), optimizer=optax.adam, sweep={"learning_rate": RATES})
     assert together.params[0].W.shape == (K, 8, 4)
@@ -112,9 +115,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 BAD = {
-    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "must say how many networks there are.*got none"),
-    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"the same K each, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
-    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "the same K each, got {'key': 2"),
+    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "the number of networks K must follow.*got none"),
+    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"these must agree, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
+    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "these must agree, got {'key': 2"),
     "a sweep of one number": ({"sweep": {"learning_rate": 0.1}}, ValueError, r"sweep learning_rate must have shape \(K,\)"),
     "a sweep without names": ({"sweep": [0.1, 0.2]}, TypeError, "sweep must be names and .K,. numbers, got list"),
     "no network": ({"params": jax.tree.map(lambda leaf: leaf[:0], PARAMS)}, ValueError, "W"),

@@ -23,9 +23,10 @@ jax.config.update("jax_num_cpu_devices", 8)  # of which all tests but those of d
 
 # Compile without LLVM's optimizer and, where jaxlib has that flag, without MLIR: the results and the
 # memory that XLA counts stay the same, and compiling, which is most of the time, takes half of it.
-UNOPTIMISED = ["--xla_backend_optimization_level=0"]
+UNOPTIMISED = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if version("jaxlib").startswith("0.10."):
     UNOPTIMISED.append("--xla_cpu_use_fusion_emitters=false")
+LEFT_OUT = pytest.StashKey[int]()
 MEMORY_MAPS = Path("/proc/self/maps")  # on Linux
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
@@ -56,13 +57,15 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *UNOPTIMISED]).strip()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
         signal.signal(signal.SIGINT, signal.default_int_handler)  # for tests of Ctrl-C
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(FromWorkers())
     all_or_rest = config.getoption("--thorough") or config.getoption("--rest")
     if all_or_rest and config.getoption("--hypothesis-profile", None) is None:
         settings.load_profile("thorough")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Choose the tests of this run; pytest's last line counts those left out."""
+    """Choose the tests of this run."""
     if config.getoption("--thorough"):
         return
     ordinary = _ordinary(items)
@@ -70,6 +73,30 @@ def pytest_collection_modifyitems(config, items):
     left_out = [item for item in items if (item.nodeid in ordinary) == rest]
     items[:] = [item for item in items if (item.nodeid in ordinary) != rest]
     config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = len(left_out)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """A worker of xdist tells how many tests it left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+class FromWorkers:
+    """Where xdist collects in workers, whose deselected tests it does not count."""
+
+    @staticmethod
+    def pytest_testnodedown(node):
+        node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say how many tests were left out."""
+    left_out = config.stash.get(LEFT_OUT, 0)
+    if left_out:
+        other = "pytest" if config.getoption("--rest") else "pytest --rest"
+        terminalreporter.write_line(f"{left_out} tests are left to {other}")
 
 
 def _ordinary(items):
@@ -106,10 +133,10 @@ def _covering(group):
 
 
 def _values(item):
-    """The parameters of a case and their values; those that are not plain, by their number."""
+    """The parameters of a case and their values; values that are not plain count as objects."""
     for name, value in item.callspec.params.items():
         plain = isinstance(value, str | int | float | bool | tuple | type(None))
-        yield name, repr(value) if plain else item.callspec.indices[name]
+        yield name, repr(value) if plain else id(value)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,7 +52,7 @@ def test_true_for_W_and_false_for_b(kind):
 def test_decay_is_of_W_alone(kind, inside):
     """With a gradient of zero: W shrinks by the rate times the decay, b stays."""
     params, X, _ = network(kind)
-    optimizer = INSIDE[inside](optax.adamw(0.1, weight_decay=0.5, mask=dp.weight_mask))
+    optimizer = INSIDE[inside](optax.adamw(0.1, eps=1.0, weight_decay=0.5, mask=dp.weight_mask))
     got = stepped(optimizer, params, jax.tree.map(jnp.zeros_like, params))
     for update, layer in zip(got, params, strict=True):
         np.testing.assert_allclose(update.W, -0.05 * layer.W, rtol=1e-6)

@@ -34,7 +34,7 @@ def close(actual, expected):
 
 def slope(g, Z):
     """g'(Z) by autodiff, element by element."""
-    return np.asarray(jax.vmap(jax.grad(g))(Z.ravel()).reshape(Z.shape))
+    return np.asarray(jax.jit(jax.vmap(jax.grad(g)))(Z.ravel()).reshape(Z.shape))
 
 
 # One example: column i of what the library computes for m at once, from scalars.
@@ -91,7 +91,7 @@ def test_one_example_da_is_W_transposed_dz(page):
     for l in (1, 2, 3):
         rest = params[l - 1 :]
         loss = lambda a, rest=rest: dp.cost(dp.forward(rest, a)[1], Y)  # noqa: E731
-        da = jax.grad(loss)(page["A"][l - 1][:, 2:3])
+        da = jax.jit(jax.grad(loss))(page["A"][l - 1][:, 2:3])
         close(da[:, 0], page["W"][l].T @ page["dZ"][l][:, 2])
 
 
@@ -144,7 +144,7 @@ def test_dA_is_W_transposed_dZ(page):
     for l in (1, 2, 3):
         rest = params[l - 1 :]
         J = lambda A, rest=rest: dp.cost(dp.forward(rest, A)[1], Y)  # noqa: E731
-        close(page["m"] * jax.grad(J)(page["A"][l - 1]), page["W"][l].T @ page["dZ"][l])
+        close(page["m"] * jax.jit(jax.grad(J))(page["A"][l - 1]), page["W"][l].T @ page["dZ"][l])
 
 
 def test_dZ_from_the_layer_above(page):

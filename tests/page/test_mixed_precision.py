@@ -9,7 +9,7 @@ import pytest
 
 import deepprop as dp
 from deepprop import _arithmetic as precision
-from tests.problems import autodiff, by_hand, problem
+from tests.problems import by_hand, exactly, problem
 
 NARROW = ["bfloat16", "float16"]
 U_SUM = 2.0**-24  # the unit roundoff of float32
@@ -31,7 +31,6 @@ def plain(params):
 backward = jax.jit(by_hand)  # each of them one program
 forward = jax.jit(dp.forward)
 error_signals = jax.jit(dp.error_signals)
-exactly = jax.jit(autodiff)
 
 
 def output_layer(W, b, compute_dtype="bfloat16", output="identity"):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from tests.problems import autodiff, by_hand, problem
+from tests.problems import by_hand, exactly, problem
 from tests.project.test_autodiff_free import capabilities, everything, primitives
 
 NARROW = ["bfloat16", "float16"]
@@ -31,7 +31,6 @@ def plain(params):
 backward = jax.jit(by_hand)  # each of them one program
 forward = jax.jit(dp.forward)
 gradients = jax.jit(dp.gradients)
-exactly = jax.jit(autodiff)
 
 
 # Everything that reads (cache, dZ).
@@ -213,7 +212,7 @@ def test_parameters_in_float64(x64, optax_types):
             step = jax.eval_shape(dp.train_step(optimizer), params, state, X, Y, w)
             assert step[0][0].W.dtype == np.float64
     assert fit.params[0].W.dtype == np.float64
-    assert max(errors(grads, autodiff(plain(params), X, Y, w))) < 33 * U["float16"]
+    assert max(errors(grads, exactly(plain(params), X, Y, w))) < 33 * U["float16"]
 
 
 @pytest.mark.ordinary(1)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import deepprop as dp
 from deepprop.training.epoch import train_epoch
 from deepprop.training.shuffle import gathered, minibatches
-from tests.problems import autodiff, by_hand, problem, public_cost, thorough, worst_error
+from tests.problems import by_hand, exactly, problem, public_cost, thorough, worst_error
 
 SIZES = [16, 32, 64, 32, 8]  # 4 layers: two pairs of rows and columns
 MESHES = [(8, 1), (1, 8), (4, 2), (2, 4)]
@@ -68,7 +68,7 @@ def test_gradients_are_those_of_one_device(data, model):
     arrays = (X, Y) if w is None else (X, Y, w)
     found = jax.jit(cost_and_gradient)(*placed(data, model, params, *arrays))
     np.testing.assert_allclose(found[0], public_cost(params, X, Y, w), rtol=1e-14)
-    assert worst_error(found[1], jax.jit(autodiff)(params, X, Y, w)) < 1e-13
+    assert worst_error(found[1], exactly(params, X, Y, w)) < 1e-13
     assert worst_error(found[1], jax.jit(by_hand)(params, X, Y, w)) < 1e-14
 
 
@@ -82,7 +82,7 @@ def test_gradients_of_stacks_are_those_of_one_device(data, model, keep):
     params, X, Y, w = some([16, *[32] * 7, 8])
     stacked = dp.stack(params, keep)
     found = jax.jit(by_hand)(*placed(data, model, stacked, X, Y, w))
-    assert worst_error(dp.unstack(found), jax.jit(autodiff)(params, X, Y, w)) < 1e-13
+    assert worst_error(dp.unstack(found), exactly(params, X, Y, w)) < 1e-13
 
 
 @pytest.mark.thorough
@@ -182,9 +182,9 @@ def test_data_parallel_adds_a_stack_up_once(keep, weighted):
     # With weights J has their largest first; the backward pass has not.
     assert kinds(once(dp.mesh(data=8)), *args) == [("all-reduce", False)] * (1 + weighted)
     _, found = jax.jit(once(dp.mesh(data=8)))(*args)
-    assert worst_error(dp.unstack(found), autodiff(params, X, Y, w)) < 1e-13
+    assert worst_error(dp.unstack(found), exactly(params, X, Y, w)) < 1e-13
     _, found = jax.jit(once(dp.mesh(data=4, model=2)))(*placed(4, 2, stacked, *arrays))
-    assert worst_error(dp.unstack(found), autodiff(params, X, Y, w)) < 1e-13
+    assert worst_error(dp.unstack(found), exactly(params, X, Y, w)) < 1e-13
 
 
 @pytest.mark.parametrize("total", [0.0, 1.0])

@@ -35,7 +35,7 @@ def replaced(params, l, **parts):
     return (*params[: l - 1], layer, *params[l:])
 
 
-USUAL = "sigmoid", "tanh", "relu", "selu", "gelu"
+USUAL = "tanh", "relu", "gelu"
 
 
 @pytest.mark.parametrize("hidden", [h if h in USUAL else thorough(h) for h in HIDDEN])
@@ -143,8 +143,9 @@ def test_a_learning_rate_that_is_too_low_is_found():
 
 def test_unscaled_targets_are_found():
     params = new("relu", [64, 32, 1], output="identity")
-    _, cache = dp.forward(params, X)
-    found = dp.findings(dp.diagnose(cache, dp.error_signals(cache, 1e4 * X[20:21])))
+    _, cache = jax.jit(dp.forward)(params, X)
+    dZ = jax.jit(dp.error_signals)(cache, 1e4 * X[20:21])
+    found = dp.findings(jax.jit(dp.diagnose)(cache, dZ))
     assert any(f.startswith("targets: dZ[L] = A[L] - Y has size") for f in found)
 
 

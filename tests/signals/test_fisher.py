@@ -32,7 +32,8 @@ def test_sampled_targets_make_the_fisher(output):
     dZ = np.asarray(drawn(draws))  # (draws, n_L, m)
     squares = np.einsum("sim,sjm->smij", dZ, dZ)
     loss = params[-1].activation.loss
-    H = jax.vmap(jax.hessian(lambda z, y: loss(z[:, None], y[:, None])[0]), (1, 1))(cache.Z[-1], Y)
+    hessian = jax.hessian(lambda z, y: loss(z[:, None], y[:, None])[0])
+    H = jax.jit(jax.vmap(hessian, (1, 1)))(cache.Z[-1], Y)
     for values, expected in ((dZ, 0), (squares, np.asarray(H))):
         error = values.std(axis=0) / np.sqrt(len(draws))
         assert (abs(values.mean(axis=0) - expected) <= 5 * error + 1e-12).all()
@@ -59,7 +60,7 @@ def test_squared_gradients_of_sampled_targets_estimate_the_gauss_newton_diagonal
         return dp.squared_gradients(cache, dZ)
 
     samples = drawn(jax.random.split(jax.random.key(3), 4_000))
-    exact = dp.gauss_newton_diagonal(cache)
+    exact = jax.jit(dp.gauss_newton_diagonal)(cache)
     for got, expected in zip(jax.tree.leaves(samples), jax.tree.leaves(exact), strict=True):
         error = np.asarray(got).std(axis=0) / np.sqrt(len(got))
         assert (abs(np.asarray(got).mean(axis=0) - np.asarray(expected)) <= 5 * error).all()

@@ -16,11 +16,11 @@ X, Y = DATA.X[:, :256], DATA.Y[:, :256]
 def test_the_numbers(x64):
     params, X, Y, _ = problem(0, [3, 5, 4, 2], 7, ["tanh", "relu"])
     X[1] = 0
-    _, cache = dp.forward(params, X)
-    dZ = dp.error_signals(cache, Y)
-    grads = dp.gradients(cache, dZ)
+    _, cache = jax.jit(dp.forward)(params, X)
+    dZ = jax.jit(dp.error_signals)(cache, Y)
+    grads = jax.jit(dp.gradients)(cache, dZ)
     updates = jax.tree.map(lambda g: -0.1 * g, grads)
-    found = dp.diagnose(cache, dZ, updates)
+    found = jax.jit(dp.diagnose)(cache, dZ, updates)
     A, Z = [np.asarray(a) for a in cache.A[1:]], [np.asarray(z) for z in cache.Z]
     for l in range(3):
         W, dW = np.asarray(params[l].W), np.asarray(grads[l].W)
@@ -38,4 +38,4 @@ def test_the_numbers(x64):
     sizes = np.sqrt(np.mean(X**2, axis=1))
     expected = [np.sqrt(np.mean(X**2)), np.median(sizes[[0, 2]]), sizes.max()]
     np.testing.assert_allclose(found.X, expected)
-    assert dp.diagnose(cache, dZ).update is None
+    assert jax.jit(dp.diagnose)(cache, dZ).update is None

@@ -11,6 +11,7 @@ from tests.signals.oracles import every_activation, mean, one_by_one, rows, sign
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_mean_of_squares_and_variance(output):
     params, X, Y, w, each = every_activation(output)
@@ -27,7 +28,7 @@ def test_noise_scale_against_its_definition():
     """Unbiased estimates of the covariance's trace and of the gradient's square, from the g_i."""
     params, X, Y, _ = problem(47, [4, 6, 3], 40)
     each = rows(one_by_one(params, X, Y))
-    found = dp.gradient_noise_scale(*signals_of(params, X, Y))
+    found = jax.jit(dp.gradient_noise_scale)(*signals_of(params, X, Y))
     trace = each.var(axis=0, ddof=1).sum()
     squared = (each.mean(axis=0) ** 2).sum() - trace / 40  # E ||mean||^2 = |G|^2 + tr / m
     np.testing.assert_allclose(found.trace, trace, rtol=1e-10)
@@ -40,7 +41,7 @@ def test_noise_scale_where_only_noise_is_left():
     X = np.ones((3, 4))
     A, cache = dp.forward(params, X)
     dZ = dp.error_signals(cache, A + np.array([[1.0, -1, 1, -1]]))  # the mean gradient is 0
-    found = dp.gradient_noise_scale(cache, dZ)
+    found = jax.jit(dp.gradient_noise_scale)(cache, dZ)
     assert found.squared_norm < 0
     assert np.isinf(found.ratio)
     with pytest.raises(ValueError, match="at least two examples"):

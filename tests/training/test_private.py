@@ -35,7 +35,7 @@ def taken(epoch, m, batch_size):
     return [np.asarray(jax.random.bernoulli(jax.random.split(k)[0], q, (m,))) for k in keys]
 
 
-@pytest.mark.parametrize("batch_size", [3, thorough(10), 40])
+@pytest.mark.parametrize("batch_size", [3, thorough(10), thorough(40)])
 def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_size):
     """However many are taken: more than fit in at once, none, and all (batch_size = m)."""
     params, X, Y, _ = problem(1, [3, 4, 2], 40, dtype=np.float32)

@@ -105,7 +105,10 @@ OBJECTS = {
 }  # fmt: skip
 
 
-LONG = "chain", "partial", "jitted metric", "fit_batches, backward", "fit_ensemble, metric"
+LONG = {
+    "chain", "partial", "record", "jitted metric", "fit_batches, backward", "fit_ensemble",
+    "fit_ensemble, metric",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [thorough(k) if k in LONG else k for k in OBJECTS])

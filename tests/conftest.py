@@ -4,9 +4,10 @@
 them, and `pytest --rest` those that `pytest` leaves out. It leaves out two kinds: tests marked
 `thorough` and doctests, and combinations: of a test with several parameters the
 ordinary run takes as many cases as are needed for each value of each parameter to occur. Of a test
-marked `ordinary(n)` it takes n cases, evenly spread.
+marked `ordinary(n)` it takes n cases, evenly spread, or all where there are fewer.
 """
 
+import gc
 import os
 import signal
 from collections import defaultdict
@@ -55,6 +56,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "ordinary(n): the ordinary run takes n of its cases")
     if not config.getoption("--optimised"):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *UNOPTIMISED]).strip()
+    gc.set_threshold(50_000)  # looking through all that tracing makes took a twentieth of the time
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
         signal.signal(signal.SIGINT, signal.default_int_handler)  # for tests of Ctrl-C
     if config.pluginmanager.hasplugin("xdist"):
@@ -117,6 +119,7 @@ def _ordinary(items):
 
 def _spread(group, n):
     """Ids of n cases, the first and the last and others between them."""
+    n = min(n, len(group))
     places = [0] if n == 1 else [round(i * (len(group) - 1) / (n - 1)) for i in range(n)]
     return {group[place].nodeid for place in places}
 
@@ -156,9 +159,13 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def forgotten():
-    """Drop the compiled programs before their memory maps reach Linux's limit of 65530."""
+    """Drop the compiled programs when they are many.
+
+    Each takes memory, and maps of memory, of which Linux gives a process 65530. What the files
+    share, such as sums of small arrays, stays until then.
+    """
     yield
-    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 25_000:
+    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 4_000:
         jax.clear_caches()
 
 

@@ -266,23 +266,17 @@ def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path):
 
 @pytest.mark.thorough
 def test_ctrl_c_saves_what_there_is(tmp_path):
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "deepprop",
-        "train",
-        "--epochs",
-        "100000",
-        "--save",
-        "m.npz",
-    ]
+    command = [sys.executable, "-u", "-m", "deepprop", "train", "--epochs", "100000"]
+    command += ["--save", "m.npz"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
-        for line in run.stdout:
-            if line.startswith("    1 "):
-                run.send_signal(signal.SIGINT)
-                break
-        out = run.stdout.read()
+        try:
+            for line in run.stdout:
+                if line.startswith("    1 "):
+                    run.send_signal(signal.SIGINT)
+                    break
+            out, _ = run.communicate(timeout=120)
+        finally:
+            run.kill()  # without effect where it has ended
     assert run.returncode == 130
     assert "by Ctrl-C, after epoch" in out
     assert (tmp_path / "m.npz").exists()

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -95,36 +96,35 @@ def sizes_of(name):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Each network with its file, what went in and what came out, in one process for all of them."""
-    folder, networks, rng = tmp_path_factory.mktemp("exported"), {}, np.random.default_rng(0)
-    for name, make in NETWORKS.items():
+    """A function of a name: the network of that name and its file, which it writes once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def of(name):
         with jax.enable_x64("float64" in name):
-            networks[name] = make()
+            params = NETWORKS[name]()
         scaling = (SHIFT, SCALE) if "scaled" in name else None
-        dp.export(folder / f"{name}.jax", networks[name], scaling=scaling)
-        X = {str(m): rng.standard_normal((4, m)) for m in sizes_of(name)}
-        if scaling is not None:
-            X = {m: X[m] * SCALE[:, None] + SHIFT[:, None] for m in X}
-        dtype = np.float64 if "float64" in name else np.float32
-        np.savez(folder / f"{name}.npz", **{m: X[m].astype(dtype) for m in X})
-    alone(folder)
-    return folder, networks
+        dp.export(folder / f"{name}.jax", params, scaling=scaling)
+        return params, folder / f"{name}.jax"
+
+    return of
 
 
-def read(path):
-    return jax.export.deserialize(Path(path).read_bytes())
+def inputs_of(name):
+    """X of each size, by that size, in the type that the program takes."""
+    rng, dtype = np.random.default_rng(0), np.float64 if "float64" in name else np.float32
+    X = {str(m): rng.standard_normal((4, m)) for m in sizes_of(name)}
+    if "scaled" in name:
+        X = {m: X[m] * SCALE[:, None] + SHIFT[:, None] for m in X}
+    return {m: X[m].astype(dtype) for m in X}
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", NETWORKS)
-def test_one_program_predicts_for_batches_of_every_size_without_deepprop(exported, name):
+def check_answers(name, params, A):
     """To the rounding of the type; bfloat16 and float16 may round another way in a product."""
-    folder, networks = exported
-    params = networks[name]
     eps = float(jnp.finfo(params[0].compute_dtype or params[0].W.dtype).eps)
-    X, A = np.load(folder / f"{name}.npz"), np.load(folder / f"{name}.answers.npz")
-    assert A.files == [str(m) for m in sizes_of(name)]
-    for m in A.files:
+    X = inputs_of(name)
+    assert list(A) == list(X) == [str(m) for m in sizes_of(name)]
+    for m in A:
         x = X[m] if "scaled" not in name else (X[m] - SHIFT[:, None]) / SCALE[:, None]
         with jax.enable_x64("float64" in name):
             expected = jax.jit(dp.predict)(params, x.astype(X[m].dtype))
@@ -132,10 +132,36 @@ def test_one_program_predicts_for_batches_of_every_size_without_deepprop(exporte
         np.testing.assert_allclose(A[m], expected, rtol=30 * eps, atol=30 * eps)
 
 
+def read(path):
+    return jax.export.deserialize(Path(path).read_bytes())
+
+
+@pytest.mark.ordinary(5)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_program_predicts_for_batches_of_every_size(exported, name):
+    params, file = exported(name)
+    with jax.enable_x64("float64" in name):
+        A = {m: np.asarray(jax.jit(read(file).call)(X)) for m, X in inputs_of(name).items()}
+    check_answers(name, params, A)
+
+
+@pytest.mark.thorough
+def test_the_programs_run_where_there_is_no_deepprop(exported):
+    for name in NETWORKS:
+        _, file = exported(name)
+        np.savez(file.with_suffix(".npz"), **inputs_of(name))
+    alone(file.parent)
+    for name in NETWORKS:
+        params, file = exported(name)
+        with np.load(file.with_suffix(".answers.npz")) as answers:
+            check_answers(name, params, dict(answers))
+
+
+@pytest.mark.ordinary(5)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_program_is_stablehlo_for_every_platform(exported, name):
     """Its one custom call holds m to at least 1, and is gone before anything is compiled."""
-    network = read(exported[0] / f"{name}.jax")
+    network = read(exported(name)[1])
     assert network.platforms == PLATFORMS == ("cpu", "cuda", "rocm", "tpu")
     assert network.fun_name == "predict"
     text = network.mlir_module()
@@ -149,7 +175,7 @@ def test_the_program_is_stablehlo_for_every_platform(exported, name):
 
 
 def test_narrow_numbers_are_multiplied_as_they_are_but_on_a_cpu(exported):
-    text = read(exported[0] / "bfloat16.jax").mlir_module()
+    text = read(exported("bfloat16")[1]).mlir_module()
     types = re.findall(r"stablehlo.dot_general .* : \(tensor<\?x\d+x(\w+)>, .*\) -> .*xf32>", text)
     assert set(types) == {"f32", "bf16"}
 
@@ -168,16 +194,16 @@ def test_narrow_numbers_are_multiplied_as_they_are_but_on_a_cpu(exported):
 )
 def test_other_inputs_are_an_error(exported, X, message):
     with pytest.raises(ValueError, match=message):
-        read(exported[0] / "softmax.jax").call(X)
+        read(exported("softmax")[1]).call(X)
 
 
 def test_float64_is_cast_where_x64_is_off_and_refused_where_it_is_on(exported):
-    network, X = read(exported[0] / "softmax.jax"), np.ones((4, 2))
+    network, X = read(exported("softmax")[1]), np.ones((4, 2))
     assert network.call(X).dtype == np.float32
     with jax.enable_x64(True), pytest.raises(ValueError, match="expected float32 and called with"):
         network.call(X)
     with pytest.raises(ValueError, match="expected float64 and called with float32"):
-        read(exported[0] / "float64.jax").call(X)
+        read(exported("float64")[1]).call(X)
 
 
 def test_the_file_is_as_large_as_the_parameters_and_names_no_path(tmp_path):

@@ -200,7 +200,7 @@ def test_an_optimizer_is_given_the_cost(kind):
 def test_a_step_gives_its_buffers_away_and_compiles_once():
     params, X, Y, _ = network("a stack", np.float32)
     optimizer = dp.in_backward(optax.adam(0.01))
-    step, state = dp.train_step(optimizer), optimizer.init(params)
+    step, state = dp.train_step(optimizer), jax.jit(optimizer.init)(params)
     first, first_state = params, state
     for _ in range(3):
         params, state, _ = step(params, state, X, Y)

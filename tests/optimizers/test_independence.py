@@ -80,6 +80,7 @@ USES = {
         mask if callable(mask) else lambda params: jax.tree.map(lambda _: mask, params),
     ),
 }
+backward = jax.jit(by_hand)
 REFUSED = "optimizer must (treat all layers alike|be one for each layer alone|treat each layer on)"
 
 
@@ -101,7 +102,7 @@ def test_refused_or_the_optimizer_by_itself(name, use):
     states, found = [inside.init(params), optimizer.init(params)], [params, params]
     for _ in range(2):
         for i, o in enumerate((inside, optimizer)):
-            updates, states[i] = o.update(by_hand(found[i], X, Y), states[i], found[i])
+            updates, states[i] = o.update(backward(found[i], X, Y), states[i], found[i])
             found[i] = optax.apply_updates(found[i], updates)
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -68,12 +68,14 @@ def test_hidden_activations_one_for_all_or_one_a_layer():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_the_type_of_the_parameters_is_the_type_of_the_pass(dtype):
     params = dp.init_params(jax.random.key(0), [3, 4, 2], dtype=dtype)
-    A, cache = dp.forward(params, np.ones((3, 5)))
+    A, cache = jax.jit(dp.forward)(params, np.ones((3, 5)))
     assert {a.dtype for a in (*cache.A[:-1], *cache.Z[:-1])} == {jnp.dtype(dtype)}
     assert A.dtype == cache.Z[-1].dtype == jnp.float32
-    grads = dp.manual_backward(cache, np.ones((2, 5), int))
+    grads = jax.jit(dp.manual_backward)(cache, np.ones((2, 5), int))
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
-    assert {d.dtype for d in dp.error_signals(cache, np.ones((2, 5)))} == {jnp.dtype(dtype)}
+    assert {d.dtype for d in jax.jit(dp.error_signals)(cache, np.ones((2, 5)))} == {
+        jnp.dtype(dtype)
+    }
 
 
 def test_predict_is_forward_without_a_cache():

@@ -22,6 +22,7 @@ from tests.signals.oracles import (
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_gradients_of_single_examples(output):
     params, X, Y, _, each = every_activation(output)

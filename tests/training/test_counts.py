@@ -57,6 +57,7 @@ def test_a_count_of_any_integer_type_is_that_number(tmp_path, train, name):
         }
 
 
+@pytest.mark.ordinary(500)
 @pytest.mark.parametrize(("train", "name"), COUNTS)
 @pytest.mark.parametrize(
     "wrong", [2.5, 2.0, "2", True, np.True_, jnp.float32(2), [2], np.array([2, 2])]
@@ -66,6 +67,7 @@ def test_what_is_not_a_count_is_named(train, name, wrong):
         train(None, **{name: wrong})
 
 
+@pytest.mark.ordinary(500)
 @pytest.mark.parametrize(("train", "name"), COUNTS)
 @pytest.mark.parametrize("wrong", [0, -1, np.int8(-3), jnp.int32(0)])
 def test_a_count_is_above_0(train, name, wrong):

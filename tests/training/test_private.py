@@ -30,9 +30,14 @@ def epoch(params, X, Y, sigma, batch_size, privacy=SOME, epoch=1, optimizer=None
 
 def taken(epoch, m, batch_size):
     """Which examples each step of an epoch takes: the same draws, by hand."""
+    return list(np.asarray(_taken(epoch, m, batch_size)))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _taken(epoch, m, batch_size):
     q, steps = sampling(m, batch_size)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(7), epoch), steps)
-    return [np.asarray(jax.random.bernoulli(jax.random.split(k)[0], q, (m,))) for k in keys]
+    return jax.vmap(lambda key: jax.random.bernoulli(jax.random.split(key)[0], q, (m,)))(keys)
 
 
 @pytest.mark.parametrize("batch_size", [3, thorough(10), thorough(40)])

@@ -84,6 +84,16 @@ class Mean:
         return jnp.mean(A)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects():
+    """gc.collect goes through everything that the tests before have left."""
+    jax.clear_caches()
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 # What makes the object, what trains with it, what in it must die, and where its programs were.
 OBJECTS = {
     "optimizer": (lambda: optax.adam(0.1), fit, lambda o: o.update, epoch.train_epoch),

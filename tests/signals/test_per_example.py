@@ -29,6 +29,7 @@ def test_gradients_of_single_examples(output):
     assert worst_error(jax.jit(dp.per_example_gradients)(*signals_of(params, X, Y)), each) <= 1e-10
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_norms(output):
     params, X, Y, _, each = every_activation(output)

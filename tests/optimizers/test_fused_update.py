@@ -160,7 +160,7 @@ def test_fit_ensemble_with_a_sweep():
     expected = run(adamw, sweep)
     for f, e in zip(*(jax.tree.leaves(one.params) for one in (got, expected)), strict=True):
         np.testing.assert_allclose(f, e, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="must treat each layer on its own"):
+    with pytest.raises(ValueError, match="must treat each layer alone"):
         run(lambda max_norm: dp.in_backward(optax.clip_by_global_norm(max_norm)), {"max_norm": [1.0, 2.0]})  # fmt: skip
 
 

@@ -214,7 +214,7 @@ def test_a_private_run_goes_on_where_it_was(tmp_path):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(whole.history["epsilon"], rest.history["epsilon"])
     less = common | {"privacy": dp.Privacy(max_norm=1.0, delta=1e-4, noise_multiplier=1.0)}
-    with pytest.raises(ValueError, match="of another privacy"):
+    with pytest.raises(ValueError, match="has another privacy"):
         dp.fit(params, optimizer, X, Y, epochs=5, checkpoint=folder, **less)
 
 

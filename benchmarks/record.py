@@ -35,7 +35,7 @@ def epoch_of(network, every):
         begin = time.perf_counter()
         trained = train_epoch(
             params, state, jax.random.key(1), 1, X, Y, optimizer=optimizer, batch_size=batch_size,
-            record=None if every is None else dp.Record(dp.diagnose, every),
+            record=None if every is None else dp.diagnose, record_every=every or 1,
         )  # fmt: skip
         jax.block_until_ready(trained)
         return time.perf_counter() - begin

@@ -51,9 +51,9 @@ LAYOUTS = {"data": 1, "data x model": MODEL}  # devices on the axis "model"
 @cache
 def program(network, data, model, local, kind="float32"):
     """The compiled step with `local` examples on each of the `data` parts."""
-    products = {} if kind == "float32" else {"products": kind}
+    narrow = {} if kind == "float32" else {"compute_dtype": kind}
     mesh = dp.mesh(data=data, model=model)
-    return compiled_step(network.sizes, mesh, data * local, **network.options(), **products)
+    return compiled_step(network.sizes, mesh, data * local, **network.options(), **narrow)
 
 
 @cache

@@ -106,7 +106,7 @@ def check_shape(
     """Raise unless `shape` is (*stack, rows, columns); columns=None allows any number of examples.
 
     Raises:
-        ValueError: the rank, the number of rows or of columns differs, or there is no example.
+        ValueError: the number of axes, rows or columns differs, or the array is empty.
     """
     due = f"({rows}, {'m' if columns is None else columns})"
     if stack:
@@ -217,8 +217,8 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> tuple[Entry, fl
     """Return the entry of `table` that `name` or `name(number)` names, and the number or None.
 
     Raises:
-        ValueError: there is no such entry, it takes no number, or the number is not finite and
-            above 0.
+        ValueError: the table lacks the entry, the entry takes no number, or the number is not
+            finite and above 0.
         TypeError: `name` is not a string.
     """
     if not isinstance(name, str):

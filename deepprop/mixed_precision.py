@@ -29,7 +29,7 @@ def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
 
     float16 has a small range. Before a product, W and dZ are therefore multiplied by a power of 2,
     and the product is divided by it. This is the loss scale of mixed precision, but computed for
-    each product from its largest entry: there is no scale to choose and no step to skip.
+    each product from its largest entry: you choose no scale, and no step is skipped.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = with_compute_dtype(dp.init_params(jax.random.key(0), [3, 4, 2]), "bfloat16")

@@ -1,8 +1,8 @@
 """The walk through the layers: up, down, or each layer by itself.
 
-Only this file tells a stack from a single layer, and only this file computes Z and A again where
-the cache does not store them. A function that reads (cache, dZ) is therefore written for one layer,
-and `each_layer` applies it to all of them.
+Of all that computes with the layers, only this file tells a stack from a single layer and computes
+Z and A again where the cache does not store them. A function that reads (cache, dZ) is therefore
+written for one layer, and `each_layer` applies it to all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

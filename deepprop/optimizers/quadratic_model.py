@@ -143,7 +143,7 @@ def _cost(params: Params, cache: Cache, Y: Any, weights: Any) -> Array:
 def _reduction_ratio(value: ArrayLike, J_after: Array, predicted: Array) -> Array:
     """The reduction ratio: actual over predicted decrease of J.
 
-    At a minimum both are rounding; then it is 1/2, which leaves the damping as it is.
+    At a minimum both decreases are rounding errors; the ratio is then 1/2, which keeps the damping.
     """
     rounding = 10 * float(np.finfo(predicted.dtype).eps) * jnp.abs(value)
     return jnp.where(jnp.abs(predicted) > rounding, (J_after - value) / predicted, 0.5)
@@ -203,7 +203,7 @@ def _minimum(
     """Return (a, b) at the minimum of the model, and the decrease of J that it predicts (M - J).
 
     M(a D + b last) = J + slope . (a, b) + 1/2 (a, b) Q (a, b)^T, so Q (a, b) = -slope. If D and the
-    last step are parallel, or there is no last step, Q is singular, and b is 0.
+    last step are parallel, or this is the first step, Q is singular; b is then 0.
     """
     form = gauss_newton_form(cache, both, weights)
     squares = jnp.array([[_dot(u, v) for v in both] for u in both])

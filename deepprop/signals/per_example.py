@@ -51,7 +51,8 @@ def per_example_norms(cache: Cache, dZ: Sequence[Array], *, per_layer: bool = Fa
 
     def of_layer(_: Layer, dz: Array, a: Array) -> Array:
         """||dz_i[l]|| sqrt(||a_i[l-1]||^2 + 1), (m,)."""
-        return _lengths(dz) * jnp.hypot(_lengths(a), jnp.ones((), a.dtype))
+        with_one = jnp.stack([_lengths(a), jnp.ones(a.shape[-1], a.dtype)])
+        return _lengths(dz) * root_of_squares(with_one, axis=0)[0]
 
     norms = jnp.concatenate(
         [jnp.atleast_2d(norm) for norm in layer_map(of_layer, *columns(cache, dZ))]

@@ -22,7 +22,7 @@ from deepprop.training.advice import advice_for
 from deepprop.training.batches import Batches, check_batches, epoch_of_batches
 from deepprop.training.checkpoint import Checkpoint
 from deepprop.training.epoch import Trained, check_training, train_epoch
-from deepprop.training.examples import balanced_weights, in_memory, parts_of
+from deepprop.training.examples import in_memory, parts_of
 from deepprop.training.former_arguments import takes_former_arguments
 from deepprop.training.identity import name_of
 from deepprop.training.loop import Callback, Fit, Progress, Train
@@ -30,8 +30,6 @@ from deepprop.training.measure import Pair, Triple, Validation, measure_of
 from deepprop.training.private import Privacy, check_alone, private_training
 from deepprop.training.record import Record, Recorded, record_of
 from deepprop.training.run import own_state, own_transfers, run_or_resume
-
-__all__ = ["balanced_weights", "fit", "fit_batches"]
 
 
 @takes_former_arguments
@@ -122,7 +120,6 @@ def fit(
     data = in_memory(params, X, Y, weights, batch_size)
     batch_size = whole_number("batch_size", batch_size, data[0].shape[0])
     epochs = whole_number("epochs", epochs)
-    first_epoch = whole_number("first_epoch", first_epoch)
     record = record_of(record)
     measure = measure_of(params, validation)
     parts = parts_of(*data) | {"key": key, "batch_size": batch_size, "backward": backward}
@@ -133,6 +130,7 @@ def fit(
     else:
         own = None if backward is manual_backward else backward
         check_alone(privacy, {"weights": weights, "record": record, "backward": own})
+        first_epoch = whole_number("first_epoch", first_epoch)
         train, own_parts = private_training(
             privacy, key, *data[:2], optimizer, batch_size, epochs, first_epoch
         )

@@ -47,4 +47,4 @@ def _move(old: str, kwargs: dict[str, Any]) -> None:
     if group is not None:
         kwargs[name] = replace(group, **{field: value})
     elif name == "validation":
-        raise ValueError(f"{old} needs a validation set, got validation=None")
+        raise ValueError(f"a validation set is needed for {old}, got validation=None")

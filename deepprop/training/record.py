@@ -27,7 +27,7 @@ class Record:
 
     Attributes:
         function: (cache, dZ, updates) to a pytree of arrays, in JAX, such as `diagnose`. It sees
-            each minibatch as it is, without weights.
+            each minibatch without its weights.
         every: steps from one record to the next; the first step of an epoch has one.
 
     Raises:

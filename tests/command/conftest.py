@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from deepprop.command.cli import main
@@ -18,6 +19,17 @@ def run(capsys):
         return status, out, err
 
     return call
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A function that writes a data file of arrays."""
+
+    def write(**arrays):
+        np.savez(tmp_path / "data.npz", **arrays)
+        return str(tmp_path / "data.npz")
+
+    return write
 
 
 @pytest.fixture

@@ -12,15 +12,6 @@ IMAGES = RNG.integers(0, 256, (30, 4, 3), dtype=np.uint8)
 LABELS = np.arange(30) % 3
 
 
-@pytest.fixture
-def npz(tmp_path):
-    def write(**arrays):
-        np.savez(tmp_path / "data.npz", **arrays)
-        return str(tmp_path / "data.npz")
-
-    return write
-
-
 def test_the_digits():
     data = load_data(None)
     assert data.X.shape[0] == 64

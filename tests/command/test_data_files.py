@@ -12,15 +12,6 @@ X = RNG.standard_normal((60, 2))
 LABELS = np.arange(60) % 3
 
 
-@pytest.fixture
-def npz(tmp_path):
-    def write(**arrays):
-        np.savez(tmp_path / "data.npz", **arrays)
-        return str(tmp_path / "data.npz")
-
-    return write
-
-
 TRAIN = {"x_train": X, "y_train": LABELS, "x_test": X, "y_test": LABELS}
 TWICE = {  # names that differ in capitals alone: the file, and the functions that use both
     "X and x": ({"X": X, "x": 0 * X, "y": LABELS}, (load_data, load_examples)),

@@ -11,15 +11,6 @@ X = RNG.standard_normal((60, 2))
 LABELS = np.arange(60) % 3
 
 
-@pytest.fixture
-def npz(tmp_path):
-    def write(**arrays):
-        np.savez(tmp_path / "data.npz", **arrays)
-        return str(tmp_path / "data.npz")
-
-    return write
-
-
 def test_labels_as_bytes_are_text(npz):
     text = np.array(["hund", "katze", "k\u00e4fer"])[LABELS]
     data = [load_data(npz(X=X, y=y)) for y in (text, np.char.encode(text, "utf-8"))]

@@ -241,6 +241,24 @@ def test_a_sparse_matrix_is_refused(where):
         ARRAYS[where](sparse)
 
 
+def several_networks():
+    return jax.vmap(lambda key: dp.init_params(key, [4, 4, 4]))(jax.random.split(KEY, 3))
+
+
+def gradients_of_single_examples():
+    params = dp.init_params(KEY, [4, 4, 4])
+    _, cache = forward(params, X)
+    Y = jnp.zeros((4, 6)).at[0].set(1.0)
+    return dp.per_example_gradients(cache, dp.error_signals(cache, Y))
+
+
+@pytest.mark.parametrize("make", [several_networks, gradients_of_single_examples])
+def test_another_leading_axis_is_not_taken_for_a_stack(make):
+    """The last layer of a network is never a stack; the layers here are square, as in a stack."""
+    with pytest.raises(ValueError, match=r"W\[2\] must have shape \(n_l, 4\).*got \([36], 4, 4\)"):
+        dp.forward(make(), X)
+
+
 @pytest.mark.parametrize("name", ["tanh", "leaky_relu(0.2)", "sigmoid", "identity"])
 def test_a_layer_takes_the_name_of_its_activation(name):
     assert dp.Layer(LAYER.W, LAYER.b, name).activation == dp.activation(name)

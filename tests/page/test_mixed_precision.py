@@ -9,28 +9,18 @@ import pytest
 
 import deepprop as dp
 from deepprop import _arithmetic as precision
-from tests.problems import by_hand, exactly, problem
-
-NARROW = ["bfloat16", "float16"]
-U_SUM = 2.0**-24  # the unit roundoff of float32
-# Of both types: the unit roundoff, and half the distance between the numbers next to 0.
-U = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
-TINY = {"bfloat16": 0.0, "float16": 2.0**-25}
-
-
-def mixed(kind, sizes=(3, 4, 2), m=5, hidden="tanh", output="identity", weighted=False, seed=17):
-    """A network with products of that type, and the data."""
-    params, X, Y, w = problem(seed, list(sizes), m, hidden, output, weighted, np.float32)
-    return dp.with_compute_dtype(params, kind), X, Y, w
-
-
-def plain(params):
-    return dp.with_compute_dtype(params, None)
-
-
-backward = jax.jit(by_hand)  # each of them one program
-forward = jax.jit(dp.forward)
-error_signals = jax.jit(dp.error_signals)
+from tests.page.narrow import (
+    NARROW,
+    TINY,
+    U_SUM,
+    U,
+    backward,
+    error_signals,
+    forward,
+    mixed,
+    plain,
+)
+from tests.problems import by_hand, exactly
 
 
 def output_layer(W, b, compute_dtype="bfloat16", output="identity"):
@@ -267,13 +257,6 @@ def test_factors_are_rounded_to_the_narrow_type(kind):
     both = hidden_layer([[0]], [[near]], kind), output_layer([[0]], [[near]], kind)
     _, cache = dp.forward(both, [[1]])
     assert [float(Z[0, 0]) for Z in cache.Z] == [1, near]
-
-
-def flat(tree):
-    if isinstance(tree, tuple) and isinstance(tree[0], dp.Layer) and tree[-1].W.ndim == 2:
-        tree = dp.unstack(tree)
-    leaves = jax.tree.leaves(tree)
-    return [np.asarray(leaf, np.float64) for leaf in leaves]
 
 
 # Bad input.

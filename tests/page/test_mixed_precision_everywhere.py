@@ -9,29 +9,9 @@ import optax
 import pytest
 
 import deepprop as dp
-from tests.problems import by_hand, exactly, problem
+from tests.page.narrow import NARROW, U_SUM, U, backward, errors, flat, forward, mixed, plain
+from tests.problems import exactly, problem
 from tests.project.test_autodiff_free import capabilities, everything, primitives
-
-NARROW = ["bfloat16", "float16"]
-U_SUM = 2.0**-24  # the unit roundoff of float32
-# Of both types: the unit roundoff, and half the distance between the numbers next to 0.
-U = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
-
-
-def mixed(kind, sizes=(3, 4, 2), m=5, hidden="tanh", output="identity", weighted=False, seed=17):
-    """A network with products of that type, and the data."""
-    params, X, Y, w = problem(seed, list(sizes), m, hidden, output, weighted, np.float32)
-    return dp.with_compute_dtype(params, kind), X, Y, w
-
-
-def plain(params):
-    return dp.with_compute_dtype(params, None)
-
-
-backward = jax.jit(by_hand)  # each of them one program
-forward = jax.jit(dp.forward)
-gradients = jax.jit(dp.gradients)
-
 
 # Everything that reads (cache, dZ).
 
@@ -53,19 +33,6 @@ WITHOUT_PRODUCTS = {  # which are exact but for float32, given the cache and dZ
     "per_example_norms", "per_example_products", "per_example_gradients", "kfac_factors",
     "squared_gradients", "gradient_variance", "gradient_noise_scale",
 }  # fmt: skip
-
-
-def flat(tree):
-    if isinstance(tree, tuple) and isinstance(tree[0], dp.Layer) and tree[-1].W.ndim == 2:
-        tree = dp.unstack(tree)
-    leaves = jax.tree.leaves(tree)
-    return [np.asarray(leaf, np.float64) for leaf in leaves]
-
-
-def errors(found, expected):
-    """The largest of each array, relative to the largest number of it."""
-    pairs = zip(flat(found), flat(expected), strict=True)
-    return [abs(f - e).max() / max(abs(e).max(), 1e-30) for f, e in pairs]
 
 
 def direction(params):

@@ -87,8 +87,8 @@ def test_a_checkpoint_of_0_1_0_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("former", "message"),
     [
-        ({"patience": 3}, "patience needs a validation set"),
-        ({"metrics": {"m": abs}}, "metrics needs a validation set"),
+        ({"patience": 3}, "a validation set is needed for patience"),
+        ({"metrics": {"m": abs}}, "a validation set is needed for metrics"),
     ],
 )
 def test_former_arguments_of_a_validation_set_need_one(former, message):

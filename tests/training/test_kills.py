@@ -10,10 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from tests.problems import problem
-
 pytestmark = pytest.mark.usefixtures("optax_types")
-PARAMS, X, Y, _ = problem(0, [4, 8, 3], 24, "relu", dtype=np.float32)
 
 
 PROGRAM = """

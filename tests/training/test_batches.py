@@ -172,8 +172,8 @@ def once():
 BAD = {
     "a generator for two epochs": (once(), ValueError, "batches must start again in each of the 2 epochs, but a generator is exhausted"),
     "no iterable": (3, TypeError, "batches must be an iterable of .X, Y., .*got int"),
-    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: it is called as batches\(1\) for the first, but once does not take one argument"),
-    "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"it is called as batches\(1\)"),
+    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: batches\(1\) is called for the first one, but once does not take one argument"),
+    "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"batches\(1\) is called for the first one"),
     "a function that returns nothing": (lambda epoch: None, TypeError, r"batches\(1\) must return an iterable of \(X, Y\), got NoneType"),
     "a sparse batch": ([(sparse.csr_matrix(X), Y)], TypeError, "epoch 1, batch 0: X must be a dense array"),
     "a large batch": ([(X, Y), (X * np.float64(1e39), Y)], ValueError, r"epoch 1, batch 1: X must hold numbers up to 3.4e\+38"),

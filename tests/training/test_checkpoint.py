@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, part):
         if file.is_file():
             file.write_bytes(b"\0" * 40)
     with pytest.raises(
-        ValueError, match=r"checkpoint .*, epoch 3 can't be read .remove it to go on"
+        ValueError, match=r"checkpoint .*, epoch 3 can't be read .remove it to resume"
     ):
         run(tmp_path, epochs=5)
 

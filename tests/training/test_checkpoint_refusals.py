@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
 
 def test_other_ways_to_train_are_refused_too(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match=r"of another X: float32.* and now it is None"):
+    with pytest.raises(ValueError, match=r"has another X: float32.* and now it is None"):
         dp.fit_batches(PARAMS, ADAM, [(X, Y)], epochs=5, checkpoint=tmp_path)
 
 

@@ -112,11 +112,11 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 BAD = {
-    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "must say how many networks there are.*got none"),
-    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"the same K each, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
-    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "the same K each, got {'key': 2"),
+    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "must give the number of networks.*got none"),
+    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"must agree on it, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
+    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "must agree on it, got {'key': 2"),
     "a sweep of one number": ({"sweep": {"learning_rate": 0.1}}, ValueError, r"sweep learning_rate must have shape \(K,\)"),
-    "a sweep without names": ({"sweep": [0.1, 0.2]}, TypeError, "sweep must be names and .K,. numbers, got list"),
+    "a sweep without names": ({"sweep": [0.1, 0.2]}, TypeError, "sweep must be a mapping of names to .K,. numbers, got list"),
     "no network": ({"params": jax.tree.map(lambda leaf: leaf[:0], PARAMS)}, ValueError, "W"),
     "networks side by side": ({"params": (member(PARAMS, 0), member(PARAMS, 1))}, TypeError, "tuple of dp.Layer with arrays, got tuple in it"),
     "a made optimizer with a sweep": ({"optimizer": optax.sgd(0.1), "sweep": {"learning_rate": RATES}}, TypeError, "optimizer must be a function of the entries of sweep"),

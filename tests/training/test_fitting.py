@@ -308,7 +308,7 @@ BAD = {
     "an optimizer by name": ({"optimizer": "adam"}, TypeError, "optimizer must be an optax.GradientTransformation, got 'adam'"),
     "nan in X": ({"X": np.where(X > 1, np.nan, X)}, ValueError, "X must hold finite numbers"),
     "labels": ({"Y": Y.argmax(axis=0)}, ValueError, "Y must have shape .* for class labels: jax.nn.one_hot"),
-    "not one-hot": ({"Y": 2 * Y}, ValueError, "Y must be one-hot, or probabilities that add up to 1"),
+    "not one-hot": ({"Y": 2 * Y}, ValueError, "Y must be one-hot, or probabilities that sum to 1"),
     "inf in Y": ({"Y": np.where(Y > 0, np.inf, Y)}, ValueError, "Y must hold finite numbers"),
     "examples as rows": ({"X": X.T}, ValueError, "X must have shape .* pass X.T"),
     "a seed": ({"key": 0}, TypeError, "key must be one JAX random key"),

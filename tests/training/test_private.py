@@ -13,7 +13,7 @@ from scipy import stats
 
 import deepprop as dp
 from deepprop.training.epoch import no_sums
-from deepprop.training.private import _add_up, private_epoch, sampling
+from deepprop.training.private import _clipped_sum, private_epoch, sampling
 from tests.problems import problem
 
 pytestmark = pytest.mark.usefixtures("optax_types")
@@ -62,7 +62,7 @@ def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # sums of float32 in chunks
     if batch_size == 3:
         assert min(sizes) == 0
-        assert max(sizes) > 3 + 2 * 2  # more than `private_epoch` takes at once
+        assert max(sizes) > 3 + 2 * 2  # more than one block
 
 
 def test_the_noise_has_the_deviation_that_it_should():
@@ -126,7 +126,7 @@ def test_what_one_example_changes_is_bounded(dtype, max_norm, gamma):
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     privacy = dp.Privacy(max_norm=max_norm, delta=1e-5, noise_multiplier=1.0, gamma=gamma)
     X, Y = jnp.asarray(100 * X.T), jnp.asarray(Y.T)  # so that every gradient is above C
-    add_up = jax.jit(partial(_add_up, at_once=1000, privacy=privacy))
+    add_up = jax.jit(partial(_clipped_sum, block=1000, privacy=privacy))
     everyone, but_one = jnp.ones(3000, bool), jnp.arange(3000) != 5
     sums = [add_up(params, X, Y, some, no_sums(params))[0] for some in (everyone, but_one)]
     moved = jax.tree.map(lambda a, b: np.sum(np.square(np.asarray(a, np.float64) - b)), *sums)
@@ -206,7 +206,7 @@ def test_a_private_run_goes_on_where_it_was(tmp_path):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(whole.history["epsilon"], rest.history["epsilon"])
     less = common | {"privacy": dp.Privacy(max_norm=1.0, delta=1e-4, noise_multiplier=1.0)}
-    with pytest.raises(ValueError, match="of another privacy"):
+    with pytest.raises(ValueError, match="has another privacy"):
         dp.fit(params, optimizer, X, Y, epochs=5, checkpoint=folder, **less)
 
 

@@ -52,7 +52,7 @@ def test_a_record_goes_through_a_checkpoint(tmp_path):
     rest = dp.fit(params, optimizer, X, Y, epochs=3, checkpoint=tmp_path, **common)
     for name, values in whole.history.items():
         np.testing.assert_array_equal(values, rest.history[name])
-    with pytest.raises(ValueError, match="of another record"):
+    with pytest.raises(ValueError, match="has another record"):
         dp.fit(
             params,
             optimizer,

@@ -1,4 +1,4 @@
-"""Names of an earlier release that have another name now: they work for one release, and warn."""
+"""Names of an earlier release that were changed: they work for one more release, and warn."""
 
 import functools
 import warnings
@@ -15,7 +15,7 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
 
 
 def renamed_argument(old: str, new: str) -> Callable[[F], F]:
-    """Decorate a function that takes the argument `new` so that it takes it as `old`, too."""
+    """Decorate a function with an argument `new` to accept it under its former name `old`."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
@@ -31,7 +31,7 @@ def renamed_argument(old: str, new: str) -> Callable[[F], F]:
 
 
 def renamed_field(old: str, new: str) -> Callable[[type[T]], type[T]]:
-    """Decorate a dataclass with a field `new` so that it takes, and has, it as `old`, too."""
+    """Decorate a dataclass with a field `new` to accept and show it under the name `old`."""
 
     def read(self: Any) -> Any:
         warn_renamed(f"the attribute {old}", new)

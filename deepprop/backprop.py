@@ -1,14 +1,14 @@
-"""The backward pass, by hand, in two steps that stay apart.
+"""The backward pass, by hand, in two steps.
 
 1. The error signals run down the network: dZ[L], dZ[L-1], ..., dZ[1].
-2. Each layer's gradient is local: dW[l] and db[l] from dZ[l] and A[l-1] alone.
+2. Each layer's gradient is local: dW[l] and db[l] follow from dZ[l] and A[l-1] alone.
 
-The equations of both are in equations.py, a line each; walk.py is the way through the layers.
-`manual_backward` takes both steps at each layer, so that no dZ has to be kept.
+Both are made of the equations in equations.py; walk.py goes through the layers. `manual_backward`
+does both steps layer by layer, so that no dZ has to be stored.
 
-The cost is J = 1/m sum_i L(i). dW and db are dJ/dW and dJ/db. A column of dZ or dA is the
-derivative of that one example's loss L(i), without 1/m, and without its weight: what belongs to one
-example stays apart until the gradient adds the examples up.
+The cost is J = 1/m sum_i L(i), and dW and db are dJ/dW and dJ/db. Column i of dZ or dA is the
+derivative of example i's own loss L(i), without 1/m and without its weight. What belongs to one
+example stays separate until the gradient sums over examples.
 """
 
 from collections.abc import Callable, Sequence

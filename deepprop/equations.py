@@ -25,7 +25,8 @@ from deepprop.layers import Layer, type_of_dZ, types_of_A, types_of_dZ, types_of
 def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
     """Compute Z[l] and A[l] (n_l, m) from A[l-1] (n_{l-1}, m)."""
     types = types_of_A(layer)
-    W, b, g, times = layer.W, layer.b.astype(types.result), layer.activation.g, multiply(types)
+    W, b, g = layer.W, layer.b.astype(types.result), layer.activation.g
+    times = multiply(types)
     Z = times(W, A) + b  # Z[l] = W[l] A[l-1] + b[l]
     above = elementwise(g, Z)  # A[l] = g[l](Z[l])
     return Z, A + above if layer.residual else above

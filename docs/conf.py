@@ -25,6 +25,7 @@ html_title = "deepprop"
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
 html_copy_source = False
+html_show_copyright = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 

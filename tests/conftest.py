@@ -2,9 +2,9 @@
 
 `pytest` runs the ordinary tests, in under four minutes on two cores. `pytest --thorough` runs all of
 them, and `pytest --rest` those that `pytest` leaves out. It leaves out two kinds: tests marked
-`thorough`, which are long by themselves, and combinations: of a test with several parameters the
-ordinary run takes as many cases as are needed for each value of each parameter to occur. A test
-marked `every_case` is run in full.
+`thorough` and doctests, and combinations: of a test with several parameters the
+ordinary run takes as many cases as are needed for each value of each parameter to occur. Of a test
+marked `ordinary(n)` it takes n cases, evenly spread.
 """
 
 import os
@@ -43,7 +43,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Leave LLVM's optimiser out: XLA's program is the same, what it counts too, only slower."""
     config.addinivalue_line("markers", "thorough: long by itself; not in the ordinary run")
-    config.addinivalue_line("markers", "every_case: the ordinary run takes every combination")
+    config.addinivalue_line("markers", "ordinary(n): the ordinary run takes n of its cases")
     if not config.getoption("--optimised"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}".strip()
     all_or_rest = config.getoption("--thorough") or config.getoption("--rest")
@@ -66,27 +66,40 @@ def _ordinary(items):
     """The ids of the tests of the ordinary run."""
     cases, chosen = defaultdict(list), set()
     for item in items:
-        if item.get_closest_marker("thorough"):
+        if item.get_closest_marker("thorough") or isinstance(item, pytest.DoctestItem):
             continue
-        several = len(getattr(getattr(item, "callspec", None), "indices", ())) > 1
-        if several and not item.get_closest_marker("every_case"):
+        if hasattr(item, "callspec"):
             cases[item.nodeid.partition("[")[0]].append(item)
         else:
             chosen.add(item.nodeid)
     for group in cases.values():
-        chosen |= _covering(group)
+        mark = group[0].get_closest_marker("ordinary")
+        chosen |= _covering(group) if mark is None else _spread(group, mark.args[0])
     return chosen
+
+
+def _spread(group, n):
+    """Ids of n cases, the first and the last and others between them."""
+    places = [0] if n == 1 else [round(i * (len(group) - 1) / (n - 1)) for i in range(n)]
+    return {group[place].nodeid for place in places}
 
 
 def _covering(group):
     """Ids of few cases in which each value of each parameter occurs, chosen greedily."""
-    values = {item.nodeid: set(item.callspec.indices.items()) for item in group}
+    values = {item.nodeid: set(_values(item)) for item in group}
     unseen, chosen = set().union(*values.values()), set()
     while unseen:
         best = max(values, key=lambda case: len(values[case] & unseen))
         chosen.add(best)
         unseen -= values[best]
     return chosen
+
+
+def _values(item):
+    """The parameters of a case and their values; those that are not plain, by their number."""
+    for name, value in item.callspec.params.items():
+        plain = isinstance(value, str | int | float | bool | tuple | type(None))
+        yield name, repr(value) if plain else item.callspec.indices[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -203,7 +203,7 @@ def _network_options(parser: argparse.ArgumentParser, hidden: str | None) -> Non
     )  # fmt: skip
     parser.add_argument(
         "--activation", metavar="NAME",
-        help=f"{', '.join(ACTIVATIONS)}; one, or one a hidden layer with commas; or module:name for"
+        help=f"{', '.join(ACTIVATIONS)}; one, or one per hidden layer with commas; or module:name for"
         " one of your own (default relu)",
     )  # fmt: skip
     parser.add_argument(

@@ -39,7 +39,7 @@ def predict(args: argparse.Namespace) -> int:
             text = io.TextIOWrapper(file, "utf-8", newline="")
             csv.writer(text, lineterminator="\n").writerows(answers.reshape(len(answers), -1))
             text.detach()
-        print(f"saved {args.out}")
+        print(f"saved      {args.out}")
     return 0
 
 

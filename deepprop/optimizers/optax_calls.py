@@ -16,8 +16,8 @@ NEEDS = {
     " optax.lbfgs(learning_rate, linesearch=None), or dp.kfac()",
     "'fast'": "optax.lookahead needs params in pairs, which fit does not have: use its fast"
     " optimizer alone, or optax.contrib.schedule_free",
-    "grad_fn": "optax.contrib.sam in opaque mode computes gradients anew, which fit can't hand it:"
-    " use opaque_mode=False, by itself",
+    "grad_fn": "optax.contrib.sam in opaque mode computes gradients again, which fit can't pass to"
+    " it: use opaque_mode=False, by itself",
     "got an unexpected keyword argument": "its update takes none of value, cache, Y and weights:"
     " use it by itself instead of in a chain, or add **extra_args to its update",
     "obj_fn": "it differentiates the cost, which fit can't pass to it: use dp.kfac()",

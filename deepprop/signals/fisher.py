@@ -138,13 +138,15 @@ def entry_for_output(cache: Cache, table: Mapping[str, Entry], what: str) -> Ent
     """Return the table's entry for the network's output, one of the four canonical ones.
 
     Raises:
-        ValueError: it is another output; the message begins with `what`.
+        ValueError: it is another output; the message names `what`.
         TypeError: `cache` is not a cache.
     """
     check_cache(cache)
     output = output_of(cache.params)
     if output != OUTPUTS.get(output.name):
-        raise ValueError(f"{what} need a network with output {', '.join(table)}, got {output.name}")
+        raise ValueError(
+            f"for {what} the network must have output {', '.join(table)}, got {output.name}"
+        )
     return table[output.name]
 
 

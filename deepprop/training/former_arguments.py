@@ -1,4 +1,4 @@
-"""Arguments of `fit` in 0.1.0 that a group holds now: they work for one release, and warn."""
+"""Arguments of `fit` in 0.1.0 that are now in a group: they work for one release, and warn."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ FORMER: dict[
 
 
 def takes_former_arguments(function: F) -> F:
-    """Decorate `fit` or a sibling so that it takes the arguments of 0.1.0, too."""
+    """Decorate `fit` or a sibling to accept the arguments of 0.1.0."""
 
     @functools.wraps(function)
     def accepting(*args: Any, **kwargs: Any) -> Any:
@@ -34,7 +34,7 @@ def takes_former_arguments(function: F) -> F:
 
 
 def _move(old: str, kwargs: dict[str, Any]) -> None:
-    """Take the former argument out, and put its value into its group.
+    """Move the value of a former argument into its group.
 
     Raises:
         ValueError: metrics or a patience without a validation set.

@@ -7,12 +7,14 @@ import pytest
 pytestmark = pytest.mark.usefixtures("optax_types")
 
 
+@pytest.mark.thorough
 def test_check_of_everything(run):
     status, out, _ = run("check", "--examples", "2")
     assert status == 0
     assert out.count("ok ") == len(out.splitlines()) >= 11 + 4 + 3
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("own_module")
 def test_check_of_an_activation_of_your_own(run):
     status, out, _ = run("check", "--activation", "mine:sine", "--hidden", "5")

@@ -57,6 +57,7 @@ def test_a_transfer_guard_ends_each_command_in_one_line(run, four_commands):
         assert "Disallowed host-to-device transfer" in err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("setting", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense"])
 def test_devices_that_are_not_there(setting):
     """In a process of its own: jax reads the variable as it is imported."""
@@ -142,6 +143,7 @@ def test_bad_files_get_one_clear_line(run, tmp_path):
             assert "Traceback" not in err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "argv", "status", "says"),
     [
@@ -164,6 +166,7 @@ def test_without_the_extras(tmp_path, module, argv, status, says):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.thorough
 def test_a_terminal_gets_a_progress_bar():
     terminal, end = os.openpty()
     command = [sys.executable, "-m", "deepprop", "train", "--hidden", "256", "--no-check"]
@@ -181,6 +184,7 @@ def test_a_terminal_gets_a_progress_bar():
     assert b"result     accuracy" in out
 
 
+@pytest.mark.thorough
 def test_python_m_deepprop():
     run = subprocess.run(
         [sys.executable, "-m", "deepprop", "--version"], capture_output=True, text=True, timeout=120

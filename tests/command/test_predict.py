@@ -32,6 +32,7 @@ def test_a_model_without_classes_is_scored_by_number_and_shapes_are_compared(run
         assert "y " in err
 
 
+@pytest.mark.thorough
 def test_labels_of_every_script_and_with_commas_are_written_whole(run, tmp_path):
     x = np.random.default_rng(1).standard_normal((40, 5))
     np.savez(tmp_path / "data.npz", X=x, y=np.array(["\u732b, cat", "\u00e9"])[np.arange(40) % 2])

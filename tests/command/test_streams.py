@@ -150,6 +150,7 @@ PROCESSES = {  # redirections of a shell; the command, its status, and lines on 
 }
 
 
+@pytest.mark.thorough
 @NEEDS_FULL
 @pytest.mark.parametrize("case", PROCESSES)
 def test_in_a_process_of_its_own_nothing_is_said_at_exit(folder, case):

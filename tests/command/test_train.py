@@ -16,6 +16,7 @@ QUICK = ["--hidden", "16", "--epochs", "2", "--no-check"]
 pytestmark = pytest.mark.usefixtures("optax_types")
 
 
+@pytest.mark.thorough
 def test_the_main_job(run, tmp_path):
     """No arguments but where to write: the digits to 97 %, shown, checked, drawn, saved, predicted."""
     model, curves = tmp_path / "model.npz", tmp_path / "curves.png"
@@ -95,6 +96,7 @@ def test_patience_keeps_the_best_by_a_validation_set_of_its_own(run):
     assert re.search(r"accuracy [\d.]+ % on 359 held-out", out)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_goes_on_where_it_was(run, tmp_path):
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     options = ["--hidden", "16", "--no-check", "--validation", "0.3"]
@@ -111,6 +113,7 @@ def test_a_checkpoint_goes_on_where_it_was(run, tmp_path):
     assert "has another network: 64 - 16 relu" in err
 
 
+@pytest.mark.thorough
 def test_balanced_classes_of_a_single_output(run, tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((400, 3))
@@ -140,6 +143,7 @@ def test_a_cost_that_runs_away_is_a_failure(run):
     assert re.fullmatch(r"deepprop: the cost or a parameter is not finite in epoch 1: .*\n", err)
 
 
+@pytest.mark.thorough
 def test_the_health_of_layers(run, tmp_path):
     status, out, _ = run("train", *QUICK, "--diagnose", tmp_path / "layers.png")
     assert status == 0
@@ -153,6 +157,7 @@ def test_the_health_of_layers(run, tmp_path):
     assert "not finite in epoch 1" in err
 
 
+@pytest.mark.thorough
 def test_kfac_needs_no_learning_rate(run):
     status, out, _ = run("train", *QUICK, "--optimizer", "kfac")
     assert status == 0
@@ -243,7 +248,7 @@ def test_balanced_classes_weigh_the_validation_cost_too(run, tmp_path, monkeypat
     assert run(*command, "--class-weights", "balanced")[0] == 130
     rare, usual = 40 / (2 * 8), 40 / (2 * 32)
     np.testing.assert_allclose(seen["weights"], np.where(y, rare, usual))
-    X_test, _, weights = seen["validation"]
+    X_test, weights = seen["validation"].X, seen["validation"].weights
     np.testing.assert_allclose(X_test, x.T, rtol=1e-6)
     np.testing.assert_allclose(weights, np.where(y_test, rare, usual))
 
@@ -259,6 +264,7 @@ def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path):
     assert (tmp_path / "w.npz").exists()  # what was trained is not lost
 
 
+@pytest.mark.thorough
 def test_ctrl_c_saves_what_there_is(tmp_path):
     command = [
         sys.executable,

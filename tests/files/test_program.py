@@ -117,6 +117,7 @@ def read(path):
     return jax.export.deserialize(Path(path).read_bytes())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_program_predicts_for_batches_of_every_size_without_deepprop(exported, name):
     """To the rounding of the type; bfloat16 and float16 may round another way in a product."""
@@ -276,6 +277,7 @@ def command(capsys, *argv):
     return status, out, err
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("data", ["digits", "digits, standardized", "numbers"])
 def test_on_the_command_line_the_program_predicts_what_predict_does(tmp_path, capsys, data):

@@ -57,6 +57,7 @@ def fit(params, optimizer, dtype=np.float64, weighted=False, **options):
 # The parameters.
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "kind"),
@@ -87,6 +88,7 @@ def test_steps_are_those_of_the_optimizer_by_itself(name, kind):
     assert abs(np.asarray(got[1].W - params[1].W)).max() > 1e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack that keeps every third"])
 def test_by_itself_it_is_the_same_optimizer(kind):
@@ -110,6 +112,7 @@ def test_by_itself_it_is_the_same_optimizer(kind):
     close(updates, jax.tree.map(lambda leaf: -0.5 * leaf, params))  # without params
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("kind", "weighted"), [("layers one by one", False), ("a residual stack", True)]
@@ -131,6 +134,7 @@ def test_fit_and_fit_batches_come_to_the_same_parameters(kind, weighted):
     close(goes_on.params, fit(expected.params, optimizer, state=expected.state, **options).params)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_fit_ensemble_with_a_sweep():
     params, X, Y, _ = network("a stack")
@@ -152,6 +156,7 @@ def test_fit_ensemble_with_a_sweep():
         run(lambda max_norm: dp.in_backward(optax.clip_by_global_norm(max_norm)), {"max_norm": [1.0, 2.0]})  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack"])
 def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
     params, *_ = network(kind, np.float32)
@@ -166,6 +171,7 @@ def test_a_run_goes_on_from_its_checkpoint(kind, tmp_path):
         fit(params, optax.adam(0.01), np.float32, epochs=3, checkpoint=tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["layers one by one", "a stack"])
 def test_an_optimizer_is_given_the_cost(kind):
     """reduce_on_plateau looks at J, and halves its scale where that no longer falls."""
@@ -277,6 +283,7 @@ def copies_of_the_stack(program):
     return re.findall(rf"= f32\[{K},{N},{N}\]\S* copy(?:-start)?\(", text)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("keep", [1, "sqrt"])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_the_gradient_of_the_stack_is_never_there(name, keep):

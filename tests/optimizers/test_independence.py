@@ -83,6 +83,7 @@ USES = {
 REFUSED = "optimizer must (treat all layers alike|be one for each layer alone|treat each layer on)"
 
 
+@pytest.mark.ordinary(8)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", CHOICES)
 def test_refused_or_the_optimizer_by_itself(name, use):
@@ -125,10 +126,11 @@ def test_an_index_is_noticed_by_every_door(kind, index):
 def test_the_index_of_one_of_many_layers():
     params = network(sizes=[4, *[6] * 100, 3])[0]
     mask = mask_of(lambda l, leaf, params: l == 77)
-    with pytest.raises(ValueError, match="updates layer 78 of these params otherwise"):
+    with pytest.raises(ValueError, match="updates layer 78 of these params differently"):
         dp.in_backward(optax.masked(optax.scale(0.1), mask)).init(params)
 
 
+@pytest.mark.thorough
 def test_it_takes_no_memory_of_the_size_of_the_parameters():
     """Params that are only shapes, of a petabyte."""
     n = 10**7
@@ -137,10 +139,11 @@ def test_it_takes_no_memory_of_the_size_of_the_parameters():
     from deepprop.optimizers.independence import check_each_alone
 
     check_each_alone(optax.with_extra_args_support(optax.adam(0.1)), params)
-    with pytest.raises(ValueError, match="updates layer 2 of these params otherwise"):
+    with pytest.raises(ValueError, match="updates layer 2 of these params differently"):
         check_each_alone(optax.with_extra_args_support(optax.masked(optax.scale(0.1), mask_of(lambda l, leaf, p: l == 1))), params)  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_sweeps_numbers_are_not_known_and_so_not_compared():
     params, X, Y = network()
     fit = dp.fit_ensemble(

@@ -46,6 +46,7 @@ def test_true_for_W_and_false_for_b(kind):
     assert jax.tree.leaves(dp.weight_mask(shapes)) == jax.tree.leaves(mask)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_decay_is_of_W_alone(kind, inside):
@@ -62,6 +63,7 @@ def test_decay_is_of_W_alone(kind, inside):
     assert abs(np.asarray(first.W)).sum() < 0.96 * abs(np.asarray(last.W)).sum()
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def close_to_muon(got, grads, params, named):
         np.testing.assert_allclose(update.W, due.T if named else due, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_fit_with_muon(kind):
     params, X, Y = network(kind)

@@ -94,6 +94,7 @@ def test_max_kl_holds_the_step():
         assert np.isclose(kl, max_kl, rtol=1e-8) if held else kl < max_kl
 
 
+@pytest.mark.thorough
 def test_kfac_in_fit_and_in_a_step_of_ones_own(optax_types):
     """With the cache that they pass on, it draws targets and makes the Fisher's factors itself."""
     params, X, Y, w = problem(97, [3, 8, 2], 64, weighted=True, dtype=np.float32)
@@ -115,6 +116,7 @@ def test_kfac_in_fit_and_in_a_step_of_ones_own(optax_types):
     assert worst_error(stepped, optax.apply_updates(params, updates)) <= 1e-4
 
 
+@pytest.mark.thorough
 def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_types):
     """Inputs on scales 1 to 100: the natural gradient does not see them."""
     rng = np.random.default_rng(101)
@@ -128,6 +130,7 @@ def test_kfac_beats_gradient_descent_where_directions_differ_in_scale(optax_type
     assert 0.5 * descent.history["cost"][-1].min() > J
 
 
+@pytest.mark.thorough
 def test_kfac_without_a_learning_rate_learns_faster_than_adam(optax_types):
     """An autoencoder 16-8-4-8-16: cost after 30 steps against the best of five rates of Adam."""
     rng = np.random.default_rng(137)
@@ -141,6 +144,7 @@ def test_kfac_without_a_learning_rate_learns_faster_than_adam(optax_types):
     assert np.nanmin(adam) > J
 
 
+@pytest.mark.thorough
 def test_kfac_without_a_learning_rate_goes_on_being_stable(optax_types):
     """Hundreds of small minibatches, on which the quadratic model flatters itself; and past J = 0."""
     data = load_data(None, held_out=0.2, seed=0, standardize=False, output=None)
@@ -156,6 +160,7 @@ def test_kfac_without_a_learning_rate_goes_on_being_stable(optax_types):
     assert fit.history["cost"][-1] < 1e-10
 
 
+@pytest.mark.thorough
 def test_a_sweep_over_what_kfac_is_given(optax_types):
     """Each network as `fit` trains it alone, though numbers are traced when K-FAC is made."""
     params, X, Y, _ = problem(103, [3, 4, 2], 32, dtype=np.float32)

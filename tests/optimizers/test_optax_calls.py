@@ -27,7 +27,7 @@ GIVEN = {
     "weight_decay": 0.1, "params": None,
 }  # fmt: skip
 LINE_SEARCH = (
-    r"a line search evaluates the cost anew.*use optax\.lbfgs\(learning_rate, linesearch=None\)"
+    r"a line search evaluates the cost again.*use optax\.lbfgs\(learning_rate, linesearch=None\)"
 )
 PER_EXAMPLE = r"one gradient per example: use fit\(\.\.\., privacy=dp\.Privacy"
 HESSIAN = r"differentiates the cost anew.*use dp\.kfac\(\)"
@@ -104,6 +104,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_advised_works(name):
     before = problem(1, [3, 4, 1], 8, output="identity", dtype=np.float32)[0]
@@ -135,8 +136,8 @@ KFAC = r"needs every layer, so it can't be inside of optax.masked, multi_transfo
 MADE = {
     "lbfgs": (optax.lbfgs, LINE_SEARCH),
     "lookahead": (lambda: optax.lookahead(S, 5, 0.5), "needs params in pairs"),
-    "sam, opaque": (lambda: optax.contrib.sam(S, S, opaque_mode=True), "opaque mode computes gradients anew"),
-    "sam in a chain": (lambda: optax.chain(optax.contrib.sam(S, S, opaque_mode=False)), "use it by itself rather than in a chain"),
+    "sam, opaque": (lambda: optax.contrib.sam(S, S, opaque_mode=True), "opaque mode computes gradients again"),
+    "sam in a chain": (lambda: optax.chain(optax.contrib.sam(S, S, opaque_mode=False)), "use it by itself instead of in a chain"),
     "MultiSteps": (lambda: optax.MultiSteps(S, 2), r"pass its \.gradient_transformation\(\)"),
     "kfac in multi_transform": (lambda: optax.multi_transform({"t": dp.kfac(0.1), "f": optax.set_to_zero()}, ("f", "t")), KFAC),
     "kfac in masked": (lambda: optax.masked(dp.kfac(0.1), dp.weight_mask), KFAC),

@@ -16,6 +16,7 @@ def data():
     return X, np.eye(3, dtype=np.float32)[labels].T
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("hidden", [[8], [16, 16]])
 def test_it_learns(hidden, batch_size):

@@ -211,6 +211,7 @@ def test_what_goes_by_place_is_taken(name):
     assert dp.activation(own) is own
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize(
     "g",
     [jnp.sin, jax.nn.relu, jax.nn.gelu, jax.nn.mish, lambda Z: jnp.where(Z > 0, Z, 0.1 * Z**3),

@@ -267,6 +267,7 @@ KEYED = {  # everything that takes a key
 }  # fmt: skip
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("where", KEYED)

@@ -36,6 +36,7 @@ def compiled(f, *args):
 ONE_ARRAY_MORE = ("medium", "regression")
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_more_operations_and_bytes_than_jax_grad(name):
     """The gradient by hand, compiled, against jax.grad of the public cost, compiled.
@@ -60,6 +61,7 @@ def test_no_more_operations_and_bytes_than_jax_grad(name):
     assert temporary <= temporary_autodiff + one_array
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("hidden", list(ACTIVATIONS))
 def test_in_a_training_loop_no_matrix_is_turned_around(hidden):
     """Minibatches come as rows: from there on XLA copies none into another order (see `rows`)."""

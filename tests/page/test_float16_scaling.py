@@ -75,6 +75,7 @@ def test_small_numbers_beside_large_ones_keep_their_digits_over_28_powers_of_2()
     assert np.array_equal(got, P.T)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("kind", NARROW)
 def test_all_zero_dZ_gives_zero(kind, stacked):
@@ -131,6 +132,7 @@ def passes(params, X, Y, weights):
     return A, dp.cost(cache, Y, weights), dp.manual_backward(cache, Y, weights)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", NARROW)
 def test_vmap_is_of_each_network_alone(kind):
     """Networks of sizes far apart: each product has its own scale."""

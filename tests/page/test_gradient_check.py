@@ -7,6 +7,7 @@ import deepprop as dp
 from tests.problems import HIDDEN, OUTPUTS, autodiff, problem, public_cost
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_right_gradients_pass(output):
     params, X, Y, w = problem(0, [4, 6, 5, 3], 6, ["relu", "gelu"], output, True, np.float32)
@@ -16,6 +17,7 @@ def test_right_gradients_pass(output):
     assert str(report).startswith("all 83 parameters agree with central differences; worst")
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_every_activation_passes(hidden):
     assert dp.check_gradients(*problem(1, [3, 5, 2], 4, hidden, dtype=np.float32)).at_kinks == 0

@@ -21,6 +21,7 @@ def network(seed, hidden, output="identity"):
     return params, X, targets(rng, output, 2, 3)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_an_example_of_zeros_passes_with_every_activation(hidden):
@@ -30,6 +31,7 @@ def test_an_example_of_zeros_passes_with_every_activation(hidden):
         assert bool(report.at_kinks) == kinked
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_an_example_of_zeros_passes_with_every_cost(output):

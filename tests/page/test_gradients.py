@@ -40,6 +40,7 @@ def test_every_activation_with_every_output(hidden, output):
         assert worst_error(by_hand(*args), autodiff(*args)) <= 1e-10
 
 
+@pytest.mark.ordinary(5)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("output", "weighted"), [("softmax", False), ("softmax", True), ("tanh+huber(0.4)", True)]
@@ -51,6 +52,7 @@ def test_every_shape(shape, output, weighted):
     assert worst_error(*both(*args)) <= 1e-10
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_hundreds_of_layers():
     args = problem(7, [5] + [6] * 199 + [3], 4, "selu")
@@ -169,6 +171,7 @@ def test_output_error_does_not_cancel_in_bfloat16():
     assert float(dZ[0, 0]) == pytest.approx(-1 / (1 + np.exp(8)), rel=2**-8)
 
 
+@pytest.mark.ordinary(5)
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e5, 1e30])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_only_ratios_of_weights_matter(dtype, scale):

@@ -153,6 +153,7 @@ def deep(scale):
     return params, X, (-scale * (1 + abs(Y))).astype(np.float32)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(("scale", "smallest", "largest"), [(1.0, 1e-13, 1e2), (1e6, 1e-7, 1e8)])
 def test_float16_has_gradients_beyond_its_range(scale, smallest, largest, monkeypatch):
     """dZ at 1e-12 and at 1e6, where numbers of float16 go from 6e-8 to 65504."""

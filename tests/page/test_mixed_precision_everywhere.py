@@ -75,6 +75,7 @@ def direction(params):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", NARROW)
 def test_capabilities_agree_with_float32s_within_rounding(kind):
     """Three layers with eleven roundings each (W, A, b, W A, Z, g, and g', dA, dZ, W, dZ): 33 u.
@@ -143,6 +144,7 @@ def trained(params, optimizer, **options):
     return dp.fit(params, optimizer, X, Y, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize(("kind", "stacked"), [("bfloat16", False), ("float16", True)])
 def test_fit_comes_to_the_cost_that_float32_comes_to(kind, stacked):
@@ -162,6 +164,7 @@ def test_fit_comes_to_the_cost_that_float32_comes_to(kind, stacked):
         np.testing.assert_allclose(seen, expected.history[name][0, 0], rtol=5 * 11 * U[kind])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 def test_other_ways_to_train():
     """Of float16, where dZ is of one type and A of another; K-FAC's steps are traced below."""
@@ -197,6 +200,7 @@ def test_steps_of_kfac_and_in_backward_keep_strict_types(kind, stacked):
         assert types(step[:2]) == types((params, state))
 
 
+@pytest.mark.thorough
 def test_parameters_in_float64(x64, optax_types):
     params, X, Y, w = problem(17, [3, 4, 2], 8, weighted=True)
     params = dp.with_compute_dtype(params, "float16")
@@ -212,6 +216,7 @@ def test_parameters_in_float64(x64, optax_types):
     assert max(errors(grads, autodiff(plain(params), X, Y, w))) < 33 * U["float16"]
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", NARROW)
 def test_a_checkpoint_and_a_file_know_the_type_of_products(kind, tmp_path):
     params = dp.init_params(jax.random.key(0), [4, 16, 3], compute_dtype=kind)

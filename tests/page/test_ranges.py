@@ -107,6 +107,7 @@ def test_an_infinite_norm_leaves_the_others_alone():
     assert np.isfinite(norms[1:]).all()
 
 
+@pytest.mark.thorough
 def test_diagnose_measures_a_vanished_gradient():
     sizes = [4, *[8] * 40, 1]
     params = dp.init_params(jax.random.key(0), sizes, hidden="sigmoid", output="identity")
@@ -156,6 +157,7 @@ WEIGHTED = weighted()
 WEIGHTS = np.array([1.0, 0.25, 0.0, 2.0, 0.5, 1.5])
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_only_ratios_of_weights_matter(name, compiled):

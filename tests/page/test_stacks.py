@@ -35,6 +35,7 @@ def one_by_one(entries, params):
 # Residual layers.
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("hidden", HIDDEN)
 @pytest.mark.parametrize("output", ["softmax", "tanh+huber(0.4)"])
@@ -63,6 +64,7 @@ def test_a_residual_layer_adds_its_input():
         dA = params[l - 1].W.T @ dZ[l] + (dA if l > 1 else 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_residual_gradients_against_differences():
     params, X, Y, w = deep("softplus", "sigmoid", residual=True)
@@ -93,6 +95,7 @@ def everything(params, X, Y, w):
     return A, dp.predict(params, X), dp.cost(cache, Y, w), cache, dZ, grads
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("hidden", "keep", "residual"),
@@ -120,6 +123,7 @@ def test_passes_are_those_of_the_layers_one_by_one(hidden, keep, residual):
         assert worst_error(grads[0], jax.jit(autodiff)(stacked, X, Y, w)) < 1e-10
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize(("keep", "kept"), [(1, 7), (2, 4), (3, 3), ("sqrt", 4), (7, 1), (100, 1)])
 def test_what_is_kept(keep, kept):
     params, X, _, _ = deep(dtype=np.float32)
@@ -173,6 +177,7 @@ def test_init_params_makes_the_same_stacked_or_not(residual):
     assert all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
+@pytest.mark.thorough
 def test_a_deep_residual_network_begins_with_signals_of_one_size():
     for hidden in ("relu", "tanh", "gelu"):
         params = dp.init_params(
@@ -223,6 +228,7 @@ def test_the_program_is_as_long_for_a_thousand_layers_as_for_ten():
     assert operations(17, "sqrt") == operations(1025, 32)
 
 
+@pytest.mark.thorough
 def test_a_stack_is_differentiated_by_autodiff_too():
     """Of `forward` nothing but the derivative is by hand, and a user may hold one against the other."""
     params, X, Y, w = deep(dtype=np.float32)

@@ -45,6 +45,7 @@ CAPABILITIES = {
 }
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("keep", "residual"), [(1, False), (3, True)])
 @pytest.mark.parametrize("name", CAPABILITIES)
@@ -78,6 +79,7 @@ def test_per_example_gradients_of_a_stack(keep):
         assert worst_error(one, jax.tree.map(lambda leaf, i=i: leaf[i], expected)) < 1e-12
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_gauss_newton_product_of_a_stack(residual):
@@ -116,6 +118,7 @@ def test_kfac_of_a_stack():
     assert worst_error(dp.unstack(found), expected) < 1e-9
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("keep", [1, 3])
 def test_a_diagnosis_has_every_layer_of_a_stack(keep):
     params, X, Y, _ = deep("tanh", "softmax", residual=True, m=20, dtype=np.float32)
@@ -143,6 +146,7 @@ def trained(params, optimizer, **options):
     return dp.fit(params, optimizer, X, Y, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64", "optax_types")
 @pytest.mark.parametrize("keep", [1, 3])
 def test_fit_goes_the_same_way(keep):
@@ -155,6 +159,7 @@ def test_fit_goes_the_same_way(keep):
     assert worst_error(dp.unstack(other.params), one.params) < 1e-7
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 def test_other_ways_to_train_take_stacks(tmp_path):
     params, X, Y, _ = deep("tanh", residual=True, dtype=np.float32)
@@ -177,6 +182,7 @@ def test_other_ways_to_train_take_stacks(tmp_path):
     assert (again.history["cost"][-1] < both.history["cost"][0]).all()
 
 
+@pytest.mark.thorough
 def test_checkpoints_tell_residual_networks_apart(tmp_path):
     params, *_ = deep("tanh", dtype=np.float32)
     stacked = dp.stack(params)

@@ -81,6 +81,7 @@ def capabilities(params, X, Y, weights, key):
     )  # fmt: skip
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity", "exp"])
 def test_no_jaxpr_of_a_capability_holds_a_custom_rule(output):
     args = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)
@@ -168,6 +169,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.thorough
 def test_the_whole_interface_runs_with_autodiff_taken_out():
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_AUTODIFF], capture_output=True, text=True, timeout=300

@@ -24,6 +24,7 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=name)
 def test_code_prints_what_is_shown(page, capsys, tmp_path, monkeypatch):
@@ -72,7 +73,7 @@ def test_readme_is_three_screens():
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files(page):
-    text = re.sub(r"`[^`\n]*`", "", page.read_text())  # Z[l](i) in code is not a link
+    text = re.sub(r"`[^`\n]*`|^ {4}.*$", "", page.read_text(), flags=re.MULTILINE)  # not code
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         path = target.partition("#")[0]
         assert target.startswith("https://") or not path or (page.parent / path).exists(), target

@@ -102,6 +102,7 @@ def test_groups_are_read_however_they_are_written(written, group):
     assert programs.group_of(f", replica_groups={written}, to_apply=%sum") == group
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize(
     ("sizes", "data", "model"),

@@ -59,6 +59,7 @@ def some(sizes=SIZES, m=64, **options):
 # The same gradients.
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("data", "model"), MESHES)
 def test_gradients_are_those_of_one_device(data, model):
@@ -71,6 +72,7 @@ def test_gradients_are_those_of_one_device(data, model):
     assert worst_error(found[1], jax.jit(by_hand)(params, X, Y, w)) < 1e-14
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("data", "model", "keep"), [(8, 1, 1), (8, 1, 3), (1, 8, 3), (4, 2, 3), (2, 4, 1)]
@@ -82,6 +84,7 @@ def test_gradients_of_stacks_are_those_of_one_device(data, model, keep):
     assert worst_error(dp.unstack(found), jax.jit(autodiff)(params, X, Y, w)) < 1e-13
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_what_reads_dZ_reads_it_on_a_mesh():
     params, X, Y, w = some()
@@ -120,6 +123,7 @@ def test_data_parallel_is_one_all_reduce(weighted):
     assert "f32[]" in what
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize(("L", "exchanges"), [(1, 0), (2, 1), (3, 1), (4, 3), (5, 3), (6, 5)])
 def test_model_parallel_is_one_all_reduce_for_two_layers_each_way(L, exchanges):
     """L // 2 up; as many down, but for the first pair, below which nothing is to be learned."""
@@ -153,6 +157,7 @@ def test_data_parallel_stacks_reduce_each_layer_as_soon_as_it_is_there():
     assert found == [("all-reduce", False)] * 3 + [("all-reduce", True)]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -205,6 +210,7 @@ def test_model_parallel_stacks_gather_A_twice_and_reduce_dA_once_a_layer():
     assert [kind for kind, looped in found if looped] == ["all-gather", "all-gather", "all-reduce"]
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_step_of_fit_exchanges_the_gradient_alone(weighted):
     """Minibatches are gathered where their examples lie."""
@@ -228,6 +234,7 @@ def test_a_step_of_fit_exchanges_the_gradient_alone(weighted):
 # fit.
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64", "optax_types")
 @pytest.mark.parametrize(  # 48: the last minibatch is filled up
     ("data", "model", "batch_size"), [(8, 1, 32), (8, 1, 48), (1, 8, 48), (4, 2, 48), (2, 4, 32)]
@@ -246,6 +253,7 @@ def test_fit_goes_the_way_of_one_device(data, model, batch_size):
         assert after.sharding.is_equivalent_to(before.sharding, before.ndim)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64", "optax_types")
 @pytest.mark.parametrize("kind", ["in_backward", "stacks", "batches", "replicated"])
 def test_other_ways_to_train_go_the_way_of_one_device(kind):
@@ -272,6 +280,7 @@ def test_other_ways_to_train_go_the_way_of_one_device(kind):
     assert worst_error(many.params, one.params) < 1e-11
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64", "optax_types")
 def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
     params, X, Y, _ = some(m=128)
@@ -288,6 +297,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
     assert worst_error(last.params, straight.params) < 1e-11
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64", "optax_types")
 def test_a_state_of_one_mesh_goes_on_on_another():
     params, X, Y, _ = some(m=128)

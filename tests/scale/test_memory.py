@@ -78,6 +78,7 @@ CASES = [
 ]
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize(("sizes", "m", "options", "optimizer"), CASES)
 def test_within_a_tenth_of_xla(sizes, m, options, optimizer):

@@ -73,6 +73,7 @@ def train(folder, processes, devices, epochs, model=1):
         assert process.returncode == 0, output[-3000:]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64", "optax_types")
 @pytest.mark.parametrize(("processes", "devices", "model"), [(4, 1, 1), (2, 4, 2)], ids=str)
 def test_processes_train_as_one(tmp_path, processes, devices, model):

@@ -35,15 +35,18 @@ def replaced(params, l, **parts):
     return (*params[: l - 1], layer, *params[l:])
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_a_new_network_of_usual_initialisation_is_healthy(hidden):
     assert findings(new(hidden)) == []
 
 
+@pytest.mark.thorough
 def test_a_deep_relu_network_of_he_initialisation_is_healthy():
     assert findings(new("relu", [64, *[128] * 20, 10])) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("hidden", "optimizer"),
     [
@@ -115,6 +118,7 @@ def test_unscaled_inputs_are_found(factor, expected):
     assert any(expected in f for f in found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", [optax.adam(1.0), optax.sgd(30.0)])
 def test_a_learning_rate_that_is_too_high_is_found(optimizer):
     fit = dp.fit(
@@ -125,6 +129,7 @@ def test_a_learning_rate_that_is_too_high_is_found(optimizer):
     assert any("an update is" in f and "smaller learning rate" in f for f in found)
 
 
+@pytest.mark.thorough
 def test_a_learning_rate_that_is_too_low_is_found():
     fit = dp.fit(
         new("relu"), optax.adam(1e-8), DATA.X, DATA.Y, epochs=1, batch_size=64,
@@ -141,6 +146,7 @@ def test_unscaled_targets_are_found():
     assert any(f.startswith("targets: dZ[L] = A[L] - Y has size") for f in found)
 
 
+@pytest.mark.thorough
 def test_an_output_that_begins_at_zero_is_healthy():
     params = replaced(new("relu"), 4, W=jnp.zeros((10, 64)))
     fit = dp.fit(
@@ -155,6 +161,7 @@ def test_a_single_example_says_nothing_of_dead_units():
     assert findings(new("relu"), X[:, :1]) == []
 
 
+@pytest.mark.thorough
 def test_a_run_that_fails_tells_the_epoch_that_failed():
     with pytest.raises(dp.TrainingError) as caught:
         dp.fit(

@@ -15,6 +15,7 @@ forward = jax.jit(dp.forward)
 kfac_factors = jax.jit(dp.kfac_factors)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("output", CANONICAL)
 def test_sampled_targets_make_the_fisher(output):
@@ -86,9 +87,13 @@ def test_kfac_factors(weighted):
 def test_an_output_that_tells_no_distribution_is_refused():
     params, X, _, _ = problem(0, [3, 4, 2], 5, output="tanh+huber", dtype=np.float32)
     _, cache = forward(params, X)
-    with pytest.raises(ValueError, match="sampled targets need a network with output softmax"):
+    with pytest.raises(
+        ValueError, match="for sampled targets the network must have output softmax"
+    ):
         dp.sampled_targets(jax.random.key(0), cache)
-    with pytest.raises(ValueError, match="the Gauss-Newton diagonal must be of a network with"):
+    with pytest.raises(
+        ValueError, match="for the Gauss-Newton diagonal the network must have output"
+    ):
         dp.gauss_newton_diagonal(cache)
     with pytest.raises(TypeError, match="key must be one JAX random key"):
         dp.sampled_targets(0, cache)

@@ -15,6 +15,7 @@ CANONICAL = list(OUTPUTS)
 forward = jax.jit(dp.forward)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("output", CANONICAL)
 def test_gauss_newton_diagonal(output):

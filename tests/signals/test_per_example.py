@@ -38,6 +38,7 @@ def test_norms(output):
     np.testing.assert_allclose(dp.per_example_norms(cache, dZ, per_layer=True), by_layer, 1e-10)
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_products_between_two_batches(output):
     params, X, Y, _, each = every_activation(output)
@@ -66,6 +67,7 @@ def test_one_output_whose_signal_is_one_gives_the_neural_tangent_kernel():
     np.testing.assert_allclose(dp.per_example_products(cache, dZ, cache, dZ), kernel, rtol=1e-10)
 
 
+@pytest.mark.thorough
 @settings(max_examples=settings.default.max_examples // 5)  # each is compiled anew, twice
 @given(networks())
 def test_random_networks(drawn):

@@ -19,6 +19,7 @@ def by_a_fine_grid(sigma, q, steps, delta):
     return grid.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)), steps).get_epsilon(delta)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(
     ("sigma", "q", "steps", "delta"),
     [
@@ -54,6 +55,7 @@ def test_steps_of_all_examples_spend_the_closed_form(sigma, steps, delta):
 ANY = list(itertools.product((0.01, 1.0, 100.0), (0.25, 1e-6), (8, 10**6), (1e-3, 1e-300)))
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize(
     ("sigma", "q", "steps", "delta"),
     [*ANY, (1e-30, 0.5, 3, 1e-5), (1e30, 0.5, 3, 1e-5), (1.0, 1e-300, 3, 1e-5), (1.0, 1e-9, 10**12, 1e-5),
@@ -76,6 +78,7 @@ def test_any_input_is_answered_with_little_memory(sigma, q, steps, delta):
         assert epsilon >= least + steps * np.log(q)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("delta", [1e-3, 1e-300])
 @pytest.mark.parametrize("q", [1.0, 0.25, 1e-3])
 @pytest.mark.parametrize("epsilon", [0.1, 1000.0, 1e6])

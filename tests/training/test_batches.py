@@ -29,6 +29,7 @@ def run(batches, **options):
     )
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_steps_are_those_of_jax_grad(weighted):
     """The short batch as it is in the reference: filled up in fit_batches."""

@@ -35,6 +35,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(p, q)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -51,6 +52,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, options):
     assert_same(run(tmp_path, epochs=5, **options), whole)
 
 
+@pytest.mark.thorough
 def test_bfloat16_goes_on_too(tmp_path):
     params = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), PARAMS)
     whole = run(params=params, epochs=4)
@@ -58,6 +60,7 @@ def test_bfloat16_goes_on_too(tmp_path):
     assert_same(run(tmp_path, params=params, epochs=4), whole)
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("first", [1, 4, 6, 8])
 def test_patience_goes_on(tmp_path, first):
     """Held-out targets that are wrong: best at first, then worse; stopped before, at and after."""
@@ -125,6 +128,7 @@ NESTED = {
 }
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize("several", [False, True])
 def test_an_injected_learning_rate_is_the_one_of_the_optimizer_now_given(tmp_path, nested, several):

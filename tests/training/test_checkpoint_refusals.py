@@ -48,6 +48,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.ordinary(5)
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
     run(tmp_path)
@@ -127,6 +128,7 @@ FEW = ("validation weights", "another function of a metric", "another backward p
 CASES += [(other, change) for other in (run_batches, run_ensemble) for change in FEW]
 
 
+@pytest.mark.ordinary(5)
 @pytest.mark.parametrize(("train", "change"), CASES)
 def test_another_function_or_validation_set_is_refused(tmp_path, train, change):
     before, now, name = (CHANGES | RECORDS)[change]
@@ -152,6 +154,7 @@ def as_of_0_1_0(folder, epoch):
     notes_of(folder, epoch).write_text(json.dumps(notes))
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("train", [run, run_batches, run_ensemble])
 def test_a_checkpoint_of_0_1_0_resumes(tmp_path, train):
     options = {**SET, "metrics": {"m": metric("mean")}}

@@ -46,6 +46,7 @@ def fit_batches(params=PARAMS, **options):
 TRAIN = [fit, private, fit_ensemble, swept, fit_batches]
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("train", TRAIN)
 def test_three_epochs_and_three_more_are_six(train):
     seen = []
@@ -89,6 +90,7 @@ WITH_SGD = {
 }
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", WITH_SGD)
 def test_an_error_names_the_epoch_by_its_number(kind):
     with pytest.raises(dp.TrainingError, match="not finite in epoch 7"):

@@ -45,6 +45,7 @@ COUNTS = [
 TYPES = [np.uint8, np.int64, jnp.int32, jnp.uint8, np.asarray]
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize(("train", "name"), COUNTS)
 def test_a_count_of_any_integer_type_is_that_number(tmp_path, train, name):
     plain = train(None, **{name: 2})

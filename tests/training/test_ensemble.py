@@ -30,6 +30,7 @@ def assert_close(a, b):
         np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(
     ("key", "weights"),
     [(jax.random.key(1), W), (KEYS, None)],
@@ -52,6 +53,7 @@ def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
             np.testing.assert_allclose(together.history[name][:, k], column, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_types(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
@@ -65,6 +67,7 @@ def test_narrow_types(dtype):
     )
 
 
+@pytest.mark.thorough
 def test_one_network_to_begin_with_and_a_sweep():
     together = run(member(PARAMS, 0), optimizer=optax.adam, sweep={"learning_rate": RATES})
     assert together.params[0].W.shape == (K, 8, 4)

@@ -14,6 +14,7 @@ from tests.problems import problem, public_cost
 pytestmark = pytest.mark.usefixtures("optax_types")
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("optimizer", "weighted"),
@@ -64,6 +65,7 @@ def test_another_backward_pass_plugs_in():
     np.testing.assert_array_equal(before[0].W, after[0].W)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("batch_size", "weighted"), [(3, False), (4, False), (4, True), (12, True)]

@@ -84,6 +84,7 @@ def work(rate):
     ).stopped
 
 
+@pytest.mark.thorough
 def test_a_pool_of_processes_gets_the_error_back():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         results = [pool.apply_async(work, (rate,)) for rate in (1e30, 0.01)]

@@ -122,6 +122,7 @@ def test_each_has_a_hash_of_its_own_and_the_same_each_time():
     assert len({one for one, _ in hashes.values()}) == len(MAKERS)
 
 
+@pytest.mark.thorough
 def test_another_process_has_the_same_hashes():
     """With another seed of Python's own hashes, in which sets have another order."""
     code = "from tests.training.test_identity import *; print([hash_of(make()) for make in MAKERS.values()])"

@@ -33,6 +33,7 @@ dp.save(sys.argv[1], fit.params, history=fit.history["cost"])
 """
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_killed_loses_nothing(tmp_path, request):
     """SIGKILL at random moments: --kills=100 for more of them than a suite has time for."""
     kills, rng, last = request.config.getoption("--kills"), random.Random(0), 0

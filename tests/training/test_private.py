@@ -35,6 +35,7 @@ def taken(epoch, m, batch_size):
     return [np.asarray(jax.random.bernoulli(jax.random.split(k)[0], q, (m,))) for k in keys]
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("batch_size", [3, 10, 40])
 def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_size):
     """However many are taken: more than fit in at once, none, and all (batch_size = m)."""
@@ -81,6 +82,7 @@ def test_the_noise_has_the_deviation_that_it_should():
         assert abs(np.corrcoef(W, b)[0, 1]) < 0.5  # the leaves have keys of their own
 
 
+@pytest.mark.thorough
 def test_noise_is_new_in_each_step_and_epoch():
     """Over n steps of noise alone it adds up as independent noise does, with sqrt(n), not n."""
     params = dp.init_params(jax.random.key(0), [200, 50, 1], output="identity")
@@ -117,6 +119,7 @@ def test_samples_are_independent_and_as_likely_as_they_should():
     assert abs(again - 0.04) < 5 * np.sqrt(0.04 / masks.size)
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("gamma", [None, 0.01])
 @pytest.mark.parametrize("max_norm", [0.5, (0.3, 0.4)])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, jnp.float16])
@@ -193,6 +196,7 @@ def test_noise_against_the_closed_form(sigma, steps):
     assert sigma <= noise <= 1.01 * sigma
 
 
+@pytest.mark.thorough
 def test_a_private_run_goes_on_where_it_was(tmp_path):
     params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
     optimizer = optax.adam(0.01)
@@ -241,6 +245,7 @@ def test_bad_numbers(message):
         dp.Privacy(**{**good, **BAD[message]})
 
 
+@pytest.mark.thorough
 def test_numbers_of_other_kinds_are_taken():
     params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
     for max_norm in ([1.0, 1.0], np.float32(1), jnp.ones(2)):
@@ -262,7 +267,7 @@ def test_what_privacy_would_not_cover_is_refused():
     ):
         with pytest.raises(ValueError, match=f"{name} must be left out with privacy"):
             dp.fit(params, optax.sgd(0.1), X, Y, **common, **{name: value})
-    with pytest.raises(ValueError, match="fit gives them, but not with privacy"):
+    with pytest.raises(ValueError, match="fit passes them, but not with privacy"):
         dp.fit(params, dp.kfac(), X, Y, **common)
     with pytest.raises(TypeError, match=r"privacy must be a dp\.Privacy, got 1\.0"):
         dp.fit(params, optax.sgd(0.1), X, Y, **(common | {"privacy": 1.0}))
@@ -285,6 +290,7 @@ dp.noise_for(1.0, sampling_rate=0.1, steps=1, delta=1e-5)
     assert "pip install dp-accounting" in run.stderr
 
 
+@pytest.mark.thorough
 def test_private_training_learns():
     """Digits of two clouds, far apart: 95 % at epsilon 3."""
     rng = np.random.default_rng(0)

@@ -105,6 +105,7 @@ OBJECTS = {
 }  # fmt: skip
 
 
+@pytest.mark.ordinary(5)
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_a_second_call_compiles_nothing_and_the_programs_go_with_the_object(kind):
     make, train, part, programs = OBJECTS[kind]

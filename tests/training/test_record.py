@@ -43,6 +43,7 @@ def test_a_record_has_every_kth_step():
         np.testing.assert_array_equal(a, b)  # looking changes nothing
 
 
+@pytest.mark.thorough
 def test_a_record_goes_through_a_checkpoint(tmp_path):
     params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
     common = {"batch_size": 8, "key": jax.random.key(1), "record": dp.Record(dp.diagnose, 2)}

@@ -13,6 +13,7 @@ def orders(m, count):
     return np.asarray(jax.jit(jax.vmap(lambda key: random_order(key, m)))(keys))
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 10, 16, 17, 30, 100, 997, 1797])
 def test_every_number_comes_once(m):
     assert (np.sort(orders(m, 20)) == np.arange(m)).all()

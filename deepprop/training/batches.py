@@ -1,9 +1,9 @@
 """Training on batches as they come, from a generator, a PyTorch DataLoader or grain.
 
-A worker thread draws the next batch while the device works on the current one. It draws only one
-batch ahead, for two reasons. A loader may write the next batch into the same memory, so each batch
-is copied before the next is requested. And the loop waits for the step before the current one, so
-that no more than two batches are in memory, however fast the loader is.
+A worker thread draws the next batch while the device works on the current one. It never runs
+further ahead. A loader may write the next batch into the same memory, so each batch is copied
+before the next is requested. And JAX returns from a step before the device has finished it, so the
+loop waits for the previous step; otherwise a fast loader would fill the memory with batches.
 
 A batch that is shorter than an earlier one is filled with examples of weight 0, because a new shape
 would be compiled again.

@@ -7,8 +7,8 @@ An epoch donates the optimizer's state: the new state is written into the memory
 does not donate the parameters, because a run may have to return those of an earlier epoch: after a
 non-finite cost, or with patience. `train_step` donates both, since its caller has the loop.
 
-`train_step` checks its arguments; `fit` and its siblings check theirs before the first epoch. What
-runs inside a compiled epoch trusts them: it calls the walk and the functions that don't check.
+`train_step` checks its arguments, and `fit` and its siblings check theirs before the first epoch. A
+compiled epoch trusts them: it calls the walk and the functions that don't check.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The door of training: X, Y and weights are checked here once, and trusted afterwards."""
+"""Input validation: X, Y and weights are checked here once, and trusted afterwards."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """`fit` trains on data in memory, and `fit_batches` on batches as they come.
 
-Both check their arguments, choose the way of training (`Training`), and run it. After that, nothing
-is checked again. What runs around the epochs is in run.py and loop.py.
+Both check their arguments, choose the way of training (`Training`), and run it: run.py and loop.py
+have the loop around the epochs.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ A step is a forward pass, a backward pass and the update of an optax transformat
 
 An epoch donates the optimizer's state: the new state is written into the memory of the old one. It
 does not donate the parameters, because a run may have to return those of an earlier epoch: after a
-non-finite cost, or with patience. `train_step` donates both, since its caller has the loop.
+non-finite cost, or with patience. `train_step` donates both: its caller has the loop, and can copy.
 
 `train_step` checks its arguments, and `fit` and its siblings check theirs before the first epoch. A
 compiled epoch trusts them: it calls the walk and the functions that don't check.

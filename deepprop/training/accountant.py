@@ -1,17 +1,18 @@
-"""The privacy that a run spends and the noise that it needs, computed with dp-accounting.
+"""The epsilon that a private run spends, and the noise that it needs, by dp-accounting.
 
 A step takes each example independently with probability q (Poisson sampling), clips the gradients
 of those taken to norm C, sums them, and adds Gaussian noise of standard deviation sigma C to each
-entry of the sum. An observer of all parameters after every step can tell whether one example was in
-the data only as far as (epsilon, delta) allows: adding or removing it changes no probability by
-more than a factor e^epsilon, apart from delta.
+entry of the sum. (epsilon, delta) bounds what an observer of the parameters after every step can
+learn about one example: adding or removing it changes the probability of any event by at most a
+factor of e^epsilon, plus delta.
 
-Privacy loss distributions give the tightest epsilon. dp-accounting puts the losses of one step on a
-grid and composes them. The grid decides everything: too coarse, and epsilon is too large; too fine
-or too long, and the composition takes minutes and gigabytes. `_grids` therefore chooses it from the
-size of one step's losses, and `spending` refines it until epsilon no longer changes. Where no grid
-is possible (very small delta, too many steps, noise out of proportion) closed forms give an upper
-bound.
+The grid: the tightest epsilon comes from privacy loss distributions. dp-accounting puts the losses
+of one step on a grid and convolves them into those of all steps. If the grid is too coarse, epsilon
+is too large; if it is too fine or too long, the convolution takes minutes and gigabytes. No fixed
+interval suits all runs, since losses range over many orders of magnitude with sigma and q. So
+`_grids` derives candidates from the losses of one step, and `spending` refines the grid until
+epsilon no longer changes. Where no grid works (tiny delta, too many steps, extreme noise), closed
+forms give an upper bound.
 """
 
 import math
@@ -23,22 +24,22 @@ from scipy import optimize, special
 
 from deepprop._checks import check_above_zero, missing
 
-FINEST = 1e-3  # interval of the grid, in units of the privacy loss
-CONVERGED = 1e-3  # relative change of epsilon from one grid to a finer one
-ONE_STEP, ALL_STEPS = 150_000, 200_000  # largest number of points: a second, some 200 MB
-FEW, SPARSE = 20, 1100  # smallest number of points; dp-accounting is slow below about 1,000
-LEAST_LOSS, MOST_LOSS = 5e-10, 500.0  # interval of a grid without overflow or rounding
+FINEST = 1e-3  # the largest interval to end with, in units of the privacy loss
+CONVERGED = 1e-3  # epsilon has converged if a finer grid changes it by less than this share
+ONE_STEP, ALL_STEPS = 150_000, 200_000  # at most so many points: a second, some 200 MB
+FEW, SPARSE = 20, 1100  # at least so many points; dp-accounting is slow below about 1,000
+LEAST_LOSS, MOST_LOSS = 5e-10, 500.0  # intervals outside of this range round or overflow
 LEAST_DELTA = 1e-13  # below it, the rounding of the grid's probabilities matters
-BLOCK, MANY = 10_000, 10**8  # most steps in one block; too many steps for a grid
+BLOCK, MANY = 10_000, 10**8  # at most so many steps per block; from here, too many for a grid
 MOST_STEPS = 2**53
-TAIL = -math.log(1e-15)  # the mass that composition truncates
+TAIL = -math.log(1e-15)  # the mass that composition truncates, as -log
 ORDERS = (*range(2, 64), *(round(2 ** (k / 4)) for k in range(24, 57)))  # of Renyi divergences
 
 
 def epsilon_spent(
     noise_multiplier: float, *, sampling_rate: float, steps: int, delta: float
 ) -> float:
-    """Compute the epsilon that a number of steps spends, as an upper bound.
+    """Compute an upper bound of the epsilon that a number of steps spends.
 
     >>> round(epsilon_spent(1.0, sampling_rate=0.01, steps=1000, delta=1e-5), 2)
     1.83
@@ -47,7 +48,7 @@ def epsilon_spent(
         noise_multiplier: sigma, the standard deviation of the noise divided by the clipping norm.
         sampling_rate: q, the probability with which a step takes an example.
         steps: the number of steps.
-        delta: the probability with which the bound may fail; far below 1 / m.
+        delta: the probability with which the bound may fail; choose it far below 1 / m.
 
     Returns:
         epsilon, for adding or removing one example.
@@ -58,14 +59,14 @@ def epsilon_spent(
 
     Source:
         Abadi et al. 2016, arXiv:1607.00133; Doroshenko et al. 2022, Connect the Dots: Tighter
-        Discrete Approximations of Privacy Loss Distributions, arXiv:2207.04380; where no grid
-        will do, Balle and Wang 2018, arXiv:1805.06530, and Mironov et al. 2019, arXiv:1908.10530.
+        Discrete Approximations of Privacy Loss Distributions, arXiv:2207.04380. The closed forms:
+        Balle and Wang 2018, arXiv:1805.06530, and Mironov et al. 2019, arXiv:1908.10530.
     """
     return spending(noise_multiplier, sampling_rate, steps, delta)(steps)
 
 
 def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float) -> float:
-    """Compute the smallest noise multiplier whose `epsilon_spent` is at most `epsilon`, to 0.001.
+    """Compute the smallest noise multiplier, to 0.001, whose `epsilon_spent` is at most `epsilon`.
 
     >>> round(noise_for(1.0, sampling_rate=0.01, steps=1000, delta=1e-5), 1)
     1.4
@@ -74,7 +75,7 @@ def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float)
         epsilon: what the steps may spend.
         sampling_rate: q, the probability with which a step takes an example.
         steps: the number of steps.
-        delta: the probability with which the bound may fail; far below 1 / m.
+        delta: the probability with which the bound may fail; choose it far below 1 / m.
 
     Returns:
         sigma, the standard deviation of the noise divided by the clipping norm.
@@ -85,7 +86,7 @@ def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float)
     """
     check_above_zero("epsilon", epsilon)
     _check(1.0, sampling_rate, steps, delta)
-    # Enough even if each step took all examples.
+    # The noise multipliers found to be enough; the first would be even if q were 1.
     enough = [1.00001 * math.sqrt(steps) / _gaussian_mu(epsilon, delta)]
 
     def excess(log_sigma: float) -> float:
@@ -108,9 +109,9 @@ def spending(
 ) -> Callable[[int], float]:
     """Return epsilon as a function of the number of steps done, up to `steps`.
 
-    The losses of one step are put on a grid once, and each call composes them. Finer grids are
-    tried until epsilon no longer changes, or is at most `enough`. Closed-form bounds are used where
-    they are lower, or where no grid is possible.
+    The grid for one step is computed here, and composed in each call of the function. Finer grids
+    are tried until epsilon no longer changes, or is at most `enough`. The closed forms are used
+    where they are lower, or where no grid works.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -145,7 +146,7 @@ def spending(
 
 
 def _composed(one_step: Any, steps: int, block: int) -> Any:
-    """Compose the privacy losses of all steps from those of blocks of steps."""
+    """Compose the privacy losses of all steps, first within blocks, then of the blocks."""
     blocks, rest = divmod(steps, block)
     if block == 1 or not blocks:
         return one_step.self_compose(steps)
@@ -157,9 +158,13 @@ def _composed(one_step: Any, steps: int, block: int) -> Any:
 def _grids(sigma: float, q: float, steps: int) -> Iterator[tuple[float, int]]:
     """Yield grids for one step's privacy losses, from coarse to fine: (interval, steps per block).
 
-    A tenth of q / sigma, the size of a typical loss, gives epsilon within 0.2 % of a finer grid in
-    all cases tried. Steps are composed in blocks whose losses sum to about the largest loss: this
-    shortens the result if losses are small and many, and a short grid only composes fast in blocks.
+    A typical loss is about q / sigma. An interval of a tenth of that gave epsilon within 0.2 % of a
+    finer grid in all cases tried.
+
+    Composing step by step makes the grid as long as the largest possible sum of losses, although
+    most of it has no mass. So steps are composed in blocks whose losses sum to about the largest
+    single loss, and the tail of each block is truncated before the blocks are composed. Short grids
+    also compose faster in blocks.
     """
     z = np.linspace(-10, 10, 4001)
     density = special.softmax(-np.square(z) / 2)
@@ -184,9 +189,10 @@ def _grids(sigma: float, q: float, steps: int) -> Iterator[tuple[float, int]]:
 
 
 def _length(steps: float, share: float) -> float:
-    """Bound the length of a sum of losses, in units of the largest loss; their variance is `share`.
+    """Bound the length of the grid of a sum of losses, in units of the largest loss.
 
-    By Bennett's inequality, at the orders at which dp-accounting truncates the sum.
+    The variance of one loss, in these units, is `share`. Bennett's inequality bounds the sum, at
+    the orders at which dp-accounting truncates it.
     """
     order = np.arange(1, 21)
     tails = (steps * share * (np.expm1(order) - order) + TAIL) / order
@@ -194,12 +200,12 @@ def _length(steps: float, share: float) -> float:
 
 
 def _gaussian_epsilon(mu: float, delta: float) -> float:
-    """Compute epsilon of steps that take every example, an upper bound for steps that sample.
+    """Compute epsilon for steps that take every example; an upper bound for steps that sample.
 
-    delta = Phi(a) - e^epsilon Phi(a - mu), with epsilon = mu (mu / 2 - a), so that
-    e^epsilon phi(a - mu) = phi(a): in terms of a nothing overflows.
+    delta = Phi(a) - e^epsilon Phi(a - mu) is solved for a, with epsilon = mu (mu / 2 - a). Then
+    e^epsilon phi(a - mu) = phi(a), so that no term overflows.
     """
-    mu = max(mu, 1e-7)  # below it, the difference would be rounding; epsilon is 4e-6
+    mu = max(mu, 1e-7)  # below, the difference is only rounding; at 1e-7, epsilon is 4e-6
 
     def excess(a: float) -> float:
         below = math.exp(-a * a / 2) * special.erfcx((mu - a) / math.sqrt(2)) / 2
@@ -218,7 +224,7 @@ def _gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _gaussian_mu(epsilon: float, delta: float) -> float:
-    """Return the mu at which `_gaussian_epsilon` is `epsilon`, from below."""
+    """Return the largest mu for which `_gaussian_epsilon` is at most `epsilon`, by bisection."""
     low, high = -16.0, 350.0  # of log(mu)
     for _ in range(60):
         middle = (low + high) / 2
@@ -228,9 +234,9 @@ def _gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def _renyi_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
-    """Bound epsilon by Renyi divergences: a few percent looser, for any delta, steps and noise.
+    """Bound epsilon by Renyi divergences: a few percent looser, but for any delta, steps and noise.
 
-    E (p / p_0)^alpha - 1, without cancelling, is
+    The divergence of order alpha needs E (p / p_0)^alpha - 1, which without cancellation is
     sum_i C(alpha, i) (1 - q)^(alpha - i) q^i (e^((i^2 - i) / 2 sigma^2) - 1)
     """
 
@@ -260,6 +266,11 @@ def _accounting() -> Any:
 
 
 def _check(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> None:
+    """Raise unless all arguments are in range.
+
+    Raises:
+        ValueError: one is not.
+    """
     check_above_zero("noise_multiplier", noise_multiplier)
     if not 0 < sampling_rate <= 1:
         raise ValueError(f"sampling_rate must be above 0 and at most 1, got {sampling_rate}")

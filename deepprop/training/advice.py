@@ -1,4 +1,4 @@
-"""What to try when the cost is no longer finite."""
+"""Advice in the message of a `TrainingError`: what to try if the cost is no longer finite."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from deepprop.signals.layer_health import _sizes
 
 
 def advice_for(X: Array | None, state: optax.OptState) -> str:
-    """Return what to try: scaled inputs if they are large, and other settings of the optimizer.
+    """Return what to try: scaling large inputs, and another setting of the optimizer.
 
     Args:
         X: (m, n_0), one example per row; None if it is not known.
-        state: the optimizer's state.
+        state: the optimizer's state, which shows whether it has a learning rate.
     """
     nodes = jax.tree.leaves(state, is_leaf=_is_quadratic)
     rate = "larger minibatches" if any(map(_is_quadratic, nodes)) else "a smaller learning rate"
@@ -27,7 +27,7 @@ def advice_for(X: Array | None, state: optax.OptState) -> str:
 
 
 def _of_large_inputs(X: Array) -> list[str]:
-    """Return the finding of `diagnose` about inputs so large that J may overflow."""
+    """Return what `diagnose` says about large inputs: one finding, or none."""
     if not X.is_fully_addressable:
         return []
     largest = jnp.max(jnp.abs(X)).astype(jnp.float32)

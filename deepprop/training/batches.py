@@ -1,9 +1,12 @@
 """Training on batches as they come, from a generator, a PyTorch DataLoader or grain.
 
-A single worker thread draws the next batch while the device works on the current one. Only one
-batch is drawn ahead: a loader may reuse its memory for the next batch, so a batch is copied before
-the next one is requested, and memory stays that of two batches. A batch shorter than an earlier one
-is filled with examples of weight 0, because another size would be compiled again.
+A worker thread draws the next batch while the device works on the current one. It never runs
+further ahead. A loader may write the next batch into the same memory, so each batch is copied
+before the next is requested. And JAX returns from a step before the device has finished it, so the
+loop waits for the previous step; otherwise a fast loader would fill the memory with batches.
+
+A batch that is shorter than an earlier one is filled with examples of weight 0, because a new shape
+would be compiled again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,43 +27,44 @@ from deepprop._arithmetic import over_largest
 from deepprop._checks import is_known, plain_weights
 from deepprop.backprop import Backward
 from deepprop.layers import Params
+from deepprop.training.advice import advice_for
 from deepprop.training.epoch import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.training.examples import examples
+from deepprop.training.examples import Data, examples
 from deepprop.training.identity import name_of
+from deepprop.training.loop import Training
 from deepprop.training.programs import Programs
 
-LARGE = 1e20  # of a batch's sum of weights
+LARGE = 1e20  # the largest sum of a batch's weights; its inverse is the smallest
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
-Prepared = tuple[Array, Array, Array | None]
 
 
 def check_batches(batches: Any, epochs: int) -> None:
-    """Raise unless `batches` can be iterated over `epochs` times.
+    """Raise unless `batches` can be iterated over once per epoch.
 
     Raises:
         TypeError: it is neither iterable nor a function of the epoch.
-        ValueError: it can be iterated over only once.
+        ValueError: it can be iterated over only once, and there are several epochs.
     """
     if not isinstance(batches, Iterable) and not callable(batches):
         raise TypeError(
-            f"batches must be an iterable of (X, Y), or a function of the epoch that returns one,"
+            "batches must be an iterable of (X, Y), or a function of the epoch that returns one,"
             f" got {type(batches).__name__}"
         )
     if epochs > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"batches must start again in each of the {epochs} epochs, but a generator is exhausted"
-            " after one: pass a list, or a function of the epoch that returns one"
+            " after one: pass a list, or a function of the epoch that returns a generator"
         )
     if not isinstance(batches, Iterable) and not _takes_one_argument(batches):
         raise TypeError(
-            "batches must be a function of the epoch: it is called as batches(1) for the first, but"
+            "batches must be a function of the epoch: batches(1) is called for the first one, but"
             f" {name_of(batches)} does not take one argument"
         )
 
 
 def _takes_one_argument(function: Callable[..., Any]) -> bool:
-    """Return whether it does, if its signature is known; otherwise True."""
+    """Return whether it can be called with one argument; True if its signature is not known."""
     try:
         known = signature(function)
     except ValueError:
@@ -72,7 +76,26 @@ def _takes_one_argument(function: Callable[..., Any]) -> bool:
     return True
 
 
-def epoch_of_batches(
+def batches_training(
+    batches: Batches, optimizer: optax.GradientTransformation, backward: Backward
+) -> Training:
+    """Return the way of training on batches as they come.
+
+    Nothing identifies the data of such a run, as it is not known before the run reads it.
+
+    Args:
+        batches: as for `fit_batches`.
+        optimizer: an optax transformation.
+        backward: maps (cache, Y, weights) to gradients like params.
+    """
+    latest: list[Array] = []  # X of the latest batch, for the advice
+    train = partial(
+        _epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward, latest=latest
+    )
+    return Training(train, {"backward": backward}, lambda state: advice_for(latest[0], state))
+
+
+def _epoch_of_batches(
     params: Params,
     state: optax.OptState,
     epoch: int,
@@ -84,15 +107,6 @@ def epoch_of_batches(
 ) -> Trained:
     """Train for one epoch and return the result of `end_of_epoch`; J is taken before each step.
 
-    Args:
-        params: the layers.
-        state: the optimizer's state.
-        epoch: its number.
-        batches: as for `fit_batches`.
-        optimizer: an optax transformation.
-        backward: maps (cache, Y, weights) to gradients like params.
-        latest: a list that receives X (m, n_0) of the latest batch, for an error's message.
-
     Raises:
         ValueError: a batch does not fit the network, or there is none.
         TypeError: a batch is not (X, Y) or (X, Y, weights) of real numbers.
@@ -102,15 +116,16 @@ def epoch_of_batches(
         raise TypeError(
             f"batches({epoch}) must return an iterable of (X, Y), got {type(drawn).__name__}"
         )
-    check, sums, size = partial(_prepared, params), no_sums(params), 0
-    params = jax.tree.map(jnp.copy, params)  # its buffers are donated from step to step
-    for X, Y, w in _ahead(check, drawn, epoch):
+    copy, sums, size = partial(_checked_copy, params), no_sums(params), 0
+    params = jax.tree.map(jnp.copy, params)  # each step donates its params; the caller's stay
+    for X, Y, w in _ahead(copy, drawn, epoch):
         before, size = sums, max(size, X.shape[0])
         latest[:] = [X]
         params, state, sums = _train_minibatch(
             (params, state), sums, *_filled(X, Y, w, size), optimizer=optimizer, backward=backward
         )
-        jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # so that only one batch is drawn ahead
+        # Wait for the previous step, so that only one batch is drawn ahead.
+        jax.block_until_ready(before)  # type: ignore[no-untyped-call]
     if not size:
         raise ValueError(f"batches must contain at least one batch, got none in epoch {epoch}")
     trained: Trained = _end_of_epoch(params, state, sums)
@@ -120,8 +135,13 @@ def epoch_of_batches(
 def _minibatch(
     params_and_state: Any, sums: Any, X: Array, Y: Array, weights: Array | None, **static: Any
 ) -> Any:
+    """Take one step on a batch with one example per row.
+
+    Within a batch only the ratios of weights matter, so they are scaled. Between batches the sums
+    matter: J of the epoch is weighted by them.
+    """
     w = share = None
-    if weights is not None:  # ratios matter within a batch, sums among batches
+    if weights is not None:
         w, share = over_largest(weights), jnp.sum(weights)
     return minibatch((*params_and_state, sums), X, Y, w, share, **static)
 
@@ -131,11 +151,11 @@ _end_of_epoch = jax.jit(end_of_epoch)
 
 
 def _ahead(
-    check: Callable[[Batch, str], Prepared], batches: Iterable[Batch], epoch: int
-) -> Iterator[Prepared]:
-    """Yield the batches, checked; each is drawn while the one before is in use.
+    copy: Callable[[Batch, str], Data], batches: Iterable[Batch], epoch: int
+) -> Iterator[Data]:
+    """Yield copies of the batches; a thread draws each while the one before is in use.
 
-    `check` copies a batch before the next is drawn, which may reuse its memory.
+    `copy` has finished before the next batch is drawn, which may reuse the memory.
     """
     rest: Iterator[Any] = iter(batches)
     end: Any = object()
@@ -144,13 +164,18 @@ def _ahead(
         for i in count():
             if (batch := drawn.result()) is end:
                 return
-            checked = check(batch, f"epoch {epoch}, batch {i}: ")
+            copied = copy(batch, f"epoch {epoch}, batch {i}: ")
             drawn = thread.submit(next, rest, end)
-            yield checked
+            yield copied
 
 
-def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
-    """Return copies of X and Y with one example per row, and of the weights if there are any."""
+def _checked_copy(params: Params, batch: Batch, which: str) -> Data:
+    """Check a batch, and copy it with one example per row.
+
+    Raises:
+        ValueError, TypeError: as `examples`, with `which` before the name; or it is not a pair or a
+            triple, or its weights don't fit.
+    """
     if not isinstance(batch, Sequence) or len(batch) not in (2, 3):
         raise TypeError(f"{which}must be (X, Y) or (X, Y, weights), got {type(batch).__name__}")
     X, Y = examples(params, batch[0], batch[1], which)
@@ -158,9 +183,9 @@ def _prepared(params: Params, batch: Batch, which: str) -> Prepared:
     if len(batch) == 3:
         w = jnp.array(plain_weights(f"{which}weights", batch[2], X.shape[1], Y.dtype))
         _check_sum(f"{which}weights", w)
-    prepared = jnp.array(X.T), jnp.array(Y.T), w
-    jax.block_until_ready(prepared)  # type: ignore[no-untyped-call]
-    return prepared
+    copied = jnp.array(X.T), jnp.array(Y.T), w
+    jax.block_until_ready(copied)  # type: ignore[no-untyped-call]
+    return copied
 
 
 def _check_sum(name: str, w: Array) -> None:
@@ -172,16 +197,13 @@ def _check_sum(name: str, w: Array) -> None:
     total = np.asarray(w, np.float64).sum() if is_known(w) else 0.0
     if total and not 1 / LARGE <= total <= LARGE:
         raise ValueError(
-            f"{name} must sum to a number from {1 / LARGE:g} to {LARGE:g}, by which batches are"
-            f" weighted, got {total:g}"
+            f"{name} must sum to a number from {1 / LARGE:g} to {LARGE:g}, because J is weighted by"
+            f" this sum, got {total:g}"
         )
 
 
-def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Prepared:
-    """A batch that is shorter than another before it, filled with examples of weight 0.
-
-    Another size would be compiled again.
-    """
+def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Data:
+    """Return the batch, filled up to `size` with examples of weight 0 if it is shorter."""
     lacking = size - X.shape[0]
     if not lacking:
         return X, Y, w

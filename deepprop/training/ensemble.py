@@ -20,18 +20,18 @@ from deepprop.optimizers.optax_calls import started
 from deepprop.training.advice import advice_for
 from deepprop.training.checkpoint import Checkpoint
 from deepprop.training.epoch import Trained, check_training, one_epoch
-from deepprop.training.examples import in_memory, parts_of
+from deepprop.training.examples import identity_of_data, in_memory
 from deepprop.training.former_arguments import takes_former_arguments
-from deepprop.training.loop import Callback, Fit, Progress
+from deepprop.training.loop import Callback, Fit, Progress, Training
 from deepprop.training.measure import Pair, Triple, Validation, measure_of
 from deepprop.training.programs import Programs
-from deepprop.training.run import own_state, own_transfers, run_or_resume
+from deepprop.training.run import initial_state, run_or_resume, transfers_allowed
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
 
 
 @takes_former_arguments
-@own_transfers
+@transfers_allowed
 def fit_ensemble(
     params: Params,
     optimizer: Optimizer,
@@ -52,7 +52,8 @@ def fit_ensemble(
 ) -> Fit:
     """Train K networks of one shape in one compiled program, each as `fit` would train it.
 
-    They differ in their parameters, the order of the examples, or the optimizer's settings.
+    The networks may differ in their parameters, the order of the examples, or the optimizer's
+    hyperparameters.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> make = lambda key: dp.init_params(key, [1, 8, 1], hidden="tanh", output="identity")
@@ -62,33 +63,31 @@ def fit_ensemble(
     ...     key=jax.random.key(1), sweep={"learning_rate": jnp.array([0.001, 0.1, 0.3])})
     >>> fit.history["cost"].shape, int(fit.history["cost"][-1].argmax())
     ((40, 3), 0)
-    >>> best = jax.tree.map(lambda leaf: leaf[2], fit.params)  # one of them, as `fit` returns it
+    >>> best = jax.tree.map(lambda leaf: leaf[2], fit.params)  # as `fit` would return it
     >>> best[0].W.shape
     (8, 1)
 
     Args:
-        params: layers with a leading axis of K, as `jax.vmap` of `init_params` makes them; or one
-            network from which all start.
-        optimizer: an optax transformation for all; or, with `sweep`, a function of its entries that
+        params: layers with a leading axis of K, as `jax.vmap` of `init_params` returns them; or the
+            layers of one network, from which all K start.
+        optimizer: an optax transformation for all networks; or, with `sweep`, a function that
             returns one, such as `optax.adamw`.
         X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
         epochs: the number of passes over the examples.
         first_epoch: the number of the first epoch of this call, as for `fit`.
         batch_size: examples per step, at most m.
-        key: a JAX random key for one order of the examples, or K keys, one per network.
-        sweep: names, and (K,) values with which `optimizer` is called, one per network. It runs
-            under `jit`: it can compute with the values, but not branch on them. A random key inside
-            of it is the same for all networks.
+        key: a JAX random key, for the same order of examples in all networks; or K keys.
+        sweep: (K,) values by the name of an argument of `optimizer`, one value per network.
+            `optimizer` is called under `jit`: it can compute with the values, but not branch on
+            them. A random key in the optimizer is the same for all networks.
         weights: (m,), one per example.
-        validation: (X, Y), (X, Y, weights) or a `Validation` without patience, to measure on after
-            each epoch.
-        callbacks: functions of (epoch, row of the history, params), called after each epoch; one
-            that returns True stops the training.
-        backward: maps (cache, Y, weights) to gradients like params.
-        state: the optimizer's state of all networks, with a leading axis of K, from an earlier
-            `Fit`; None starts a new one.
-        checkpoint: a folder or a `Checkpoint`, to resume from as `fit` does.
+        validation: as for `fit`, but without patience.
+        callbacks: as for `fit`; a row of the history has K values for each entry.
+        backward: maps (cache, Y, weights) to gradients like params, for one network.
+        state: the optimizer's state with a leading axis of K, from an earlier `Fit`; None starts a
+            new one.
+        checkpoint: as for `fit`.
 
     Returns:
         A `Fit` whose params and state have a leading axis of K, and whose history has arrays
@@ -98,26 +97,24 @@ def fit_ensemble(
         TrainingError: no network is finite any longer.
         ValueError, TypeError, ImportError: as for `fit`; or params, keys and sweep disagree on K.
     """
-    several = _have_an_axis(params)
+    several = _has_leading_axis(params)
     one = jax.tree.map(lambda leaf: leaf[0], params) if several else params
     check_params(one)
-    entries = _numbers(sweep or {}, one[0].W.dtype)
-    K = _how_many(params if several else (), key, entries)
+    entries = _checked_sweep(sweep or {}, one[0].W.dtype)
+    K = _number_of_networks(params if several else (), key, entries)
     if not several:
         params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (K, *leaf.shape)), params)
     if entries and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("optimizer must be a function of the entries of sweep, such as optax.adam")
-    data = in_memory(one, X, Y, weights, batch_size)
-    batch_size = whole_number("batch_size", batch_size, data[0].shape[0])
+    data, batch_size = in_memory(one, X, Y, weights, batch_size)
     epochs = whole_number("epochs", epochs)
     measure = measure_of(one, validation)
-    if measure is not None:
-        if measure.patience is not None:
-            raise ValueError(
-                "patience must be None for an ensemble, as its networks can't stop one by one,"
-                f" got {measure.patience}"
-            )
-        measure = replace(measure, several=True)
+    if measure is not None and measure.patience is not None:
+        raise ValueError(
+            "patience must be None for an ensemble, as its networks can't stop one by one,"
+            f" got {measure.patience}"
+        )
+    measure = measure and replace(measure, several=True)
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Any:
         return _train_epoch(
@@ -125,14 +122,17 @@ def fit_ensemble(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    begin = jax.vmap(lambda params, own: started(_made(optimizer, own, backward), params))
-    state = own_state(state, begin, params, entries)
-    parts = parts_of(*data) | {"key": key, "batch_size": batch_size, "backward": backward}
-    parts["sweep"] = {name: values.tolist() for name, values in entries.items()}
+    identity = identity_of_data(data, key, batch_size, backward)
+    identity["sweep"] = {name: values.tolist() for name, values in entries.items()}
+
+    def init(params: Params, entries: Mapping[str, Array]) -> Any:
+        return started(_optimizer_of(optimizer, entries, backward), params)
+
+    state = initial_state(state, jax.vmap(init), params, entries)
     return run_or_resume(
-        train, measure, Progress(params, state, (), params), checkpoint, parts,
+        Training(train, identity, partial(advice_for, data[0])), measure,
+        Progress(params, state, (), params), checkpoint,
         epochs=epochs, first_epoch=first_epoch, callbacks=callbacks,
-        advice=partial(advice_for, data[0]),
     )  # fmt: skip
 
 
@@ -150,15 +150,17 @@ def _one_epoch(
     backward: Backward,
     batch_size: int,
 ) -> Trained:
-    def member(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
+    """Train every network for one epoch: `one_epoch` under `vmap`."""
+
+    def of_network(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
         return one_epoch(
-            params, state, key, epoch, X, Y, weights,
-            optimizer=_made(optimizer, entries, backward), backward=backward, batch_size=batch_size,
+            params, state, key, epoch, X, Y, weights, backward=backward, batch_size=batch_size,
+            optimizer=_optimizer_of(optimizer, entries, backward),
         )  # fmt: skip
 
-    axes = 0, 0, 0 if _several(key) else None, 0
-    params, state, seen, finite = jax.vmap(member, in_axes=axes)(params, state, key, sweep)
-    return params, state, seen, jnp.any(finite)
+    axes = 0, 0, 0 if _are_keys(key) else None, 0
+    params, state, entries, finite = jax.vmap(of_network, in_axes=axes)(params, state, key, sweep)
+    return params, state, entries, jnp.any(finite)
 
 
 _train_epoch = Programs(
@@ -168,24 +170,33 @@ _train_epoch = Programs(
 )
 
 
-def _made(
+def _optimizer_of(
     optimizer: Optimizer, entries: Mapping[str, Array], backward: Backward
 ) -> optax.GradientTransformation:
-    made: Any = optimizer
+    """Return the optimizer of one network, given its entries of the sweep, after a check."""
+    of_network: Any = optimizer
     if entries:
-        made = made(**entries)
-    check_training(made, backward)
-    return made
+        of_network = of_network(**entries)
+    check_training(of_network, backward)
+    return of_network
 
 
-def _several(key: Array) -> bool:
+def _are_keys(key: Array) -> bool:
+    """Return whether it is an array of keys rather than one key."""
     return key.ndim > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
 
 
-def _numbers(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
-    """Return the entries as arrays (K,), in the dtype of the parameters unless integers."""
+def _checked_sweep(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
+    """Return the entries as arrays (K,), in the dtype of the parameters unless integers.
+
+    Raises:
+        TypeError: it is not a mapping, or an entry is not real numbers.
+        ValueError: an entry does not have the shape (K,).
+    """
     if not isinstance(sweep, Mapping):
-        raise TypeError(f"sweep must be names and (K,) numbers, got {type(sweep).__name__}")
+        raise TypeError(
+            f"sweep must be a mapping of names to (K,) numbers, got {type(sweep).__name__}"
+        )
     entries = {name: real_array(f"sweep {name}", values) for name, values in sweep.items()}
     for name, values in entries.items():
         if values.ndim != 1:
@@ -195,16 +206,20 @@ def _numbers(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Array]:
     return entries
 
 
-def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
-    """Return the number of networks K; raise if params, keys and sweep disagree.
+def _number_of_networks(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
+    """Return the number of networks K.
 
     Args:
-        params: layers with a leading axis of K; or none.
+        params: layers with a leading axis of K; or an empty tuple.
         key: one key, or K keys.
         sweep: arrays (K,).
+
+    Raises:
+        ValueError: params, keys and sweep disagree, or none of them says.
+        TypeError: `key` is neither a key nor K keys.
     """
     counts = {f"sweep {name}": len(values) for name, values in sweep.items()}
-    if getattr(key, "ndim", 0) and _several(key):
+    if getattr(key, "ndim", 0) and _are_keys(key):
         check_key(key[0])
         counts["key"] = key.shape[0]
     else:
@@ -214,13 +229,16 @@ def _how_many(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
         counts |= {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(
-            "the number of networks K must follow from params with a leading axis, from K keys or"
-            f" from a sweep of K numbers, and these must agree, got {counts or 'none of them'}"
+            "params with a leading axis of K, K keys or a sweep of K numbers must give the number"
+            f" of networks, and must agree on it, got {counts or 'none of them'}"
         )
     return next(iter(counts.values()))
 
 
-def _have_an_axis(params: Any) -> bool:
-    """Return whether params belong to several networks: the last layer of one is never a stack."""
+def _has_leading_axis(params: Any) -> bool:
+    """Return whether params belong to several networks.
+
+    A leading axis may also be that of a stack, but the last layer of a network is never a stack.
+    """
     W: Any = getattr(params[-1], "W", None) if isinstance(params, tuple) and params else None
     return getattr(W, "ndim", 0) == 3 and len(W) > 0

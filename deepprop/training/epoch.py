@@ -1,10 +1,14 @@
 """Training: one step, and one epoch as one compiled program.
 
 A step is a forward pass, a backward pass and the update of an optax transformation. An epoch is a
-`lax.scan` of steps over minibatches, which are shuffled on the device. The optimizer's state is
-donated: an epoch writes the new state into the memory of the old one. The parameters of `fit` are
-    not
-donated, because the run may have to return those of an earlier epoch.
+`lax.scan` of steps over minibatches, which are shuffled on the device.
+
+An epoch donates the optimizer's state: the new state is written into the memory of the old one. It
+does not donate the parameters, because a run may have to return those of an earlier epoch: after a
+non-finite cost, or with patience. `train_step` donates both: its caller has the loop, and can copy.
+
+`train_step` checks its arguments, and `fit` and its siblings check theirs before the first epoch. A
+compiled epoch trusts them: it calls the walk and the functions that don't check.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,15 +22,15 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._arguments import targets
 from deepprop._arithmetic import wide
-from deepprop._checks import example_weights
+from deepprop._checks import check_shape, example_weights, real_array
 from deepprop._own_backward import as_layers
 from deepprop.backprop import Backward, manual_backward, mean_gradient
-from deepprop.layers import Params
+from deepprop.layers import Cache, Params
 from deepprop.network import forward, mean_loss
 from deepprop.optimizers.fused_update import InBackward, check_optimizer, update_in_backward
 from deepprop.optimizers.optax_calls import check_state, updated
+from deepprop.training.examples import forward_checked
 from deepprop.training.programs import Programs
 from deepprop.training.record import Recorded, columns_of, recorder
 from deepprop.training.shuffle import gathered, minibatches
@@ -38,24 +42,27 @@ Trained = tuple[Params, optax.OptState, dict[str, Array], Array]
 
 
 def step(
-    params: Params,
-    state: optax.OptState,
-    X: Array,
+    cache: Cache,
     Y: Array,
     w: Array | None,
+    state: optax.OptState,
     *,
     optimizer: optax.GradientTransformation,
     backward: Backward,
 ) -> tuple[Params, optax.OptState, Array]:
-    """Take one step; return the new params and state, and J before it. The weights were checked."""
-    _, cache = forward(params, X)
-    J = mean_loss(cache, targets(cache, Y), w)
+    """Take one step from the cache of its forward pass; Y and the weights were checked.
+
+    Returns:
+        The new params and state, and J before the step.
+    """
+    params = cache.params
+    J = mean_loss(cache, Y.astype(cache.A[-1].dtype), w)
     if isinstance(optimizer, InBackward):
         return *update_in_backward(optimizer, cache, Y, w, state, J), J
     backward = mean_gradient if backward is manual_backward else backward
     grads = as_layers(backward(cache, Y, w), params)
-    # Some optimizers use more than the gradient, such as the cost (reduce_on_plateau) or the cache
-    # (dp.kfac); the others ignore it.
+    # Some optimizers use more than the gradient, such as the cost (optax's reduce_on_plateau) or
+    # the cache (dp.kfac); the others ignore it.
     extra = {"value": J, "cache": cache, "Y": Y, "weights": w}
     updates, state = updated(optimizer, grads, state, params, **extra)
     return optax.apply_updates(params, updates), state, J
@@ -83,10 +90,13 @@ def train_step(
         backward: maps (cache, Y, weights) to gradients like params.
 
     Returns:
-        step(params, state, X, Y, weights=None) -> (params, state, J), with J before the update.
+        step(params, state, X, Y, weights=None) -> (params, state, J), with X (n_0, m), Y (n_L, m),
+        weights (m,), and J before the update.
 
     Raises:
         TypeError: `optimizer` is not an optax transformation.
+        ValueError: `backward` together with `in_backward`. The step itself raises if the shapes of
+            its arguments don't fit.
     """
     check_training(optimizer, backward)
 
@@ -96,7 +106,10 @@ def train_step(
         w = None
         if weights is not None:
             w = example_weights(weights, X.shape[-1], wide(params[0].W.dtype))
-        return step(params, state, X, Y, w, optimizer=optimizer, backward=backward)
+        _, cache = forward(params, X)
+        Y = real_array("Y", Y)
+        check_shape("Y", Y.shape, *cache.A[-1].shape)
+        return step(cache, Y, w, state, optimizer=optimizer, backward=backward)
 
     return jax.jit(checked, donate_argnums=(0, 1))
 
@@ -113,13 +126,15 @@ def minibatch(
 ) -> Carry:
     """Take one step on a minibatch with one example per row, and return the next carry.
 
-    In the mean over minibatches, its J counts `share`: by default the sum of w, or the number of
-    examples.
+    The epoch's J is a weighted mean over minibatches; `share` is the weight of this one. By default
+    it is the sum of w, or the number of examples.
     """
     params, state, (total, weight) = carry
-    params, state, J = step(params, state, X.T, Y.T, w, optimizer=optimizer, backward=backward)
+    m, X, Y = X.shape[0], X.T, Y.T
+    cache = forward_checked(params, X)
+    params, state, J = step(cache, Y, w, state, optimizer=optimizer, backward=backward)
     if share is None:
-        share = jnp.asarray(X.shape[0], total.dtype) if w is None else jnp.sum(w)
+        share = jnp.asarray(m, total.dtype) if w is None else jnp.sum(w)
     return params, state, (total + share * J.astype(total.dtype), weight + share)
 
 
@@ -138,14 +153,15 @@ def end_of_epoch(
     """Return the result of an epoch.
 
     Returns:
-        params, state, the mean J as "cost" with the records, and whether J and params are finite.
+        params, state, the epoch's entries of the history (the mean J as "cost", and the records),
+        and whether J and params are finite.
     """
     J = sums[0] / jnp.where(sums[1] > 0, sums[1], 1)
     return params, state, {"cost": J, **recorded}, all_finite((params, J))
 
 
 def all_finite(tree: Any) -> Array:
-    """Return whether every value of a tree is finite."""
+    """Return whether every value in a pytree is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
@@ -165,31 +181,30 @@ def one_epoch(
     record_every: int = 1,
     shards: int = 1,
 ) -> Trained:
-    """Train for one epoch: every example once, in minibatches of a random order.
+    """Train for one epoch: every example once, in minibatches in a random order.
 
-    The last minibatch is filled with examples of weight 0. The data is an argument rather than a
-    closure, which the compiler would treat as constants. It has one example per row, so that a
-    minibatch is gathered from whole rows.
+    The last minibatch is filled with examples of weight 0, so that all have one shape. The data is
+    an argument rather than a closure, which the compiler would treat as a constant. It has one
+    example per row, because rows are contiguous in memory and so cheap to gather.
 
     Args:
         params: the layers.
         state: the optimizer's state.
         key: a JAX random key, for the order.
-        epoch: its number; the order is drawn from `key` and this number.
+        epoch: its number; the order depends on `key` and this number.
         X: (m, n_0), one example per row.
         Y: (m, n_L), one example per row.
         weights: (m,), one per example.
         optimizer: an optax transformation.
         backward: maps (cache, Y, weights) to gradients like params.
         batch_size: examples per step.
-        record: a function of (cache, dZ, updates), or None.
+        record: maps (cache, dZ, updates) to a pytree of arrays to record; None for no records.
         record_every: steps from one record to the next.
-        shards: parts of the data that are shuffled separately, each of which contributes the same
-            number of examples to every minibatch. If each is on its own device, no example is
-            exchanged.
+        shards: parts of the data that are shuffled separately. Each contributes the same number of
+            examples to every minibatch, so that none moves if every device has its own shard.
 
     Returns:
-        The result of `end_of_epoch`. J of each minibatch is taken before its step. Records have a
+        The result of `end_of_epoch`. "cost" is the mean of every J before its step. Records have a
         leading axis.
     """
     m = X.shape[0]
@@ -198,6 +213,7 @@ def one_epoch(
     if steps * batch_size > m and w is None:
         w = jnp.ones(m, wide(params[0].W.dtype))
     train = partial(minibatch, optimizer=optimizer, backward=backward)
+    # The scan carries the records, so their shapes must be known before it: a minibatch shows them.
     records = recorder(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
 
     def of_batch(
@@ -225,11 +241,11 @@ train_epoch = Programs(
 
 
 def check_training(optimizer: optax.GradientTransformation, backward: Backward) -> None:
-    """Raise unless it is an optax transformation that can be used with that backward pass.
+    """Raise unless `optimizer` is an optax transformation that works with that backward pass.
 
     Raises:
         TypeError: `optimizer` is anything else, such as its name.
-        ValueError: `in_backward` together with another backward pass.
+        ValueError: it is an `in_backward`, and `backward` is not `manual_backward`.
     """
     check_optimizer(optimizer)
     if isinstance(optimizer, InBackward) and backward is not manual_backward:

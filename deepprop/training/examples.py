@@ -1,4 +1,4 @@
-"""X and Y of a data set or a batch, checked, as arrays that fit the network."""
+"""Input validation: X, Y and weights are checked here once, and trusted afterwards."""
 
 from typing import Any
 
@@ -18,21 +18,32 @@ from deepprop._checks import (
     real_array,
     whole_number,
 )
-from deepprop.layers import Params
+from deepprop.backprop import Backward
+from deepprop.layers import Cache, Params
 from deepprop.scale.devices import check_together
+from deepprop.walk import up
+
+Data = tuple[Array, Array, Array | None]  # X (m, n_0), Y (m, n_L) and weights (m,), all checked
 
 
 def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
-    """Return X and Y as finite arrays that fit the network and one another.
+    """Return X and Y as finite arrays that fit the network and each other.
+
+    Args:
+        params: the layers.
+        X: (n_0, m), one example per column.
+        Y: (n_L, m), the targets.
+        which: a prefix for the names in messages, such as "validation ".
 
     Raises:
-        ValueError: they are not; `which` precedes the name in the message.
-        TypeError: one is not real numbers.
+        ValueError: a shape does not fit, a value is not finite, or Y is not a valid target for the
+            output.
+        TypeError: X or Y is not real numbers.
     """
     X = inputs(params, X, f"{which}X")
     Y = real_array(f"{which}Y", Y, wide(params[0].W.dtype))
     check_shape(f"{which}Y", Y.shape, params[-1].W.shape[0], X.shape[1])
-    finite, adds_up, (least, largest) = jax.device_get(_looked_over(X, Y))
+    finite, adds_up, (least, largest) = jax.device_get(_summary(X, Y))
     for name, P, good in zip(("X", "Y"), (X, Y), finite, strict=True):
         if not good and is_known(P):
             check_finite(f"{which}{name}", np.asarray(P))
@@ -46,33 +57,53 @@ def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tup
 
 def in_memory(
     params: Params, X: ArrayLike, Y: ArrayLike, weights: ArrayLike | None, batch_size: int
-) -> tuple[Array, Array, Array | None]:
-    """Return X and Y with one example per row, and the weights, all checked."""
+) -> tuple[Data, int]:
+    """Check a data set and the batch size; return both, the data with one example per row.
+
+    Returns:
+        X (m, n_0), Y (m, n_L) and the weights (m,) or None; and the batch size as an `int`.
+
+    Raises:
+        ValueError, TypeError: as `examples`; or the weights don't fit, the arrays are on other
+            devices than params, or `batch_size` is not from 1 to m.
+    """
     check_together(params, {"X": X, "Y": Y, "weights": weights})
     X, Y = examples(params, X, Y)
     m = X.shape[1]
-    whole_number("batch_size", batch_size, m)
+    batch_size = whole_number("batch_size", batch_size, m)
     w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
-    return X.T, Y.T, w
+    return (X.T, Y.T, w), batch_size
 
 
-def parts_of(X: Array, Y: Array, w: Array | None) -> dict[str, Any]:
-    """Return what identifies the data of a run: of weights their ratios, as 0.1.0 wrote them."""
-    return {"X": X, "Y": Y, "weights": None if w is None else w / jnp.max(w)}
+def forward_checked(params: Params, X: Array) -> Cache:
+    """Run the forward pass on X (n_0, m) that was checked, and return the cache."""
+    first = params[0]
+    return up(params, X.astype(first.compute_dtype or first.W.dtype))
+
+
+def identity_of_data(data: Data, key: Array, batch_size: int, backward: Backward) -> dict[str, Any]:
+    """Return what identifies a run on data in memory: see `Training`.
+
+    Only ratios of weights matter, so they are divided by the largest, as 0.1.0 did.
+    """
+    X, Y, w = data
+    weights = None if w is None else w / jnp.max(w)
+    run = {"key": key, "batch_size": batch_size, "backward": backward}
+    return {"X": X, "Y": Y, "weights": weights, **run}
 
 
 def balanced_weights(Y: ArrayLike) -> Array:
-    """Return weights (m,) that balance classes: w_i = m / (n_L m_c) for class c of size m_c.
+    """Compute weights that give all classes the same sum: w_i = m / (n_L m_c) for a class of m_c.
 
     >>> import jax.numpy as jnp
     >>> balanced_weights(jnp.array([[1, 1, 1, 0], [0, 0, 0, 1]])) * 3
     Array([2., 2., 2., 6.], dtype=float32)
 
     Args:
-        Y: (n_L, m), one-hot; row c is class c. Or (1, m) of 0 and 1, for two classes.
+        Y: (n_L, m), one-hot, with row c for class c; or (1, m) of 0 and 1, for two classes.
 
     Returns:
-        The weights; their mean is 1 if every class has examples.
+        (m,), one weight per example. Their mean is 1 if every class has examples.
 
     Raises:
         ValueError: Y is not one-hot.
@@ -88,8 +119,11 @@ def balanced_weights(Y: ArrayLike) -> Array:
 
 
 @jax.jit
-def _looked_over(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array, tuple[Array, Array]]:
-    """Return whether X and Y are finite, whether columns of Y are distributions, and Y's range."""
+def _summary(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array, tuple[Array, Array]]:
+    """Return whether X and Y are finite, whether columns of Y are distributions, and Y's range.
+
+    In one program, because each separate question would wait for the device.
+    """
     finite = jnp.all(jnp.isfinite(X)), jnp.all(jnp.isfinite(Y))
     adds_up = jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
     return finite, adds_up, (jnp.min(Y), jnp.max(Y))

@@ -11,9 +11,10 @@ from deepprop.training.measure import validation_of
 from deepprop.training.record import record_of
 
 F = TypeVar("F", bound=Callable[..., Any])
-FORMER: dict[
-    str, tuple[str, str, Callable[[Any], Any]]
-] = {  # the argument of 0.1.0: the group, its field, and what makes the group
+GroupOf = Callable[[Any], Any]
+# By the name of the former argument: the argument that has the group, the field of the group, and
+# the function that makes a group of the argument.
+FORMER: dict[str, tuple[str, str, GroupOf]] = {
     "metrics": ("validation", "metrics", validation_of),
     "patience": ("validation", "patience", validation_of),
     "record_every": ("record", "every", record_of),
@@ -37,7 +38,7 @@ def _move(old: str, kwargs: dict[str, Any]) -> None:
     """Move the value of a former argument into its group.
 
     Raises:
-        ValueError: metrics or a patience without a validation set.
+        ValueError: `metrics` or `patience` without a validation set.
     """
     name, field, group_of = FORMER[old]
     value, group = kwargs.pop(old), group_of(kwargs.get(name))

@@ -1,11 +1,12 @@
-"""Whether a function is the same as in an earlier process: its name, and a hash of what it does.
+"""The identity of functions: a name and a hash that are the same in every process.
 
-A run must not resume with another metric, record function or backward pass. Functions can't be
-compared across processes, and their names don't say what they do. So a hash is taken of what a
-function computes with: its code, constants, defaults and closure, and the plain values and
-functions among the globals that it names. Where it is defined does not matter, since a script's
-module is __main__ in one process and may be imported in the next. Bytecode differs between versions
-of Python, so hashes are only compared within one version.
+A run must not resume with another metric, record function or backward pass. A function object can't
+be compared with one of an earlier process, and its name doesn't say what it does: a lambda has
+none, and a user may edit a function between two runs. So we hash what determines the result:
+bytecode, constants, defaults, closure, and the plain values and functions among the globals that
+the code names. The hash leaves out the module, because a script is __main__ in one process and may
+be imported in the next. Bytecode differs between versions of Python, so hashes are compared only
+within one version.
 """
 
 import hashlib
@@ -20,16 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Their functions are compared by name alone: releases of a library keep their meaning.
+# Functions of these are compared by name alone; we trust releases not to change what they mean.
 LIBRARIES = ("deepprop", "jax", "jaxlib", "optax", "numpy", "builtins")
 PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array, FunctionType)
 PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"  # which determines the bytecode
 
 
 def name_of(function: Any) -> str:
-    """Return the name of a function or of a callable's type, with its module if it is a library's.
+    """Return the name of a function, or of the type of another callable.
 
-    The module of a user's function may differ in the next process: it may be __main__.
+    A library's name includes its module. A user's doesn't, because it may be __main__ next time.
 
     >>> import jax.numpy as jnp, deepprop as dp
     >>> name_of(partial(dp.clipped_backward, max_norm=1.0))
@@ -42,16 +43,16 @@ def name_of(function: Any) -> str:
 
 
 def hash_of(function: Any) -> str:
-    """Return a hash of what a function does, the same in every process: see the module's text.
+    """Return a hash of what a function does, the same in every process: see above.
 
-    Functions of a library count by their names. Of the globals that the code names, numbers, text,
-    arrays and functions count; others don't.
+    Functions of a library are hashed by name. Of the globals that the code names, only numbers,
+    text, arrays and functions are hashed.
     """
     return _hashed(function, {})
 
 
 def _hashed(value: Any, seen: dict[int, tuple[Any, str]]) -> str:
-    """Return a hash of any value; `seen` has those already visited, so that cycles end."""
+    """Return a hash of any value; `seen` has the values visited so far, so that cycles end."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if id(value) not in seen:
@@ -62,7 +63,7 @@ def _hashed(value: Any, seen: dict[int, tuple[Any, str]]) -> str:
 
 
 def _inside(value: Any, hashed: Any) -> Any:
-    """Return what distinguishes the value from others of its type, in a form that str shows."""
+    """Return what distinguishes the value from others of its type, in a form with a stable str."""
     match value:
         case tuple() | list():
             return [hashed(item) for item in value]
@@ -90,7 +91,7 @@ def _inside(value: Any, hashed: Any) -> Any:
             return value.__name__
         case type() | BuiltinFunctionType():
             return name_of(value)
-    if hasattr(value, "__wrapped__"):  # by jax.jit
+    if hasattr(value, "__wrapped__"):  # such as a function under jax.jit
         return hashed(value.__wrapped__)
     return _of_object(value, hashed)
 
@@ -106,10 +107,10 @@ def _globals(code: CodeType, all_globals: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_object(value: Any, hashed: Any) -> Any:
-    """Return its attributes, as they would be pickled, and the methods of its type."""
+    """Return the type's name, the object's state as pickle sees it, and the type's methods."""
     try:
         state = hashed(value.__reduce_ex__(2))
-    except Exception:  # it can't be pickled, as with a lock
+    except Exception:  # it can't be pickled, for instance because it has a lock
         state = ""
     kinds = [kind for kind in type(value).__mro__ if not _is_of_library(kind)]
     methods = [f for kind in kinds for f in vars(kind).values() if isinstance(f, FunctionType)]
@@ -117,6 +118,7 @@ def _of_object(value: Any, hashed: Any) -> Any:
 
 
 def _of_array(value: Any, hashed: Any) -> Any:
+    """Return dtype, shape and contents; no contents if they are not in this process."""
     if isinstance(value, jax.Array):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
@@ -129,6 +131,7 @@ def _of_array(value: Any, hashed: Any) -> Any:
 
 
 def _content(cell: Any, hashed: Any) -> str:
+    """Return the hash of what a cell of a closure holds."""
     try:
         contents: str = hashed(cell.cell_contents)
     except ValueError:  # it is empty

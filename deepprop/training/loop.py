@@ -1,9 +1,10 @@
 """The loop around the epochs: callbacks, early stopping, checkpoints, Ctrl-C, non-finite costs.
 
-Ctrl-C during a compiled epoch should not lose it. The handler of SIGINT therefore only sets an
-event, which the loop reads after the epoch; the second Ctrl-C raises KeyboardInterrupt as usual.
-The handler is only installed in the place of Python's own: a program that ignores SIGINT or handles
-it has a reason, and so does a callback that installs a handler during the run.
+Ctrl-C should not throw away the epochs that are done. Our SIGINT handler therefore only sets an
+event, which the loop reads after each epoch; a second Ctrl-C raises KeyboardInterrupt as usual. The
+handler replaces Python's default handler and no other: a program that ignores or handles SIGINT has
+its reasons. When the run ends, the default handler is restored, unless a callback has installed
+another one in the meantime.
 """
 
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,17 +29,34 @@ Train = Callable[[Params, optax.OptState, int], Trained]
 Advice = Callable[[optax.OptState], str]
 
 
+class Training(NamedTuple):
+    """A way of training, ready to run: plain, private, on batches, or of an ensemble.
+
+    Attributes:
+        train: maps (params, state, epoch) to the params and state after that epoch, its entries of
+            the history with the mean J as "cost", and whether they are finite.
+        identity: what identifies the run, besides the network, the optimizer and the validation
+            set: names, and for each an array, a function, or anything with a text. A checkpoint
+            resumes only if all of it is the same.
+        advice: maps the optimizer's state to what to try if the cost is not finite.
+    """
+
+    train: Train
+    identity: Mapping[str, Any]
+    advice: Advice
+
+
 @dataclass(frozen=True)
 class Fit:
     """The result of training.
 
     Attributes:
-        params: the layers; with `patience`, those of the best epoch.
-        state: the optimizer's state after the last epoch; None in a `TrainingError`, where its
-            buffers have been donated.
+        params: the trained layers; with patience, those of the best epoch.
+        state: the optimizer's state after the last epoch; None in a `TrainingError`, because the
+            failed epoch has overwritten it.
         history: arrays by name, with one entry per epoch: "cost"; with a validation set "val_cost",
             and "val_accuracy" for a metric called "accuracy"; with `privacy` "epsilon"; and the
-            names of a `record`, (epochs, records per epoch, ...).
+            entries of a `record`, (epochs, records per epoch, ...).
         stopped: why training ended: "epochs", "patience", "callback", "interrupted", or "not
             finite" in a `TrainingError`.
     """
@@ -50,11 +68,11 @@ class Fit:
 
 
 class TrainingError(FloatingPointError):
-    """The cost or a parameter was no longer finite.
+    """The cost or a parameter is no longer finite.
 
     Attributes:
-        fit: the `Fit` up to the epoch before.
-        history: its history, with the epoch that failed.
+        fit: the `Fit` up to the epoch before the failure.
+        history: its history, with the failed epoch as the last entry.
     """
 
     def __init__(self, message: str, fit: Fit, history: dict[str, np.ndarray]) -> None:
@@ -73,12 +91,12 @@ class Progress:
     """The progress of a run: everything that a checkpoint stores.
 
     Attributes:
-        params, state: after the last epoch.
+        params, state: those after the last epoch.
         history: one row per epoch.
         best: with patience, the parameters of the epoch with the lowest validation cost; otherwise
             those of the last epoch.
-        best_epoch, best_cost: that epoch, counted from the run's first as 1 (0 for none), and its
-            cost.
+        best_epoch: that epoch, counting the run's first as 1; 0 if there is none yet.
+        best_cost: its validation cost.
         first_epoch: the number of the run's first epoch in callbacks and messages.
     """
 
@@ -115,15 +133,14 @@ def run(
     """Run epochs until all are done or something ends the run earlier.
 
     Args:
-        train: maps (params, state, epoch) to the params and state after that epoch, its row of the
-            history with the mean J as "cost", and whether they are finite.
-        measure: maps params to further entries of the row; None for none.
+        train: trains one epoch: see `Training`.
+        measure: maps params to further entries of the history; None for none.
         at: where to start.
-        epochs: the number of epochs when the run is done.
+        epochs: the number of epochs in all, including those done already.
         patience: epochs without a lower "val_cost" after which to stop; None never stops.
         callbacks: called with (epoch, row, params) after each epoch; True stops the run.
         save: called with the progress after each epoch, and whether it is the last.
-        advice: maps the optimizer's state to what to try when params or J are not finite.
+        advice: what to try if params or J are not finite: see `Training`.
 
     Returns:
         A `Fit`.
@@ -142,9 +159,9 @@ def run(
     with _interrupts() as interrupted:
         while not stopped and at.epoch < epochs:
             at = _next(train, measure, at, patience is not None, advice)
-            wishes = [callback(at.number, at.history[-1], at.params) for callback in callbacks]
+            results = [callback(at.number, at.history[-1], at.params) for callback in callbacks]
             stopped = _patience_is_out(at, patience)
-            if any(_is_true(wish) for wish in wishes):
+            if any(map(_is_true, results)):
                 stopped = "callback"
             elif interrupted.is_set():
                 stopped = stopped or "interrupted"
@@ -159,10 +176,15 @@ def _next(
     keep_best: bool,
     advice: Advice,
 ) -> Progress:
+    """Train one more epoch and return the progress after it.
+
+    Raises:
+        TrainingError: params or J are no longer finite.
+    """
     number = at.number + 1
-    params, state, seen, finite = train(at.params, at.state, number)
-    measured = {**seen, **({} if measure is None else measure(params))}
-    finite, values = jax.device_get((finite, measured))
+    params, state, entries, finite = train(at.params, at.state, number)
+    entries = {**entries, **({} if measure is None else measure(params))}
+    finite, values = jax.device_get((finite, entries))  # waits for the epoch
     row: Row = {name: np.asarray(value, float).tolist() for name, value in values.items()}
     if not finite:
         raise TrainingError(
@@ -178,6 +200,7 @@ def _next(
 
 
 def _patience_is_out(at: Progress, patience: int | None) -> str:
+    """Return "patience" if the best epoch is that long ago, otherwise an empty string."""
     return "patience" if patience is not None and at.epoch - at.best_epoch >= patience else ""
 
 
@@ -188,15 +211,18 @@ def _functions(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     return functions
 
 
-def _is_true(wish: Any) -> bool:
-    """Return whether a callback returned True, of Python, NumPy or JAX, and nothing else."""
-    boolean = isinstance(wish, bool) or getattr(wish, "dtype", None) == np.bool_
-    return boolean and np.ndim(wish) == 0 and bool(wish)
+def _is_true(result: Any) -> bool:
+    """Return whether a callback returned the boolean True, of Python, NumPy or JAX.
+
+    Other true values don't count: a callback may return a number or a list without asking to stop.
+    """
+    boolean = isinstance(result, bool) or getattr(result, "dtype", None) == np.bool_
+    return boolean and np.ndim(result) == 0 and bool(result)
 
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt as usual."""
+    """Yield an event that Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt: see above."""
     interrupted = threading.Event()
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
@@ -209,13 +235,13 @@ def _interrupts() -> Iterator[threading.Event]:
         return
     try:
         signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # only the main thread of the main interpreter may install one
+    except ValueError:  # only the main thread of the main interpreter may install a handler
         yield interrupted
         return
     try:
         yield interrupted
     finally:
-        interrupted.set()  # if somebody restores this handler later, it raises KeyboardInterrupt
+        interrupted.set()  # should anyone reinstall our handler later, it raises KeyboardInterrupt
         if signal.getsignal(signal.SIGINT) is on_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

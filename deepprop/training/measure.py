@@ -1,4 +1,4 @@
-"""The validation set, and what is measured on it after each epoch: its cost, and metrics."""
+"""The validation set: its cost and metrics are measured after each epoch, and may stop the run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,9 @@ Metric = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """A validation set, what is measured on it after each epoch, and when that stops the training.
+    """A validation set, the metrics to measure on it, and the patience for early stopping.
+
+    After each epoch, `fit` measures the cost on the set as "val_cost", and each metric.
 
     >>> import deepprop as dp, jax.numpy as jnp
     >>> X, Y = jnp.ones((3, 5)), jnp.zeros((1, 5))
@@ -30,12 +32,13 @@ class Validation:
     5
 
     Attributes:
-        X: (n_0, m).
+        X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
-        weights: (m,), one per example, for a weighted mean as the cost. Metrics don't see them.
-        metrics: names, and functions of (A[L], Y) in JAX.
-        patience: stop when the validation cost has not fallen for this many epochs, and return the
-            parameters of the best one; None never stops.
+        weights: (m,), one per example. The cost is their weighted mean; metrics don't use them.
+        metrics: functions of (A[L], Y) in JAX, by name. The one called "accuracy" is recorded as
+            "val_accuracy".
+        patience: stop after this many epochs without a lower validation cost, and return the
+            parameters of the best epoch; None never stops.
 
     Raises:
         TypeError: `metrics` is not a mapping of names to functions, or `patience` is not a whole
@@ -50,7 +53,7 @@ class Validation:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the metrics and the patience; the arrays are checked beside the network."""
+        """Check the metrics and the patience; `fit` checks the arrays, which must fit a network."""
         _check_metrics(self.metrics)
         if self.patience is not None:
             object.__setattr__(self, "patience", whole_number("patience", self.patience))
@@ -61,10 +64,11 @@ Triple = tuple[ArrayLike, ArrayLike, ArrayLike | None]
 
 
 def validation_of(given: Validation | Pair | Triple | None) -> Validation | None:
-    """The validation set; (X, Y) or (X, Y, weights) alone are one without metrics and patience.
+    """Return a `Validation`; from (X, Y) or (X, Y, weights), one without metrics or patience.
 
     Raises:
-        TypeError, ValueError: it is none of these.
+        TypeError: it is none of these.
+        ValueError: a tuple has another length.
     """
     if given is None or isinstance(given, Validation):
         return given
@@ -80,15 +84,15 @@ def validation_of(given: Validation | Pair | Triple | None) -> Validation | None
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """Measures "val_cost" and the metrics of params on a validation set.
+    """Measures "val_cost" and the metrics of params on a validation set that was checked.
 
     Attributes:
         X: (n_0, m).
         Y: (n_L, m).
-        weights: (m,), of the cost; or None.
-        metrics: names, and functions of (A[L], Y).
-        patience: epochs without a lower cost after which to stop; None for never.
-        several: whether params belong to several networks, with a leading axis.
+        weights: (m,), for the cost; or None.
+        metrics: pairs of a name and a function of (A[L], Y).
+        patience: epochs without a lower cost after which to stop; None never stops.
+        several: whether params have a leading axis for several networks.
     """
 
     X: Array
@@ -99,14 +103,14 @@ class Measure:
     several: bool = False
 
     def __call__(self, params: Params) -> dict[str, Array]:
-        """Return the entries of the history by name."""
+        """Return the entries of the history, by name."""
         measured: dict[str, Array] = _measured(
             params, self.X, self.Y, self.weights, metrics=self.metrics, several=self.several
         )
         return measured
 
-    def parts(self) -> dict[str, Any]:
-        """Return what identifies the measurement in another run."""
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the validation set and the metrics: see `Training`."""
         return {
             "validation X": self.X,
             "validation Y": self.Y,
@@ -119,8 +123,8 @@ def measure_of(params: Params, validation: Validation | Pair | Triple | None) ->
     """The `Measure` of a validation set, or None without one.
 
     Raises:
-        ValueError: the set does not fit the network.
-        TypeError: it is not real numbers, or not a validation set.
+        ValueError: X, Y or weights do not fit the network.
+        TypeError: they are not real numbers, or it is not a validation set.
     """
     validation = validation_of(validation)
     if validation is None:
@@ -134,7 +138,7 @@ def measure_of(params: Params, validation: Validation | Pair | Triple | None) ->
 
 
 def names_of(measure: Measure | None) -> list[str]:
-    """Return the names of the history's entries that belong to the validation set."""
+    """Return the names under which the history has the cost and the metrics."""
     if measure is None:
         return []
     return ["val_cost", *(f"val_{name}" for name, _ in measure.metrics)]

@@ -1,27 +1,33 @@
-"""Private training (DP-SGD): sample, clip, sum, add noise.
+"""Private training (DP-SGD): sample examples, clip their gradients, sum them, add noise.
 
-Private are all parameters, after every step, against anyone, whatever they know about the other
-examples; and so is whatever is computed from the parameters later.
+What is private: the parameters after every step, and whatever is computed from them later. The
+guarantee holds against anyone, whatever they know about the other examples.
 
-Not private are the cost in the history, what a callback sees of it, and the text of an error, which
-come from the training data; a validation set, and what early stopping takes from it; a folder of
-checkpoints, which has the history and checksums of the data and the key; hyperparameters tried on
-the data before; a scaling of X computed from the data.
+What is not private, because it is computed from the data without noise:
 
-The key makes the samples and the noise: whoever has it, or guesses it, can subtract the noise. It
-must be secret, and new in each call, for instance
-jax.random.wrap_key_data(numpy.frombuffer(os.urandom(8), numpy.uint32)). JAX's generator, Threefry,
-is made for simulation, not for cryptography. And arithmetic is rounded, which the proof does not
-cover (Mironov 2012, On Significance of the Least Significant Bits for Differential Privacy).
+- the cost in the history, also where a callback or an error message shows it;
+- the validation set, and the epoch that early stopping chooses with it;
+- a folder of checkpoints, which has the history and checksums of the data and of the key;
+- hyperparameters that were tuned on the data before, and a scaling of X computed from the data.
 
-The accountant assumes Poisson sampling: each step takes each example independently with probability
-q, so the number of examples in a step varies. A compiled program needs fixed shapes. A step
-therefore goes through the examples it took in blocks of fixed size, of which one is almost always
-enough.
+The key determines the samples and the noise, so anyone who has it or guesses it can subtract the
+noise. It must be secret, and new in each call, for instance
+jax.random.wrap_key_data(numpy.frombuffer(os.urandom(8), numpy.uint32)).
+
+Two limits remain. JAX's default generator, Threefry, is made for simulation, not for cryptography.
+And the proof assumes real numbers, while arithmetic rounds (Mironov 2012, On Significance of the
+Least Significant Bits for Differential Privacy).
+
+Poisson sampling: the accountant assumes that each step takes each example independently with
+probability q. The number of examples therefore varies from step to step, but a compiled program
+needs fixed shapes. Padding to the largest possible sample, m, would be slow, and truncating large
+samples would break the guarantee. So a step processes its sample in blocks of fixed size, with a
+loop that runs as often as needed. The size is chosen so that one block is almost always enough.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,16 +38,18 @@ from jax import Array
 
 from deepprop._arithmetic import wide
 from deepprop._checks import check_above_zero
-from deepprop.backprop import error_signals, gradients
+from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.layers import Cache, Layer, Params, like, number_of_layers
 from deepprop.mixed_precision import with_compute_dtype
-from deepprop.network import cost, forward
+from deepprop.network import cost
 from deepprop.optimizers.optax_calls import check_state, updated
 from deepprop.signals.clipping import clip_factors, max_norms
 from deepprop.signals.per_example import per_example_norms
 from deepprop.training.accountant import noise_for, spending
+from deepprop.training.advice import advice_for
 from deepprop.training.epoch import Sums, Trained, all_finite, end_of_epoch, no_sums
-from deepprop.training.loop import Train
+from deepprop.training.examples import Data, forward_checked, identity_of_data
+from deepprop.training.loop import Training
 from deepprop.training.programs import Programs
 from deepprop.walk import by_entry, layer_map, recomputed
 
@@ -55,15 +63,17 @@ class Privacy:
 
     Attributes:
         max_norm: C, as for `clipped_backward`: one number, or a tuple of L numbers.
-        delta: the probability with which the bound may fail; far below 1 / m.
-        epsilon: what the whole run may spend; the noise is chosen for it. Give either this or
+        delta: the probability with which the bound may fail; choose it far below 1 / m.
+        epsilon: what the whole run may spend; the noise is computed from it. Set either this or
+            `noise_multiplier`.
         noise_multiplier: sigma; the standard deviation of the noise is sigma times the largest norm
-            of one example's clipped gradient.
-        gamma: as for `clipped_backward`: scales all gradients to about C instead of clipping.
+            that one example's clipped gradient can have.
+        gamma: as for `clipped_backward`: scale every gradient to about C instead of clipping.
 
     Raises:
-        ValueError: a number is out of its range, or not exactly one of `epsilon` and
-            `noise_multiplier` is given.
+        ValueError: a number is out of range, or both or neither of `epsilon` and
+            `noise_multiplier` are set.
+        TypeError: a value is not a real number.
     """
 
     max_norm: float | tuple[float, ...]
@@ -81,11 +91,11 @@ class Privacy:
             )
         for name in ("max_norm", "delta", "epsilon", "noise_multiplier", "gamma"):
             value = getattr(self, name)
-            if value is not None:  # as plain numbers, by which programs are distinguished
+            if value is not None:  # as Python numbers: a Privacy is a static argument of programs
                 check_above_zero(name, value)
                 several = name == "max_norm" and np.ndim(value) == 1
-                plain = tuple(map(float, value)) if several else _number(name, value)
-                object.__setattr__(self, name, plain)
+                number = tuple(map(float, value)) if several else _number(name, value)
+                object.__setattr__(self, name, number)
         if not self.delta < 1:
             raise ValueError(f"delta must be below 1, got {self.delta}")
 
@@ -97,7 +107,11 @@ def _number(name: str, value: Any) -> float:
 
 
 def check_alone(privacy: Privacy, others: Mapping[str, Any]) -> None:
-    """Raise unless the other arguments of `fit` are None, which privacy would not cover.
+    """Raise unless the arguments of `fit` that privacy would not cover are None.
+
+    Args:
+        privacy: the argument of `fit`.
+        others: the other arguments, by name.
 
     Raises:
         ValueError: one of them is not None.
@@ -112,18 +126,19 @@ def check_alone(privacy: Privacy, others: Mapping[str, Any]) -> None:
 
 def private_training(
     privacy: Privacy,
+    data: Data,
     key: Array,
-    X: Array,
-    Y: Array,
     optimizer: optax.GradientTransformation,
     batch_size: int,
+    *,
     epochs: int,
     first_epoch: int,
-) -> tuple[Train, dict[str, Any]]:
-    """Return the function that trains an epoch, and what identifies this way of training.
+) -> Training:
+    """Return the way of training by DP-SGD.
 
-    The function returns the result of `private_epoch`, with the "epsilon" spent by this run so far.
+    The noise is computed for all epochs of this call. The history gets "epsilon", spent so far.
     """
+    X, Y, _ = data
     q, steps = sampling(X.shape[0], batch_size)
     sigma = privacy.noise_multiplier or noise_for(
         privacy.epsilon or 0.0, sampling_rate=q, steps=steps * epochs, delta=privacy.delta
@@ -131,19 +146,20 @@ def private_training(
     spent = spending(sigma, q, steps * epochs, privacy.delta)
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Trained:
-        params, state, seen, finite = private_epoch(
+        params, state, entries, finite = private_epoch(
             params, state, key, epoch, X, Y, sigma,
             optimizer=optimizer, privacy=privacy, batch_size=batch_size,
         )  # fmt: skip
         done = epoch - first_epoch + 1
-        return params, state, {**seen, "epsilon": spent(done * steps)}, finite
+        return params, state, {**entries, "epsilon": spent(done * steps)}, finite
 
-    noise = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
-    return train, {"privacy": noise}
+    identity = identity_of_data(data, key, batch_size, manual_backward)
+    identity["privacy"] = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
+    return Training(train, identity, partial(advice_for, X))
 
 
 def sampling(m: int, batch_size: int) -> tuple[float, int]:
-    """Return the probability q with which a step takes an example, and the steps per epoch."""
+    """Return q, the probability with which a step takes an example, and the steps per epoch."""
     return batch_size / m, -(-m // batch_size)
 
 
@@ -162,9 +178,10 @@ def one_private_epoch(
 ) -> Trained:
     """Train for one epoch of DP-SGD: (sum_i min(1, C / ||g_i||) g_i + noise) / batch_size.
 
-    Each step takes each example with probability batch_size / m, independently, so an epoch is
-    m / batch_size steps rather than a pass. The sum is over the examples taken, and is divided by
-    their expected number, `batch_size`. The optimizer sees only this gradient.
+    Each step takes each example independently with probability batch_size / m. So an epoch is not a
+    pass over the data, but m / batch_size steps, rounded up. The sum is over the examples taken. It
+    is divided by their expected number, `batch_size`, because their actual number is not public.
+    The optimizer sees only this gradient.
 
     Args:
         params: the layers.
@@ -173,25 +190,26 @@ def one_private_epoch(
         epoch: its number.
         X: (m, n_0), one example per row.
         Y: (m, n_L), one example per row.
-        noise_multiplier: sigma.
+        noise_multiplier: sigma, in units of C.
         optimizer: an optax transformation.
-        privacy: its max_norm and gamma.
+        privacy: has the clipping norm C and gamma.
         batch_size: the expected number of examples per step.
 
     Returns:
-        The same as `one_epoch`; J is the mean over the examples taken, and is not private.
+        The result of `end_of_epoch`. J is the mean over the examples taken, and is not private; so
+        only the parameters decide whether the result counts as finite.
     """
     m, dtype = X.shape[0], wide(params[0].W.dtype)
     q, steps = sampling(m, batch_size)
     C = max_norms(privacy.max_norm, number_of_layers(params), dtype)
     deviation = jnp.sqrt(jnp.sum(jnp.square(C))) * noise_multiplier
-    at_once = min(m, batch_size + 2 * round(batch_size**0.5))  # one block holds 98 % of all samples
+    block = min(m, batch_size + 2 * round(batch_size**0.5))  # holds 98 % of all samples
 
     def step(carry: tuple[Params, optax.OptState, Sums], key: Array) -> tuple[Any, None]:
         params, state, sums = carry
         of_sample, of_noise = jax.random.split(key)
         taken = jax.random.bernoulli(of_sample, q, (m,))
-        total, sums = _add_up(params, X, Y, taken, sums, at_once=at_once, privacy=privacy)
+        total, sums = _clipped_sum(params, X, Y, taken, sums, block=block, privacy=privacy)
         noisy = _with_noise(total, deviation, of_noise)
         grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), noisy, params)
         updates, new = updated(optimizer, grads, state, params)
@@ -200,8 +218,8 @@ def one_private_epoch(
 
     keys = jax.random.split(jax.random.fold_in(key, epoch), steps)
     carry, _ = jax.lax.scan(step, (params, state, no_sums(params)), keys)
-    params, state, seen, _ = end_of_epoch(*carry)
-    return params, state, seen, all_finite(params)  # J is not private, and must not end the run
+    params, state, entries, _ = end_of_epoch(*carry)
+    return params, state, entries, all_finite(params)
 
 
 private_epoch = Programs(
@@ -211,64 +229,65 @@ private_epoch = Programs(
 )
 
 
-def _add_up(
-    params: Params, X: Array, Y: Array, taken: Array, sums: Sums, *, at_once: int, privacy: Privacy
+def _clipped_sum(
+    params: Params, X: Array, Y: Array, taken: Array, sums: Sums, *, block: int, privacy: Privacy
 ) -> tuple[Params, Sums]:
-    """Sum the clipped g_i over the examples taken, `at_once` at a time; also sum their J."""
-    m, dtype = taken.shape[0], wide(params[0].W.dtype)
-    (index,) = jnp.nonzero(taken, size=m + at_once, fill_value=0)
-    count = jnp.sum(taken)
+    """Sum the clipped g_i over the examples taken, one block at a time, and add their J to `sums`.
 
-    # In the wide dtype, so that rounding can hardly exceed the bound of a clipped gradient.
+    The sum is computed in the wide dtype: with narrow products, rounding could make the clipped
+    gradient of one example larger than C.
+    """
+    m, dtype = taken.shape[0], wide(params[0].W.dtype)
+    (index,) = jnp.nonzero(taken, size=m + block, fill_value=0)
+    count = jnp.sum(taken)
     wide_params = with_compute_dtype(jax.tree.map(lambda p: p.astype(dtype), params), None)
 
-    def further(carry: tuple[Array, Params, Sums]) -> tuple[Array, Params, Sums]:
+    def next_block(carry: tuple[Array, Params, Sums]) -> tuple[Array, Params, Sums]:
         done, total, (J_sum, weight) = carry
-        some = jax.lax.dynamic_slice(index, (done,), (at_once,))
-        counted = done + jnp.arange(at_once) < count
-        _, cache = forward(wide_params, X[some].T)
-        clipped = _sum_of_clipped(cache, Y[some].T, counted, privacy)
+        i = jax.lax.dynamic_slice(index, (done,), (block,))
+        counted = done + jnp.arange(block) < count
+        cache = forward_checked(wide_params, X[i].T)
+        clipped = _clipped_sum_of_block(cache, Y[i].T, counted, privacy)
         w = counted.astype(dtype)
         n = jnp.sum(w)
-        sums = J_sum + n * cost(cache, Y[some].T, w), weight + n
-        return done + at_once, jax.tree.map(jnp.add, total, clipped), sums
+        sums = J_sum + n * cost(cache, Y[i].T, w), weight + n
+        return done + block, jax.tree.map(jnp.add, total, clipped), sums
 
     start = jnp.zeros((), count.dtype), jax.tree.map(jnp.zeros_like, wide_params), sums
-    _, total, sums = jax.lax.while_loop(lambda carry: carry[0] < count, further, start)
+    _, total, sums = jax.lax.while_loop(lambda carry: carry[0] < count, next_block, start)
     return like(params, total), sums
 
 
-def _sum_of_clipped(cache: Cache, Y: Array, counted: Array, privacy: Privacy) -> Params:
+def _clipped_sum_of_block(cache: Cache, Y: Array, counted: Array, privacy: Privacy) -> Params:
     """Sum min(1, C / ||g_i||) g_i over the examples that count and whose ||g_i|| is finite.
 
-    A non-finite gradient would reach the sum despite a factor of 0, because 0 times it is not 0.
+    The others are removed with `where` from both factors of each outer product. A factor of 0 would
+    not do: 0 times inf is nan.
     """
     cache, dZ = recomputed(cache), error_signals(cache, Y)
     counted = counted & jnp.isfinite(per_example_norms(cache, dZ))
     factors = clip_factors(cache, dZ, privacy.max_norm, privacy.gamma)
 
-    def counted_only(P: Array) -> Array:
+    def masked(P: Array) -> Array:
         return jnp.where(jnp.broadcast_to(counted, P.shape), P, 0)
 
     def scaled(_: Layer, factor: Array, dZ: Array) -> Array:
         return factor[None, :] * dZ
 
-    clipped = map(
-        counted_only, layer_map(scaled, cache.params, by_entry(cache.params, factors), dZ)
-    )
-    cache = replace(cache, A=tuple(map(counted_only, cache.A)))
+    clipped = map(masked, layer_map(scaled, cache.params, by_entry(cache.params, factors), dZ))
+    cache = replace(cache, A=tuple(map(masked, cache.A)))
     m = counted.shape[0]
     total: Params = jax.tree.map(lambda mean: m * mean, gradients(cache, tuple(clipped)))
     return total
 
 
 def _with_noise(total: Params, deviation: Array, key: Array) -> Params:
-    """Add independent normal noise to each entry."""
+    """Add independent normal noise of that standard deviation to each entry."""
     leaves, structure = jax.tree.flatten(total)
     keys = jax.random.split(key, len(leaves))
     noisy = [
         leaf + deviation * jax.random.normal(k, leaf.shape, leaf.dtype)
         for leaf, k in zip(leaves, keys, strict=True)
     ]
-    with_noise: Params = jax.tree.unflatten(structure, noisy)
-    return with_noise
+    noisy_total: Params = jax.tree.unflatten(structure, noisy)
+    return noisy_total

@@ -1,11 +1,13 @@
 """Compiled programs: shared by calls with the same functions, and released with those functions.
 
-`jax.jit` keeps its static arguments, and the programs compiled for them, as long as the jitted
-function lives. For a function at module level that is the life of the process: every optimizer,
-metric or backward pass that was ever used would leave some megabytes behind. Here each combination
-of static arguments has a jitted function of its own, which does not refer to them (it asks for them
-while it is traced), in a table that refers to them weakly. When one of them is garbage collected,
-the entry and its programs go.
+`jax.jit` keeps its static arguments, and the programs compiled for them, alive as long as the
+jitted function. For a function at module level that means until the process ends: every optimizer,
+metric or backward pass ever used would leak some megabytes.
+
+So each combination of static arguments gets a jitted function of its own, in a table with only weak
+references to the arguments: when one is garbage collected, its entry goes, and the programs with
+it. The jitted function must not have them in its closure either. It reads them from a context
+variable while it is traced, which is the only time it needs them.
 """
 
 import weakref
@@ -21,12 +23,12 @@ import jax
 
 STRONG = 16  # entries per `Programs` with a callable that does not support weak references
 
-# The static arguments of the current call, for a jitted function to read while it is traced.
+# The static arguments of the current call, which the jitted function reads while it is traced.
 _static_arguments: ContextVar[Mapping[str, Any]] = ContextVar("static_arguments")
 
 
 class Programs:
-    """`jax.jit(function)` with static arguments that it does not keep alive.
+    """`jax.jit(function)`, but it does not keep its static arguments alive.
 
     >>> import jax.numpy as jnp
     >>> apply = Programs(lambda x, *, g: g(x), static=("g",))
@@ -48,9 +50,9 @@ class Programs:
         """Take the function and the names of its static arguments, which are passed by keyword.
 
         Args:
-            function: what `jax.jit` takes.
-            static: callables are compared by identity, and tuples of them item by item; anything
-                else must be hashable, and is compared by value.
+            function: a function as `jax.jit` takes it.
+            static: the names of its static arguments. Callables are compared by identity, tuples
+                item by item; anything else must be hashable, and is compared by value.
             donate_argnums: as for `jax.jit`.
         """
         self._function, self._names, self._donated = function, static, donate_argnums
@@ -58,7 +60,7 @@ class Programs:
         self._strong: deque[Hashable] = deque()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the program for these static arguments; it is compiled at the first call."""
+        """Call the program for these static arguments; the first call compiles it."""
         with self._program(kwargs) as program:
             return program(*args, **kwargs)
 
@@ -105,7 +107,7 @@ class Programs:
         for part in callables:
             try:
                 references.append(weakref.ref(part, remove))
-            except TypeError:  # such as operator.itemgetter: kept alive while recent
+            except TypeError:  # no weak references, such as operator.itemgetter: alive while recent
                 references.append(part)
                 self._strong.append(key)
         while len(self._strong) > STRONG:
@@ -114,10 +116,11 @@ class Programs:
 
 
 def _key(value: Any, callables: list[Any]) -> Hashable:
-    """Return the key of a static argument, and append the callables in it to the list.
+    """Return the key of a static argument in the table; append the callables in it to the list.
 
-    A bound method is a new object each time it is looked up, and an optax transformation is a
-    tuple, which does not support weak references. The parts of either live as long as it does.
+    Two kinds are taken apart, because a weak reference to them would be of no use: a bound method
+    is a new object at each access, and an optax transformation is a tuple, which has no weak
+    references. Their parts live as long as they do.
     """
     if isinstance(value, MethodType):
         return MethodType, _key(value.__func__, callables), _object(value.__self__, callables)
@@ -127,5 +130,6 @@ def _key(value: Any, callables: list[Any]) -> Hashable:
 
 
 def _object(value: Any, objects: list[Any]) -> int:
+    """Append an object to the list, and return its id, which is its key."""
     objects.append(value)
     return id(value)

@@ -1,4 +1,4 @@
-"""Recording the layers while they train: a function of (cache, dZ, updates) every k steps."""
+"""Recording a function of (cache, dZ, updates) every k steps of training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from jax import Array
 from deepprop._checks import whole_number
 from deepprop.backprop import error_signals
 from deepprop.layers import Cache, Params
-from deepprop.network import forward
+from deepprop.training.examples import forward_checked
 
 Recorded = Callable[[Cache, tuple[Array, ...], Params], Any]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What `fit` records of the layers, and how often.
+    """A function of the layers that `fit` records while it trains, and how often.
 
     >>> import deepprop as dp
     >>> dp.Record(dp.diagnose, every=50).every
     50
 
     Attributes:
-        function: (cache, dZ, updates) to a pytree of arrays, in JAX, such as `diagnose`. It sees
-            each minibatch without its weights.
-        every: steps from one record to the next; the first step of an epoch has one.
+        function: maps (cache, dZ, updates) to a pytree of arrays, in JAX, such as `diagnose`.
+            `updates` is the change of params in that step. Weights do not enter.
+        every: record every k-th step, starting with the first step of each epoch.
 
     Raises:
         TypeError: `function` is not a function, or `every` is not a whole number.
@@ -39,14 +39,18 @@ class Record:
     every: int = 1
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check the function and the interval."""
         if not callable(self.function):
             raise TypeError(f"record must be a function such as dp.diagnose, got {self.function!r}")
         object.__setattr__(self, "every", whole_number("every of a record", self.every))
 
 
 def record_of(record: Record | Recorded | None) -> Record | None:
-    """The record; a function alone is recorded at every step."""
+    """Return the record; a bare function is recorded at every step.
+
+    Raises:
+        TypeError: it is neither a `Record` nor a function.
+    """
     return record if record is None or isinstance(record, Record) else Record(record)
 
 
@@ -54,8 +58,8 @@ class Recorder(NamedTuple):
     """How an epoch collects its records.
 
     Attributes:
-        empty: the records before the first step: the step's number, and zeros with one entry per
-            record.
+        empty: the records before the first step: the number of steps done, and zeros with one entry
+            per record.
         update: update(records, params_before, params_after, X_rows, Y_rows) returns the records
             after one more step.
     """
@@ -67,31 +71,33 @@ class Recorder(NamedTuple):
 def recorder(
     record: Recorded | None, every: int, steps: int, params: Params, X: Array, Y: Array
 ) -> Recorder:
-    """Return what records every k-th step of an epoch, the first one included.
+    """Return a `Recorder` for every k-th step of an epoch, starting with the first.
 
-    A record runs both passes again, so that steps without one cost nothing more.
+    A step that is recorded runs both passes a second time. The step itself could return its cache
+    and dZ, but then every step would have to store them; this way, the others cost nothing extra.
 
     Args:
         record: maps (cache, dZ, updates) to a pytree of arrays; None for no records.
         every: k.
         steps: steps per epoch.
         params: the layers.
-        X: (batch_size, n_0), an example of a minibatch's shape.
-        Y: (batch_size, n_L).
+        X: (batch_size, n_0), any minibatch; only its shape matters.
+        Y: (batch_size, n_L), its targets.
     """
     if record is None:
         return Recorder((), lambda records, *_: records)
 
     def of_step(before: Params, after: Params, X: Array, Y: Array) -> Any:
-        _, cache = forward(before, X.T)
-        return record(cache, error_signals(cache, Y.T), jax.tree.map(jnp.subtract, after, before))
+        cache = forward_checked(before, X.T)
+        dZ = error_signals(cache, Y.T)
+        return record(cache, dZ, jax.tree.map(jnp.subtract, after, before))
 
     def update(numbered: Any, *batch: Any) -> Any:
         step, records = numbered
 
         def write() -> Any:
             new = of_step(*batch)
-            return jax.tree.map(lambda all, one: all.at[step // every].set(one), records, new)
+            return jax.tree.map(lambda P, entry: P.at[step // every].set(entry), records, new)
 
         return step + 1, jax.lax.cond(step % every == 0, write, lambda: records)
 
@@ -108,7 +114,7 @@ def columns_of(numbered: Any) -> dict[str, Array]:
     ['a', 'b.0', 'b.1']
 
     Raises:
-        ValueError: a name is one of the history's own.
+        ValueError: a name is reserved for the history.
     """
     records = numbered[1] if numbered else ()
     leaves, _ = jax.tree.flatten_with_path(records)

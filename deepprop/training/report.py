@@ -1,4 +1,4 @@
-"""What a person sees of a run: lines, a progress bar, and pictures."""
+"""Showing a run: printed lines, a progress bar, and plots."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ LAYER_PANELS = {
 
 @contextmanager
 def progress_bar(epochs: int) -> Iterator[Callable[[int, Mapping[str, float], Any], None]]:
-    """Yield a callback that shows the progress of a run: epochs, time left, and the latest costs.
+    """Yield a callback that shows a progress bar: epochs, time left, and the latest costs.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
@@ -99,11 +99,15 @@ def _bar(before: str, *after: str, transient: bool = False) -> Any:
 
 
 def require_matplotlib(path: Path, option: str = "--plot") -> None:
-    """Raise unless matplotlib is installed and can write that kind of file.
+    """Raise unless matplotlib is installed and can write the file's format.
+
+    Args:
+        path: the file to be written.
+        option: what needs matplotlib, for the message.
 
     Raises:
         ImportError: it is missing; the message says what to install.
-        ValueError: matplotlib does not write files with this ending.
+        ValueError: matplotlib can't write files with this ending.
     """
     try:
         from matplotlib.figure import Figure
@@ -117,13 +121,13 @@ def require_matplotlib(path: Path, option: str = "--plot") -> None:
 def plot_curves(
     path: Path, history: Mapping[str, np.ndarray], metric: str, held_out: str, title: str
 ) -> None:
-    """Draw cost and metric against the epoch into a file.
+    """Plot the cost and a metric against the epoch, and save the picture.
 
     Args:
-        path: the picture; its ending is the format.
+        path: the file; its ending determines the format.
         history: the history of a `Fit`, with "cost", "val_cost" and "val_" + metric.
         metric: the name of the metric, such as "accuracy".
-        held_out: the name of the examples on which it was measured.
+        held_out: what to call the examples on which it was measured, such as "test".
         title: the title.
 
     Raises:
@@ -150,15 +154,17 @@ def plot_curves(
 
 
 def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str = "") -> None:
-    """Draw the health of each layer against the epoch into a file: size, gradient, update, dead.
+    """Plot the health of each layer against the epoch, and save the picture.
+
+    The panels are the size of A, the norm of dZ, the update over W, and the share of dead units.
 
     Args:
-        path: the picture; its ending is the format.
+        path: the file; its ending determines the format.
         history: the history of a `Fit` with `record=dp.diagnose`.
         title: the title.
 
     Raises:
-        ValueError: the history has no such record, or matplotlib does not write that format.
+        ValueError: the history has no such record, or matplotlib can't write that format.
         ImportError: matplotlib is missing; the message says what to install.
         OSError: the file can't be written.
     """
@@ -194,5 +200,5 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
 
 
 def _as_title(text: str) -> str:
-    """Wrap the text, and escape $, which would start a formula."""
+    """Wrap the text, and escape $, which would start a formula in matplotlib."""
     return textwrap.fill(text.replace("$", r"\$"), 100)

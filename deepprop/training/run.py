@@ -1,8 +1,9 @@
-"""A run, from its beginning or from its newest checkpoint: what `fit` and its siblings share."""
+"""The part that `fit` and its siblings share: a run from its start or its newest checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,70 +11,83 @@ import jax.numpy as jnp
 import optax
 
 from deepprop._checks import whole_number
-from deepprop.training.checkpoint import Checkpoint, checkpoint_of, checkpoints, setting_of
-from deepprop.training.loop import Advice, Callback, Fit, Progress, Train, run
+from deepprop.training.checkpoint import Checkpoint, checkpoint_of, checkpoints
+from deepprop.training.loop import Callback, Fit, Progress, Training, run
 from deepprop.training.measure import Measure, names_of
+from deepprop.training.same_run import setting_of
 
-# The data goes to the device because the caller asked for it, which a guard need not stop.
-own_transfers = jax.transfer_guard("allow")
+# A caller's jax.transfer_guard is meant for transfers that nobody asked for. Moving the data to the
+# device is what a caller of `fit` asks for.
+transfers_allowed = jax.transfer_guard("allow")
 
 
 def run_or_resume(
-    train: Train,
+    training: Training,
     measure: Measure | None,
     at: Progress,
-    checkpoint: Checkpoint | Any,
-    parts: Mapping[str, Any],
+    checkpoint: Checkpoint | str | Path | None,
     *,
     epochs: int,
     first_epoch: int,
     callbacks: Sequence[Callback],
-    advice: Advice,
 ) -> Fit:
-    """`run` from the start, or from the newest checkpoint in the folder if there is one.
+    """Run all epochs, from the newest checkpoint in the folder if there is one.
 
     Args:
-        train: as for `run`.
-        measure: on the validation set; None without one.
-        at: where to start.
+        training: the way of training.
+        measure: measures on the validation set; None without one.
+        at: where to start without a checkpoint.
         checkpoint: as for `fit`.
-        parts: what makes the run the same when it is resumed, besides the network, the optimizer
-            and what is measured.
         epochs: as for `fit`.
         first_epoch: as for `fit`.
         callbacks: as for `fit`.
-        advice: as for `run`.
+
+    Returns:
+        A `Fit`.
+
+    Raises:
+        ValueError: the epochs' numbers exceed int32, or the checkpoint belongs to another run.
+        TrainingError, TypeError, ImportError: as for `fit`.
     """
     first_epoch = whole_number("first_epoch", first_epoch)
-    if first_epoch + epochs > 2**31:  # the order of an epoch is drawn from its number, an int32
+    if first_epoch + epochs > 2**31:  # an epoch's number is folded into the key as an int32
         raise ValueError(f"first_epoch must leave the epochs below 2^31, got {first_epoch}")
     patience = None if measure is None else measure.patience
-    parts = {**parts, "patience": patience is not None, "first_epoch": first_epoch}
-    parts |= {"measured": names_of(measure), **({} if measure is None else measure.parts())}
-    setting = partial(setting_of, at, parts)
+    identity = {**training.identity, "patience": patience is not None, "first_epoch": first_epoch}
+    identity |= {"measured": names_of(measure), **({} if measure is None else measure.identity())}
+    setting = partial(setting_of, at, identity)
     with checkpoints(checkpoint_of(checkpoint), setting) as (restore, save):
         return run(
-            train, measure, restore(replace(at, first_epoch=first_epoch)), epochs=epochs,
-            patience=patience, callbacks=callbacks, save=save, advice=advice,
+            training.train, measure, restore(replace(at, first_epoch=first_epoch)), epochs=epochs,
+            patience=patience, callbacks=callbacks, save=save, advice=training.advice,
         )  # fmt: skip
 
 
-def own_state(state: optax.OptState | None, init: Callable[..., Any], *args: Any) -> Any:
-    """A copy of the optimizer's state, or of a new one; an epoch donates its buffers.
+def initial_state(state: optax.OptState | None, init: Callable[..., Any], *args: Any) -> Any:
+    """Return a copy of the optimizer's state, or a new state if it is None.
+
+    A copy, because an epoch donates the state: the caller's arrays must survive, and so must params
+    if `init` returns them as part of the state.
+
+    Args:
+        state: the optimizer's state, or None.
+        init: the optimizer's init.
+        *args: its arguments.
 
     Raises:
-        ValueError: it is the state of another optimizer, or of other params.
+        ValueError: the state belongs to another optimizer, or to other params.
     """
     if state is None:
         state = init(*args)
     elif _outline(state) != _outline(jax.eval_shape(init, *args)):
         raise ValueError(
-            "state must be the state of this optimizer for these params, as an earlier Fit has it,"
-            f" got another {type(state).__name__}"
+            "state must be the state of this optimizer for these params, such as that of an earlier"
+            f" Fit, got another {type(state).__name__}"
         )
     return jax.tree.map(jnp.copy, state)
 
 
 def _outline(state: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Return the structure of a pytree and the shapes of its leaves."""
     leaves, structure = jax.tree.flatten(state)
     return structure, [jnp.shape(leaf) for leaf in leaves]

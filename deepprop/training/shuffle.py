@@ -1,11 +1,15 @@
-"""A random permutation without a sort; a sort takes as long as many steps of a small network.
+"""A random permutation without sorting; a sort costs as much as many steps of a small network.
 
-The numbers are put on a grid of a rows and b columns. Each round rotates every column by a random
-amount, and then every row. This is a Feistel network with random functions, of which Luby and
-Rackoff (1988) proved that a few rounds mix well; chi-square tests check ours. A grid has a b >= m
-places, so a number may end at m or above: it then goes through the rounds again until it is below
-(cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002). Mitchell et al.
-shuffle this way on GPUs (Bandwidth-Optimal Random Shuffling, 2022).
+`jax.random.permutation` sorts random numbers. We compute the new position of each number directly,
+all in parallel. The numbers 0 to m - 1 are laid out on a grid of a rows and b columns. Each round
+rotates every column by a random amount, and then every row. This is a Feistel network with random
+functions, and Luby and Rackoff (1988) proved that a few rounds of it mix well; chi-square tests
+check ours. Rotations are reversible, so the result is a permutation of the grid.
+
+The grid has a b >= m places, so a number may land at m or above. It then goes through the rounds
+again until it lands below m (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite
+Domains, 2002). On GPUs, Mitchell et al. shuffle this way (Bandwidth-Optimal Random Shuffling,
+2022).
 """
 
 import math
@@ -29,7 +33,7 @@ def random_order(key: Array, m: int) -> Array:
         m: the number of examples.
 
     Returns:
-        (m,) integers.
+        (m,), each of 0 to m - 1 once.
     """
     rows = math.isqrt(m - 1) + 1
     columns = -(-m // rows)
@@ -42,21 +46,21 @@ def random_order(key: Array, m: int) -> Array:
         column = (column + by[b + row] % b) % b
         return (row, column), None
 
-    def on(walk: tuple[Array, Array]) -> tuple[Array, Array]:
+    def all_rounds(walk: tuple[Array, Array]) -> tuple[Array, Array]:
         number, inside = walk
         (row, column), _ = jax.lax.scan(turn, (number // b, number % b), turns)
         number = jnp.where(inside, number, row * b + column)
         return number, number < m
 
-    begin = jnp.arange(m, dtype=jnp.uint32), jnp.zeros(m, bool)
-    number, _ = jax.lax.while_loop(lambda walk: ~jnp.all(walk[1]), on, begin)
+    start = jnp.arange(m, dtype=jnp.uint32), jnp.zeros(m, bool)
+    number, _ = jax.lax.while_loop(lambda walk: ~jnp.all(walk[1]), all_rounds, start)
     return number
 
 
 def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[Array, Array]:
     """Return which examples are in each minibatch of an epoch: each once, in a random order.
 
-    The last minibatch is filled with examples that do not count.
+    If batch_size does not divide m, the last minibatch is filled with examples that don't count.
 
     >>> import jax
     >>> index, counted = minibatches(jax.random.key(0), 7, 3)
@@ -67,13 +71,13 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
         key: a JAX random key.
         m: the number of examples.
         batch_size: examples per minibatch.
-        shards: parts of m / shards examples, each shuffled by itself; a minibatch takes
-            batch_size / shards of each.
+        shards: parts of m / shards examples, which are shuffled separately. A minibatch takes
+            batch_size / shards examples from each.
 
     Returns:
-        The indices of the examples, (steps, batch_size), or with several shards
-        (steps, shards, batch_size / shards), each relative to its shard; and whether each example
-        counts, (steps, batch_size).
+        The indices of the examples, (steps, batch_size); with several shards
+        (steps, shards, batch_size / shards), relative to the start of the shard. And whether each
+        example counts, (steps, batch_size).
     """
     m, size = m // shards, batch_size // shards
     steps = -(-m // size)
@@ -90,7 +94,7 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
 
 
 def gathered(P: Array, index: Array) -> Array:
-    """Return the rows of P (m, ...) of one minibatch, given its indices from `minibatches`."""
+    """Return the rows of P (m, ...) that belong to a minibatch, given its entry of the indices."""
     if index.ndim == 1:
         return P[index]
     parts = P.reshape(len(index), -1, *P.shape[1:])

@@ -1,4 +1,4 @@
-"""Standard output and error that never end a run: closed, full, a broken pipe, any terminal."""
+"""Output streams whose failures never end a run: a full disk, a broken pipe, a closed stream."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Tolerant:
-    """A text stream that writes to another one, and drops everything after the first failure.
+    """A text stream that writes to another one, and discards everything after the first failure.
 
     Characters that the other stream can't encode are escaped.
 
@@ -18,12 +18,12 @@ class Tolerant:
     """
 
     def __init__(self, stream: Any) -> None:
-        """Take the other stream; None, which `sys.stdout` may be, drops everything."""
+        """Take the other stream; if it is None, as `sys.stdout` may be, discard everything."""
         self._stream = stream
         self.error: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Write the text, or drop it."""
+        """Write the text, or discard it."""
         self._attempt(self._write, text)
         return len(text)
 
@@ -49,7 +49,7 @@ class Tolerant:
 
     @property
     def encoding(self) -> str:
-        """The encoding of the other stream."""
+        """Return the encoding of the other stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def __getattr__(self, name: str) -> Any:
@@ -59,7 +59,7 @@ class Tolerant:
     def _write(self, text: str) -> None:
         try:
             self._stream.write(text)
-        except UnicodeEncodeError:  # raised before anything is written
+        except UnicodeEncodeError:  # before anything was written
             self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
 
     def _attempt(self, act: Callable[..., Any], *args: Any) -> None:
@@ -73,12 +73,13 @@ class Tolerant:
 
 @contextmanager
 def tolerant_streams(whole_process: bool) -> Iterator[Tolerant]:
-    """Replace `sys.stdout` and `sys.stderr` by tolerant streams.
+    """Replace `sys.stdout` and `sys.stderr` with tolerant streams.
 
     Args:
-        whole_process: whether the process is the command's own. Only then are file descriptors
-            changed: closed ones are opened on nothing (`_fill_descriptors`), and a broken stream is
-            redirected there, because Python would try to write its buffer at exit and complain.
+        whole_process: whether the process runs nothing but the command. Only then may file
+            descriptors change. Closed ones are opened on the null device (`_fill_descriptors`), and
+            a broken stream is redirected there, because Python would otherwise try to write its
+            buffer at exit and complain.
 
     Yields:
         The new `sys.stdout`.

@@ -1,4 +1,4 @@
-"""The accountant on any input: against dp-accounting on a fine grid, and closed forms."""
+"""The accountant, compared with dp-accounting on a fine grid and with closed forms."""
 
 import itertools
 import tracemalloc
@@ -14,7 +14,7 @@ from deepprop.training.accountant import spending
 
 
 def by_a_fine_grid(sigma, q, steps, delta):
-    """As it is usually done: fast enough for these alone."""
+    """Compute epsilon on a fixed fine grid, which is fast enough only for the cases below."""
     grid = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, min(1e-3, 0.1 * q / sigma))
     return grid.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)), steps).get_epsilon(delta)
 
@@ -28,7 +28,7 @@ def by_a_fine_grid(sigma, q, steps, delta):
         (0.6, 0.02, 20000, 1e-5), (100.0, 0.01, 10**5, 1e-5), (1.0, 0.1, 10**5, 1e-5),
     ],
 )  # fmt: skip
-def test_epsilon_is_that_of_a_fine_grid(sigma, q, steps, delta):
+def test_epsilon_agrees_with_a_fine_grid(sigma, q, steps, delta):
     spent = spending(sigma, q, steps, delta)
     for some in (steps, max(1, steps // 10)):
         assert spent(some) == pytest.approx(by_a_fine_grid(sigma, q, some, delta), rel=5e-3)
@@ -36,7 +36,7 @@ def test_epsilon_is_that_of_a_fine_grid(sigma, q, steps, delta):
 
 
 def delta_of(epsilon, mu):
-    """Balle and Wang's theorem 8, in logarithms."""
+    """Compute delta by theorem 8 of Balle and Wang, in logarithms."""
     log = stats.norm.logcdf
     first, second = log(mu / 2 - epsilon / mu), epsilon + log(-mu / 2 - epsilon / mu)
     return first + np.log1p(-np.exp(second - first))
@@ -44,7 +44,7 @@ def delta_of(epsilon, mu):
 
 @pytest.mark.parametrize("delta", [0.5, 1e-3, 1e-12, 1e-300])
 @pytest.mark.parametrize(("sigma", "steps"), [(0.05, 8), (1.0, 1), (30.0, 1000), (5.0, 10**6)])
-def test_steps_of_all_examples_spend_the_closed_form(sigma, steps, delta):
+def test_steps_that_take_all_examples_agree_with_the_closed_form(sigma, steps, delta):
     epsilon, mu = dp.epsilon_spent(sigma, sampling_rate=1.0, steps=steps, delta=delta), np.sqrt(steps) / sigma  # fmt: skip
     if epsilon:
         assert delta_of(epsilon, mu) == pytest.approx(np.log(delta), rel=1e-5, abs=1e-4)
@@ -61,8 +61,8 @@ ANY = list(itertools.product((0.01, 1.0, 100.0), (0.25, 1e-6), (8, 10**6), (1e-3
     [*ANY, (1e-30, 0.5, 3, 1e-5), (1e30, 0.5, 3, 1e-5), (1.0, 1e-300, 3, 1e-5), (1.0, 1e-9, 10**12, 1e-5),
      (1.0, 0.5, 2**53, 1e-5), (1.0, 1 - 1e-16, 10, 1e-5), (1e-4, 0.3, 100, 1 - 1e-16)],
 )  # fmt: skip
-def test_any_input_is_answered_with_little_memory(sigma, q, steps, delta):
-    """More than a step spends, less than with all examples; a grid of 1e-3 would take gigabytes."""
+def test_any_input_gives_an_answer_with_little_memory(sigma, q, steps, delta):
+    """More than one step spends, less than with all examples; a grid of 1e-3 would take gigabytes."""
     tracemalloc.start()
     epsilon = dp.epsilon_spent(sigma, sampling_rate=q, steps=steps, delta=delta)
     _, most = tracemalloc.get_traced_memory()
@@ -82,7 +82,7 @@ def test_any_input_is_answered_with_little_memory(sigma, q, steps, delta):
 @pytest.mark.parametrize("delta", [1e-3, 1e-300])
 @pytest.mark.parametrize("q", [1.0, 0.25, 1e-3])
 @pytest.mark.parametrize("epsilon", [0.1, 1000.0, 1e6])
-def test_the_least_noise_for_any_epsilon(epsilon, q, delta):
+def test_the_smallest_noise_for_any_epsilon(epsilon, q, delta):
     sigma = dp.noise_for(epsilon, sampling_rate=q, steps=8, delta=delta)
     spent = [dp.epsilon_spent(s, sampling_rate=q, steps=8, delta=delta) for s in (sigma, 0.99 * sigma - 0.001)
              if s > 0]  # fmt: skip

@@ -31,8 +31,8 @@ def run(batches, **options):
 
 @pytest.mark.ordinary(1)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_steps_are_those_of_jax_grad(weighted):
-    """The short batch as it is in the reference: filled up in fit_batches."""
+def test_the_steps_match_a_jax_grad_loop(weighted):
+    """The reference uses the short batch as it is; fit_batches fills it."""
     batches = split(X, Y, W) if weighted else split(X, Y)
     fit = run(batches)
     params, costs, value_and_grad = PARAMS, [], jax.jit(jax.value_and_grad(public_cost))
@@ -49,13 +49,13 @@ def test_the_steps_are_those_of_jax_grad(weighted):
     np.testing.assert_allclose(fit.history["cost"], costs, rtol=1e-5)
 
 
-def test_a_short_batch_costs_one_program_and_no_more():
+def test_short_batches_need_only_one_more_program():
     before, optimizer = _train_minibatch._cache_size(), optax.sgd(0.2)
     run(split(X, Y, sizes=(10, 10, 3, 1)), optimizer=optimizer, epochs=3)
     assert _train_minibatch._cache_size() == before + 2  # with weights, and without
 
 
-def test_the_next_batch_is_drawn_while_this_one_is_in_use():
+def test_the_next_batch_is_drawn_while_the_current_one_is_used():
     second = threading.Event()
 
     def batches():
@@ -71,7 +71,7 @@ def test_the_next_batch_is_drawn_while_this_one_is_in_use():
     assert not [t for t in threading.enumerate() if t.name.startswith("deepprop")]
 
 
-def test_a_function_of_the_epoch_is_told_the_epoch_and_resumes(tmp_path):
+def test_a_function_of_the_epoch_gets_its_number_and_resumes(tmp_path):
     seen = []
 
     def batches(epoch):
@@ -88,14 +88,14 @@ def test_a_function_of_the_epoch_is_told_the_epoch_and_resumes(tmp_path):
         np.testing.assert_array_equal(p, q)
 
 
-def test_the_params_one_begins_with_are_left_alone():
+def test_the_initial_params_are_not_changed():
     before = jax.tree.map(np.array, PARAMS)
     run(split(X, Y))
     for p, q in zip(jax.tree.leaves(before), jax.tree.leaves(PARAMS), strict=True):
         np.testing.assert_array_equal(p, q)
 
 
-def test_validation_patience_and_callbacks_are_those_of_fit():
+def test_validation_patience_and_callbacks_work_as_in_fit():
     fit = run(
         split(X, Y), epochs=9, validation=(X, Y), callbacks=[lambda epoch, row, params: epoch == 4]
     )
@@ -103,7 +103,7 @@ def test_validation_patience_and_callbacks_are_those_of_fit():
     assert sorted(fit.history) == ["cost", "val_cost"]
 
 
-def test_batches_that_are_drawn_into_the_same_memory():
+def test_batches_drawn_into_the_same_memory():
     x, y, w = (np.zeros((n, 10), np.float32) for n in (4, 3, 1))
 
     def batches(epoch):
@@ -133,7 +133,7 @@ def test_float64_stays_float64():
     np.testing.assert_allclose(fit.params[0].W, same.params[0].W, rtol=1e-12)
 
 
-def test_a_loader_is_gone_through_once_an_epoch():
+def test_a_loader_is_iterated_over_once_per_epoch():
     class Loader:
         begun = 0
 
@@ -147,7 +147,7 @@ def test_a_loader_is_gone_through_once_an_epoch():
 
 
 @pytest.mark.parametrize("kind", ["default", "any", "built-in"])
-def test_functions_of_the_epoch_of_all_kinds(kind):
+def test_all_kinds_of_functions_of_the_epoch(kind):
     table = {1: [(X, Y)], 2: [(X, Y)]}
     functions = {
         "default": lambda epoch, seed=0: table[epoch],
@@ -157,7 +157,7 @@ def test_functions_of_the_epoch_of_all_kinds(kind):
     assert len(run(functions[kind]).history["cost"]) == 2
 
 
-def test_an_error_in_the_data_comes_through():
+def test_an_error_in_the_loader_is_raised():
     def batches(epoch):
         yield X, Y
         raise OSError("the disk is gone")
@@ -173,8 +173,8 @@ def once():
 BAD = {
     "a generator for two epochs": (once(), ValueError, "batches must start again in each of the 2 epochs, but a generator is exhausted"),
     "no iterable": (3, TypeError, "batches must be an iterable of .X, Y., .*got int"),
-    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: it is called as batches\(1\) for the first, but once does not take one argument"),
-    "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"it is called as batches\(1\)"),
+    "a function without an argument": (once, TypeError, r"batches must be a function of the epoch: batches\(1\) is called for the first one, but once does not take one argument"),
+    "a function of two": (lambda epoch, seed: [(X, Y)], TypeError, r"batches\(1\) is called for the first one"),
     "a function that returns nothing": (lambda epoch: None, TypeError, r"batches\(1\) must return an iterable of \(X, Y\), got NoneType"),
     "a sparse batch": ([(sparse.csr_matrix(X), Y)], TypeError, "epoch 1, batch 0: X must be a dense array"),
     "a large batch": ([(X, Y), (X * np.float64(1e39), Y)], ValueError, r"epoch 1, batch 1: X must hold numbers up to 3.4e\+38"),
@@ -195,8 +195,8 @@ def test_bad_batches_are_named(case):
         run(batches)
 
 
-def test_data_loaders_of_pytorch():
-    """Batches are lists of tensors with an example a row; needs PyTorch, which the tests do not install."""
+def test_pytorch_data_loaders():
+    """Batches are lists of tensors with one example per row. Needs PyTorch, which is not an extra."""
     torch = pytest.importorskip("torch")
     from torch.utils.data import DataLoader, TensorDataset
 

@@ -28,14 +28,14 @@ pytestmark = pytest.mark.usefixtures("optax_types")
     ],
     ids=["adam", "every second epoch", "a state with a random key", "a schedule"],
 )  # fmt: skip
-def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, options):
+def test_a_run_resumes_as_if_it_had_never_stopped(tmp_path, options):
     whole = run(epochs=5, **options)
     run(tmp_path, epochs=3, **options)
     assert_same(run(tmp_path, epochs=5, **options), whole)
 
 
 @pytest.mark.thorough
-def test_bfloat16_goes_on_too(tmp_path):
+def test_bfloat16_resumes_too(tmp_path):
     params = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), PARAMS)
     whole = run(params=params, epochs=4)
     run(tmp_path, params=params, epochs=2)
@@ -43,8 +43,8 @@ def test_bfloat16_goes_on_too(tmp_path):
 
 
 @pytest.mark.parametrize("first", [1, 4, thorough(6), 8])
-def test_patience_goes_on(tmp_path, first):
-    """Held-out targets that are wrong: best at first, then worse; stopped before, at and after."""
+def test_patience_resumes(tmp_path, first):
+    """With wrong validation targets an early epoch is best; the run is stopped before, at or after it."""
     options = {
         "validation": (X, np.roll(Y, 1, axis=0)),
         "patience": 4,
@@ -56,7 +56,7 @@ def test_patience_goes_on(tmp_path, first):
     assert_same(run(tmp_path, epochs=50, **options), whole)
 
 
-def test_a_finished_run_trains_no_more(tmp_path):
+def test_a_finished_run_is_not_trained_further(tmp_path):
     done = run(tmp_path)
     epochs = []
     again = run(tmp_path, callbacks=[lambda epoch, row, params: epochs.append(epoch)])
@@ -76,7 +76,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_epoch(tmp_path):
     assert_same(on, run())
 
 
-def test_an_error_leaves_the_checkpoint_before_it(tmp_path):
+def test_an_error_leaves_the_earlier_checkpoint(tmp_path):
     def fail(epoch, row, params):
         if epoch == 3:
             raise RuntimeError("no")
@@ -91,7 +91,7 @@ def test_an_error_leaves_the_checkpoint_before_it(tmp_path):
 SEVERAL = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), PARAMS)
 
 
-# Numbers that optax.inject_hyperparams holds in the state.
+# Hyperparameters that optax.inject_hyperparams stores in the state.
 
 
 def injected(rate, **others):
@@ -114,8 +114,8 @@ OFTEN = "two, one scheduled"
 
 @pytest.mark.parametrize("nested", [n if n == OFTEN else thorough(n) for n in NESTED])
 @pytest.mark.parametrize("several", [thorough(False), True])
-def test_an_injected_learning_rate_is_the_one_of_the_optimizer_now_given(tmp_path, nested, several):
-    """Against a run by hand, in which optax itself changes the number in the state."""
+def test_an_injected_learning_rate_comes_from_the_current_optimizer(tmp_path, nested, several):
+    """The reference is a run in which the hyperparameter in the state is replaced by hand."""
     params = SEVERAL if several else PARAMS
 
     def fit(folder, params, optimizer, **options):
@@ -162,7 +162,7 @@ def test_a_continued_run_has_checkpoints_too(tmp_path):
         run(tmp_path, epochs=6)
 
 
-def test_fewer_epochs_than_are_done_are_refused(tmp_path):
+def test_fewer_epochs_than_already_done_are_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(
         ValueError, match="epochs must be at least the 3 that the checkpoint has, got 2"
@@ -170,7 +170,7 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path):
         run(tmp_path, epochs=2)
 
 
-def test_a_home_folder_and_what_is_no_folder(tmp_path, monkeypatch):
+def test_a_home_folder_and_things_that_are_not_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run("~/runs/first")
     assert (tmp_path / "runs" / "first" / "3").is_dir()
@@ -180,7 +180,7 @@ def test_a_home_folder_and_what_is_no_folder(tmp_path, monkeypatch):
 
 
 def test_patience_without_a_finite_validation_cost(tmp_path):
-    """Nothing is the best: the last parameters are given back, also by a run that went on."""
+    """No epoch is best, so the last parameters are returned, also by a resumed run."""
     params = problem(0, [4, 8, 3], 24, "relu", "identity", dtype=np.float32)[0]
     options = {"params": params, "validation": (X, Y * 1e30), "patience": 4}
     whole = run(epochs=9, **options)
@@ -202,14 +202,14 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, part):
         run(tmp_path, epochs=5)
 
 
-def test_a_folder_that_can_not_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
         with pytest.raises(OSError, match="file"):
             run(folder)
 
 
-def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
+def test_a_missing_orbax_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match="pip install orbax-checkpoint"):
         run(tmp_path)

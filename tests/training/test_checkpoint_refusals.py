@@ -42,12 +42,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
 
 def test_other_ways_to_train_are_refused_too(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match=r"another X: float32.* and now it is None"):
+    with pytest.raises(ValueError, match=r"has another X: float32.* and now it is None"):
         dp.fit_batches(PARAMS, ADAM, [(X, Y)], epochs=5, checkpoint=tmp_path)
 
 
 def metric(kind):
-    """Two functions under one name."""
+    """Return one of two functions with the same name."""
     if kind == "mean":
 
         def difference(A, Y):
@@ -73,7 +73,7 @@ def recorded(power):
     return record
 
 
-# What a run had, what it has when it is resumed, and the entry that the message names.
+# What a run had, what it has when it resumes, and the entry that the message names.
 SET = {"validation": (X, Y)}
 CHANGES = {
     "validation X": (SET, {"validation": (2 * X, Y)}, "validation X"),
@@ -125,7 +125,7 @@ def notes_of(folder, epoch):
 
 
 def as_of_0_1_0(folder, epoch):
-    """Without the entries that 0.1.0 did not write."""
+    """Remove the entries that 0.1.0 did not write."""
     notes = json.loads(notes_of(folder, epoch).read_text())
     old = [
         "network", "number of networks", "optimizer", "X", "Y", "weights", "key", "batch_size",
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_0_1_0_resumes(tmp_path, train):
         train(tmp_path / "b", epochs=3, first_epoch=3, **options)
 
 
-def test_under_another_version_of_python_functions_are_told_apart_by_name(tmp_path):
+def test_under_another_python_version_functions_are_compared_by_name(tmp_path):
     options = {**SET, "metrics": {"m": metric("mean")}}
     run(tmp_path, epochs=1, **options)
     notes = notes_of(tmp_path, 1)

@@ -48,7 +48,7 @@ TRAIN = [fit, private, fit_ensemble, swept, fit_batches]
 
 @pytest.mark.ordinary(2)
 @pytest.mark.parametrize("train", TRAIN)
-def test_three_epochs_and_three_more_are_six(train):
+def test_three_epochs_and_three_more_equal_six(train):
     seen = []
     whole, first = train(epochs=6), train(epochs=3)
     rest = train(
@@ -65,14 +65,14 @@ def test_three_epochs_and_three_more_are_six(train):
         assert not np.array_equal(repeated.params[0].W, whole.params[0].W)
 
 
-def test_epsilon_is_of_the_epochs_of_this_call():
+def test_epsilon_counts_the_epochs_of_this_call():
     first, later = private(epochs=2), private(epochs=2, first_epoch=3)
     np.testing.assert_array_equal(first.history["epsilon"], later.history["epsilon"])
     assert not np.array_equal(first.params[0].W, later.params[0].W)  # other samples and noise
 
 
-def test_patience_does_not_count_epochs_before():
-    """Wrong held-out labels: the run is stopped 3 epochs after the best, whatever its number."""
+def test_patience_does_not_count_earlier_epochs():
+    """With wrong validation labels the run stops 3 epochs after the best, whatever its number."""
     options = {"validation": (X, np.roll(Y, 1, axis=0)), "patience": 3, "epochs": 50}
     late = dp.fit(
         PARAMS, optax.adam(0.1), X, Y, batch_size=8, key=KEY, first_epoch=50, **grouped(**options)
@@ -92,12 +92,12 @@ WITH_SGD = {
 
 @pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", WITH_SGD)
-def test_an_error_names_the_epoch_by_its_number(kind):
+def test_an_error_has_the_number_of_the_epoch(kind):
     with pytest.raises(dp.TrainingError, match="not finite in epoch 7"):
         WITH_SGD[kind](optax.sgd(np.inf))
 
 
-def test_a_bad_batch_is_named_by_the_epochs_number():
+def test_an_error_about_a_batch_has_the_number_of_the_epoch():
     with pytest.raises(ValueError, match="epoch 7, batch 0: X must have shape"):
         dp.fit_batches(PARAMS, ADAM, lambda epoch: [(X.T, Y.T)], epochs=3, first_epoch=7)
 

@@ -1,4 +1,4 @@
-"""Whole numbers of NumPy and JAX are taken wherever there is a count."""
+"""Counts may be integers of NumPy or JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ TYPES = [np.uint8, np.int64, jnp.int32, jnp.uint8, np.asarray]
 
 @pytest.mark.ordinary(3)
 @pytest.mark.parametrize(("train", "name"), COUNTS)
-def test_a_count_of_any_integer_type_is_that_number(tmp_path, train, name):
+def test_a_count_may_have_any_integer_type(tmp_path, train, name):
     plain = train(None, **{name: 2})
     for i, kind in enumerate(TYPES):
         one = train(tmp_path / str(i) if i < 2 else None, **{name: kind(2)})
@@ -62,7 +62,7 @@ def test_a_count_of_any_integer_type_is_that_number(tmp_path, train, name):
 @pytest.mark.parametrize(
     "wrong", [2.5, 2.0, "2", True, np.True_, jnp.float32(2), [2], np.array([2, 2])]
 )
-def test_what_is_not_a_count_is_named(train, name, wrong):
+def test_arguments_that_are_not_counts_are_named(train, name, wrong):
     with pytest.raises(TypeError, match=f"^{in_words(name)} must be a whole number, got"):
         train(None, **{name: wrong})
 
@@ -70,6 +70,6 @@ def test_what_is_not_a_count_is_named(train, name, wrong):
 @pytest.mark.ordinary(500)
 @pytest.mark.parametrize(("train", "name"), COUNTS)
 @pytest.mark.parametrize("wrong", [0, -1, np.int8(-3), jnp.int32(0)])
-def test_a_count_is_above_0(train, name, wrong):
+def test_a_count_must_be_above_0(train, name, wrong):
     with pytest.raises(ValueError, match=f"^{in_words(name)} must be above 0"):
         train(None, **{name: wrong})

@@ -36,7 +36,7 @@ def assert_close(a, b):
     [(jax.random.key(1), W), (KEYS, None)],
     ids=["one order, weighted", "K orders"],
 )
-def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
+def test_each_network_equals_the_one_that_fit_trains(key, weights):
     def adamw(learning_rate, weight_decay):
         return optax.adamw(learning_rate, weight_decay=weight_decay)
 
@@ -55,7 +55,7 @@ def test_each_network_is_the_one_that_fit_trains_alone(key, weights):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_narrow_types(dtype):
+def test_narrow_dtypes(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
     together = run(params, sweep={"learning_rate": [0.001, 0.01, 0.03, 0.1], "momentum": [0.5] * K})
     alone = dp.fit(
@@ -68,7 +68,7 @@ def test_narrow_types(dtype):
 
 
 @pytest.mark.thorough
-def test_one_network_to_begin_with_and_a_sweep():
+def test_a_sweep_that_starts_from_one_network():
     together = run(member(PARAMS, 0), optimizer=optax.adam, sweep={"learning_rate": RATES})
     assert together.params[0].W.shape == (K, 8, 4)
     assert together.history["cost"].shape == (3, K)
@@ -88,7 +88,7 @@ def test_a_network_that_diverges_does_not_stop_the_others():
         run(sweep={"learning_rate": jnp.full(K, np.inf, jnp.float32)})
 
 
-def test_a_state_that_is_the_params_leaves_them_alone():
+def test_a_state_that_holds_the_params_does_not_delete_them():
     remembers = optax.GradientTransformation(lambda p: p, lambda u, s, p=None: (u, p))
     run(optimizer=remembers)
     assert not PARAMS[0].W.is_deleted()
@@ -100,7 +100,7 @@ def test_epochs_share_one_program():
     assert _train_epoch._cache_size() == before + 1
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+def test_a_run_resumes_from_its_checkpoint(tmp_path):
     options = {"optimizer": optax.adam, "sweep": {"learning_rate": RATES}}
     whole = run(**options, epochs=5)
     run(**options, epochs=2, checkpoint=tmp_path)
@@ -115,11 +115,11 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 BAD = {
-    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "the number of networks K must follow.*got none"),
-    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"these must agree, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
-    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "these must agree, got {'key': 2"),
+    "nothing says K": ({"params": member(PARAMS, 0), "optimizer": optax.sgd(0.1)}, ValueError, "must give the number of networks.*got none"),
+    "two Ks": ({"sweep": {"learning_rate": RATES[:3]}}, ValueError, r"must agree on it, got \{'sweep learning_rate': 3.*'W\[1\]': 4"),
+    "keys of another K": ({"key": KEYS[:2], "optimizer": optax.sgd(0.1)}, ValueError, "must agree on it, got {'key': 2"),
     "a sweep of one number": ({"sweep": {"learning_rate": 0.1}}, ValueError, r"sweep learning_rate must have shape \(K,\)"),
-    "a sweep without names": ({"sweep": [0.1, 0.2]}, TypeError, "sweep must be names and .K,. numbers, got list"),
+    "a sweep without names": ({"sweep": [0.1, 0.2]}, TypeError, "sweep must be a mapping of names to .K,. numbers, got list"),
     "no network": ({"params": jax.tree.map(lambda leaf: leaf[:0], PARAMS)}, ValueError, "W"),
     "networks side by side": ({"params": (member(PARAMS, 0), member(PARAMS, 1))}, TypeError, "tuple of dp.Layer with arrays, got tuple in it"),
     "a made optimizer with a sweep": ({"optimizer": optax.sgd(0.1), "sweep": {"learning_rate": RATES}}, TypeError, "optimizer must be a function of the entries of sweep"),

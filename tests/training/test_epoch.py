@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("optax_types")
     ],
     ids=["adam", "adam weighted", "momentum", "clipped adamw weighted"],
 )
-def test_ten_steps_follow_the_trajectory_of_a_jax_grad_loop(optimizer, weighted):
+def test_ten_steps_follow_a_jax_grad_loop(optimizer, weighted):
     params, X, Y, w = problem(0, [5, 8, 6, 3], 12, "gelu", weighted=weighted)
     expected, state_of_autodiff, costs = params, optimizer.init(params), []
     value_and_grad = jax.jit(jax.value_and_grad(public_cost))
@@ -44,7 +44,7 @@ def test_ten_steps_follow_the_trajectory_of_a_jax_grad_loop(optimizer, weighted)
         np.testing.assert_allclose(p, e, rtol=1e-8, atol=1e-10)
 
 
-def test_a_step_compiles_once_and_gives_its_buffers_away():
+def test_a_step_compiles_once_and_donates_its_buffers():
     params, X, Y, _ = problem(0, [5, 8, 3], 12, dtype=np.float32)
     optimizer = optax.adam(0.01)
     step, state = dp.train_step(optimizer), optimizer.init(params)
@@ -56,7 +56,7 @@ def test_a_step_compiles_once_and_gives_its_buffers_away():
     assert not params[0].W.is_deleted()
 
 
-def test_another_backward_pass_plugs_in():
+def test_another_backward_pass_can_be_used():
     params, X, Y, _ = problem(0, [5, 3], 12, dtype=np.float32)
     still = lambda cache, Y, weights: jax.tree.map(jnp.zeros_like, cache.params)  # noqa: E731
     optimizer = optax.sgd(0.1)
@@ -70,8 +70,8 @@ def test_another_backward_pass_plugs_in():
 @pytest.mark.parametrize(
     ("batch_size", "weighted"), [(3, False), (4, False), (4, True), (12, True)]
 )
-def test_an_epoch_is_the_steps_it_is_made_of(batch_size, weighted):
-    """The same minibatches, one step at a time with jax.grad, the short one as it is: not padded."""
+def test_an_epoch_equals_its_steps_taken_one_at_a_time(batch_size, weighted):
+    """The reference takes the same minibatches one at a time with jax.grad, the last one unpadded."""
     m = 12 if batch_size != 4 else 11
     params, X, Y, w = problem(0, [5, 6, 3], m, "gelu", weighted=weighted)
     optimizer, key = optax.adam(0.01), jax.random.key(7)
@@ -103,7 +103,7 @@ def test_an_epoch_is_the_steps_it_is_made_of(batch_size, weighted):
         np.testing.assert_allclose(p, e, rtol=1e-9, atol=1e-12)
 
 
-def test_an_epoch_leaves_params_alone_and_gives_the_state_away():
+def test_an_epoch_keeps_params_and_donates_the_state():
     params, X, Y, _ = problem(0, [5, 6, 3], 12, dtype=np.float32)
     optimizer = optax.adam(0.01)
     state = optimizer.init(params)
@@ -112,8 +112,8 @@ def test_an_epoch_leaves_params_alone_and_gives_the_state_away():
     assert state[0].mu[0].W.is_deleted()
 
 
-def test_no_scalar_is_stacked_a_step():
-    """From jax 0.11.1 a small update in a loop rewrites the whole buffer."""
+def test_no_scalar_is_stacked_per_step():
+    """From jax 0.11.1, a small update in a loop rewrites the whole buffer."""
     params, X, Y, _ = problem(0, [5, 6, 3], 12, dtype=np.float32)
     optimizer = optax.adam(0.01)
     jaxpr = jax.make_jaxpr(partial(train_epoch, optimizer=optimizer, batch_size=4))(

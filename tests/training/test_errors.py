@@ -1,4 +1,4 @@
-"""The exceptions of the package: what they say, and that they go from one process to another."""
+"""The exceptions of the package: their messages, and that they can be pickled and copied."""
 
 import copy
 import importlib
@@ -33,7 +33,7 @@ def training_error(X=X, params=PARAMS, optimizer=None):
 EXAMPLES = {"TrainingError": training_error, "GradientError": lambda: GradientError(REPORT)}
 
 
-def test_there_is_an_example_of_each():
+def test_every_exception_has_an_example_here():
     names = [module.name for module in pkgutil.walk_packages(dp.__path__, "deepprop.")]
     modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
     found = {
@@ -55,7 +55,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_copies_are_whole(name, way):
+def test_copies_are_complete(name, way):
     error = EXAMPLES[name]()
     error.add_note("of trial 7")
     again = WAYS[way](error)
@@ -71,7 +71,7 @@ def test_copies_are_whole(name, way):
     assert jax.tree.structure(again.fit.params) == jax.tree.structure(error.fit.params)
 
 
-def test_float64_params_are_read_where_x64_is_off():
+def test_float64_params_can_be_unpickled_without_x64():
     with jax.enable_x64(True):
         params, *_ = problem(0, [4, 8, 1], 32, "relu", "identity")
         data = pickle.dumps(training_error(params=params, optimizer=optax.sgd(1e300)))
@@ -85,7 +85,7 @@ def work(rate):
 
 
 @pytest.mark.thorough
-def test_a_pool_of_processes_gets_the_error_back():
+def test_a_process_pool_returns_the_error():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         results = [pool.apply_async(work, (rate,)) for rate in (1e30, 0.01)]
         with pytest.raises(dp.TrainingError, match="not finite in epoch 1") as caught:
@@ -94,7 +94,7 @@ def test_a_pool_of_processes_gets_the_error_back():
     np.testing.assert_array_equal(caught.value.fit.params[0].W, PARAMS[0].W)
 
 
-# What a TrainingError advises.
+# The advice in a TrainingError.
 
 LARGE = r"inputs: their size is up to .*; scale them to about 1; or try a smaller learning rate"
 ADVICE = {
@@ -107,7 +107,7 @@ ADVICE = {
 
 
 @pytest.mark.parametrize("case", ADVICE)
-def test_the_advice_is_of_the_cause(case):
+def test_the_advice_fits_the_cause(case):
     inputs, optimizer, message = ADVICE[case]
     assert re.search(message, str(training_error(inputs, optimizer=optimizer)))
 
@@ -122,6 +122,6 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_ways_to_train_advise_it_too(kind):
+def test_other_ways_of_training_give_the_advice_too(kind):
     with pytest.raises(dp.TrainingError, match=LARGE):
         OTHERS[kind](X * 1e30)

@@ -40,13 +40,13 @@ def test_the_cost_falls_and_is_recorded():
     assert fit.history["cost"][-1] < 0.7 * fit.history["cost"][0]
 
 
-def test_a_run_repeats_bit_for_bit_and_another_key_gives_another():
+def test_a_run_is_reproducible_and_depends_on_the_key():
     a, b, c = run(*small()), run(*small()), run(*small(), key=jax.random.key(2))
     assert all(np.array_equal(p, q) for p, q in zip(leaves(a), leaves(b), strict=True))
     assert not all(np.array_equal(p, q) for p, q in zip(leaves(a), leaves(c), strict=True))
 
 
-def test_nothing_compiles_again_from_epoch_to_epoch_and_call_to_call():
+def test_later_epochs_and_calls_compile_nothing():
     optimizer = optax.adam(0.02)
     before = train_epoch._cache_size()
     run(*small(), optimizer=optimizer, epochs=4)
@@ -55,15 +55,15 @@ def test_nothing_compiles_again_from_epoch_to_epoch_and_call_to_call():
     assert (once - before, train_epoch._cache_size() - once) == (1, 0)
 
 
-def test_the_params_one_begins_with_are_left_alone():
+def test_the_initial_params_are_not_changed():
     params, X, Y = small()
     before = [np.array(leaf) for leaf in jax.tree.leaves(params)]
     run(params, X, Y)
     assert all(np.array_equal(a, b) for a, b in zip(before, jax.tree.leaves(params), strict=True))
 
 
-def test_weights_of_zero_take_examples_out_of_the_epoch():
-    """Half the examples with weight 0, in one minibatch: as if they were not there."""
+def test_examples_with_weight_0_do_not_count():
+    """Half of the examples have weight 0, in one minibatch: the result is as without them."""
     params, X, Y = small()
     w = np.arange(24) % 2
     sgd = optax.sgd(0.1)
@@ -107,7 +107,7 @@ def test_validation_and_metrics_are_recorded():
     assert fit.history["val_accuracy"][-1] == pytest.approx(float(right(A, Y[:, :9])))
 
 
-def test_validation_weights_are_those_of_val_cost_and_metrics_are_without():
+def test_validation_weights_enter_val_cost_but_not_metrics():
     params, X, Y = small()
     w = np.arange(24) % 5
     mean = lambda A, Y: jnp.mean(A)  # noqa: E731
@@ -120,8 +120,8 @@ def test_validation_weights_are_those_of_val_cost_and_metrics_are_without():
     assert without == pytest.approx(losses.mean(), rel=1e-5)
 
 
-def test_patience_looks_at_the_weighted_cost():
-    """Half of the held-out labels are wrong: only their weights say whether the cost falls."""
+def test_patience_uses_the_weighted_cost():
+    """Half of the validation labels are wrong: the weights decide whether the cost falls."""
     params, X, Y = small(m=48)
     Y_wrong = np.where(np.arange(48) < 24, Y, np.roll(Y, 1, axis=0))
     options = {"epochs": 15, "patience": 3}
@@ -132,7 +132,7 @@ def test_patience_looks_at_the_weighted_cost():
     assert (right.stopped, wrong.stopped) == ("epochs", "patience")
 
 
-def test_lists_are_taken():
+def test_lists_are_accepted():
     params, X, Y = small()
     lists = X.tolist(), Y.tolist(), [1.0] * 24
     fit = run(params, *lists[:2], weights=lists[2], validation=lists)
@@ -144,7 +144,7 @@ def test_lists_are_taken():
 @pytest.mark.parametrize("guard", ["disallow", "log"])
 @pytest.mark.parametrize("kind", ["fit", "fit_batches", "fit_ensemble"])
 def test_under_a_transfer_guard(kind, guard):
-    """The data that is handed over is meant to go to the device."""
+    """A caller who passes data wants it on the device, whatever the guard says."""
     params, X, Y = small()
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
     options = {"epochs": 2, "validation": (X, Y, np.ones(24))}
@@ -161,8 +161,8 @@ def test_under_a_transfer_guard(kind, guard):
         np.testing.assert_array_equal(a, b)
 
 
-def test_patience_stops_and_gives_back_the_best():
-    """The held-out labels are wrong: their cost rises from the first epoch that helps the others."""
+def test_patience_stops_and_returns_the_best_epoch():
+    """The validation labels are wrong: their cost rises once training helps the other examples."""
     params, X, Y = small(m=48)
     seen = []
     fit = run(
@@ -184,8 +184,8 @@ def test_a_callback_can_stop_the_training(kind):
     assert (fit.stopped, len(fit.history["cost"])) == ("callback", 4)
 
 
-def test_going_on_with_the_state():
-    """Two runs of 3 epochs with the state handed on are no two beginnings of Adam."""
+def test_continuing_with_the_state():
+    """Two runs of 3 epochs differ if the second one gets a new state of Adam instead of the first's."""
     params, X, Y = small()
     first = run(params, X, Y)
     state = jax.tree.map(jnp.copy, first.state)
@@ -195,7 +195,7 @@ def test_going_on_with_the_state():
 
 
 @pytest.mark.parametrize("broken", ["cost", "params"])
-def test_a_cost_that_is_no_longer_finite_leaves_the_last_good_parameters(broken):
+def test_a_non_finite_cost_raises_with_the_last_good_parameters(broken):
     params, X, Y = small()
 
     def backward(cache, Y, weights):
@@ -218,7 +218,7 @@ def test_a_cost_that_is_no_longer_finite_leaves_the_last_good_parameters(broken)
     assert len(fit.history["cost"]) == 0
 
 
-def test_with_patience_an_error_gives_back_the_best():
+def test_with_patience_an_error_has_the_best_epoch():
     params, X, Y = small()
     rates = lambda step: jnp.where(step < 12, 3.0, jnp.inf)  # noqa: E731
     with pytest.raises(dp.TrainingError) as caught:
@@ -233,7 +233,7 @@ def test_with_patience_an_error_gives_back_the_best():
     assert fit.history["val_cost"].argmin() < len(fit.history["val_cost"]) - 1
 
 
-def test_ctrl_c_ends_after_the_epoch_and_gives_back_what_there_is():
+def test_ctrl_c_ends_after_the_epoch_and_returns_the_fit_so_far():
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt(epoch, row, params):
@@ -290,7 +290,7 @@ def test_schedules_and_clipping_are_optaxs():
     assert fit.history["cost"][-1] < fit.history["cost"][0]
 
 
-def test_float64_params_where_x64_is_off_again_are_refused_in_one_line():
+def test_float64_params_without_x64_are_refused_in_one_line():
     with jax.enable_x64(True):
         params, *_ = problem(0, [4, 8, 3], 24, "relu")
     with pytest.raises((TypeError, ValueError), match="float64") as caught:
@@ -342,7 +342,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_before_any_work_is_done(case):
+def test_bad_input_is_named_before_any_training(case):
     options, error, message = BAD[case]
     options = {"X": X, "Y": Y, **options}
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Which functions count as the same in another process."""
+"""The identity of functions across processes."""
 
 import operator
 import subprocess
@@ -66,7 +66,7 @@ def with_default(value):
     return f
 
 
-# Each is made twice, and both must have one hash; all of them together must have as many hashes.
+# Each function is made twice, with equal hashes; different functions must have different hashes.
 MAKERS = {
     "a function": lambda: lambda A, Y: jnp.mean(A),
     "another constant": lambda: lambda A, Y: jnp.mean(A) * 2,
@@ -116,7 +116,7 @@ MAKERS = {
 }  # fmt: skip
 
 
-def test_each_has_a_hash_of_its_own_and_the_same_each_time():
+def test_hashes_are_distinct_and_repeatable():
     hashes = {kind: (hash_of(make()), hash_of(make())) for kind, make in MAKERS.items()}
     assert all(one == again for one, again in hashes.values())
     assert len({one for one, _ in hashes.values()}) == len(MAKERS)
@@ -124,7 +124,7 @@ def test_each_has_a_hash_of_its_own_and_the_same_each_time():
 
 @pytest.mark.thorough
 def test_another_process_has_the_same_hashes():
-    """With another seed of Python's own hashes, in which sets have another order."""
+    """The other process has another PYTHONHASHSEED, so its sets have another order."""
     code = "from tests.training.test_identity import *; print([hash_of(make()) for make in MAKERS.values()])"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
@@ -148,7 +148,7 @@ def test_names(function, name):
     assert name_of(function) == name
 
 
-def test_what_can_not_be_looked_into_counts_by_its_type():
+def test_opaque_objects_are_hashed_by_type():
     def f(lock):
         return lambda A, Y: lock
 
@@ -166,7 +166,7 @@ def helper(A):
     return A + 1
 
 
-def test_the_globals_that_a_function_reads_count(monkeypatch):
+def test_globals_that_a_function_reads_enter_the_hash(monkeypatch):
     before = hash_of(reads_a_global)
     assert hash_of(reads_a_global) == before
     monkeypatch.setitem(globals(), "RATE", 0.9)

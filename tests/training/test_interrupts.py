@@ -1,4 +1,4 @@
-"""SIGINT: a fit replaces Python's own handler, and leaves everybody else's alone."""
+"""SIGINT: a fit replaces Python's default handler, and no other."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def press(epoch, row, params):
 
 @pytest.fixture
 def handled():
-    """Install a handler for the length of a test."""
+    """Install a handler for the duration of a test."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda handler: signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGINT, before)
@@ -37,7 +37,7 @@ def handled():
 
 @pytest.mark.parametrize("kind", TRAIN)
 @pytest.mark.parametrize("owner", ["nobody", "the host"])
-def test_a_handler_of_others_stays(kind, owner, handled):
+def test_other_handlers_are_not_replaced(kind, owner, handled):
     pressed = []
     handler = signal.SIG_IGN if owner == "nobody" else lambda number, frame: pressed.append(number)
     handled(handler)
@@ -51,7 +51,7 @@ def test_a_handler_of_others_stays(kind, owner, handled):
     assert pressed == ([] if owner == "nobody" else [signal.SIGINT])
 
 
-def test_a_handler_from_c_and_the_systems_stay(handled, monkeypatch):
+def test_handlers_from_c_and_of_the_system_are_not_replaced(handled, monkeypatch):
     handled(signal.SIG_DFL)
     monkeypatch.setattr(loop.signal, "signal", lambda *_: pytest.fail("installed a handler"))
     assert TRAIN["fit"](epochs=2).stopped == "epochs"
@@ -60,7 +60,7 @@ def test_a_handler_from_c_and_the_systems_stay(handled, monkeypatch):
     monkeypatch.undo()
 
 
-def test_where_no_handler_can_be_installed_training_goes_through(handled, monkeypatch):
+def test_training_works_where_no_handler_can_be_installed(handled, monkeypatch):
     """As in a subinterpreter."""
     handled(signal.default_int_handler)
 
@@ -74,7 +74,7 @@ def test_where_no_handler_can_be_installed_training_goes_through(handled, monkey
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_that_a_callback_installs_stays(handled):
+def test_a_handler_installed_by_a_callback_stays(handled):
     handled(signal.default_int_handler)
     own = lambda number, frame: None  # noqa: E731
 
@@ -87,7 +87,7 @@ def test_a_handler_that_a_callback_installs_stays(handled):
     assert signal.getsignal(signal.SIGINT) is own
 
 
-def test_who_restores_the_handler_of_a_fit_that_is_over_can_still_interrupt(handled):
+def test_the_handler_of_a_finished_fit_still_interrupts_if_restored(handled):
     handled(signal.default_int_handler)
     seen = []
     TRAIN["fit"](epochs=1, callbacks=[lambda *_: seen.append(signal.getsignal(signal.SIGINT))])
@@ -97,14 +97,14 @@ def test_who_restores_the_handler_of_a_fit_that_is_over_can_still_interrupt(hand
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_error_restores_pythons_handler(handled):
+def test_an_error_restores_the_default_handler(handled):
     handled(signal.default_int_handler)
     with pytest.raises(ZeroDivisionError):
         TRAIN["fit"](epochs=2, callbacks=[lambda *_: 1 / 0])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_fit_inside_a_callback_leaves_the_interrupt_to_the_outer_one(handled):
+def test_a_fit_inside_a_callback_leaves_interrupts_to_the_outer_fit(handled):
     handled(signal.default_int_handler)
     inner = []
 

@@ -31,8 +31,8 @@ dp.save(sys.argv[1], fit.params, history=fit.history["cost"])
 
 
 @pytest.mark.thorough
-def test_a_process_that_is_killed_loses_nothing(tmp_path, request):
-    """SIGKILL at random moments: --kills=100 for more of them than a suite has time for."""
+def test_a_killed_process_loses_nothing(tmp_path, request):
+    """SIGKILL at random moments; --kills=100 for more of them."""
     kills, rng, last = request.config.getoption("--kills"), random.Random(0), 0
     epochs = 25 * kills + 10  # more than the processes that are killed get through
 

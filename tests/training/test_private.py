@@ -1,4 +1,4 @@
-"""DP-SGD: what a step adds up, how it samples, the noise that it adds, and what that spends."""
+"""DP-SGD: the sum of a step, its samples, its noise, and the epsilon that it spends."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from scipy import stats
 
 import deepprop as dp
 from deepprop.training.epoch import no_sums
-from deepprop.training.private import _add_up, private_epoch, sampling
+from deepprop.training.private import _clipped_sum, private_epoch, sampling
 from tests.problems import problem, thorough
 
 pytestmark = pytest.mark.usefixtures("optax_types")
@@ -29,7 +29,7 @@ def epoch(params, X, Y, sigma, batch_size, privacy=SOME, epoch=1, optimizer=None
 
 
 def taken(epoch, m, batch_size):
-    """Which examples each step of an epoch takes: the same draws, by hand."""
+    """Return which examples each step of an epoch takes, by repeating its draws."""
     return list(np.asarray(_taken(epoch, m, batch_size)))
 
 
@@ -41,8 +41,8 @@ def _taken(epoch, m, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [3, thorough(10), thorough(40)])
-def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_size):
-    """However many are taken: more than fit in at once, none, and all (batch_size = m)."""
+def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_count(batch_size):
+    """For any number of examples: more than one block, none, and all (batch_size = m)."""
     params, X, Y, _ = problem(1, [3, 4, 2], 40, dtype=np.float32)
 
     @jax.jit
@@ -67,11 +67,11 @@ def test_without_noise_a_step_is_the_clipped_sum_over_the_expected_number(batch_
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # sums of float32 in chunks
     if batch_size == 3:
         assert min(sizes) == 0
-        assert max(sizes) > 3 + 2 * 2  # more than `private_epoch` takes at once
+        assert max(sizes) > 3 + 2 * 2  # more than one block
 
 
-def test_the_noise_has_the_deviation_that_it_should():
-    """X = 0 and Y = A: no gradient, so a step is noise alone; sigma C / batch_size for each number."""
+def test_the_noise_has_the_right_standard_deviation():
+    """With X = 0 and Y = A the gradient is 0: a step is only noise, of sigma C / batch_size."""
     params = dp.init_params(jax.random.key(0), [200, 50, 1], output="identity")
     X = np.zeros((200, 64), np.float32)
     Y = np.asarray(dp.predict(params, X))
@@ -88,7 +88,7 @@ def test_the_noise_has_the_deviation_that_it_should():
 
 @pytest.mark.thorough
 def test_noise_is_new_in_each_step_and_epoch():
-    """Over n steps of noise alone it adds up as independent noise does, with sqrt(n), not n."""
+    """Over n steps of only noise, the sum grows with sqrt(n) as for independent noise, not with n."""
     params = dp.init_params(jax.random.key(0), [200, 50, 1], output="identity")
     X = np.zeros((200, 64), np.float32)
     Y = np.asarray(dp.predict(params, X))
@@ -99,13 +99,13 @@ def test_noise_is_new_in_each_step_and_epoch():
         return np.concatenate([np.ravel(a - b) for a, b in pairs]) * (64 // steps) / (3.0 * 0.5)
 
     for steps in (1, 4, 16):
-        # 10,101 draws: the deviation is known to 1 / sqrt(2 * 10,101), 0.7 %
+        # 10,101 draws give the deviation to 1 / sqrt(2 * 10,101), 0.7 %
         assert moved(1, steps).std() == pytest.approx(np.sqrt(steps), rel=5 * 0.007)
     assert abs(np.corrcoef(moved(1, 1), moved(2, 1))[0, 1]) < 0.05
 
 
-def test_samples_are_independent_and_as_likely_as_they_should():
-    """Each example is taken with probability q, whatever the others do, and whatever came before."""
+def test_samples_are_independent_with_the_right_probability():
+    """Each example is taken with probability q, independently of the others and of other steps."""
     m, batch_size = 50, 10
     masks = np.array([mask for e in range(1, 401) for mask in taken(e, m, batch_size)])
     n = len(masks)  # 2,000 steps
@@ -127,23 +127,23 @@ def test_samples_are_independent_and_as_likely_as_they_should():
 @pytest.mark.parametrize("gamma", [None, 0.01])
 @pytest.mark.parametrize("max_norm", [0.5, (0.3, 0.4)])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, jnp.float16])
-def test_what_one_example_changes_is_bounded(dtype, max_norm, gamma):
-    """The sum moves by at most C with one example more, in narrow types too."""
+def test_one_example_changes_the_sum_by_at_most_C(dtype, max_norm, gamma):
+    """One more example changes the sum by at most C, also with narrow dtypes."""
     params, X, Y, _ = problem(3, [3, 6, 2], 3000, dtype=np.float32)
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     privacy = dp.Privacy(max_norm=max_norm, delta=1e-5, noise_multiplier=1.0, gamma=gamma)
     X, Y = jnp.asarray(100 * X.T), jnp.asarray(Y.T)  # so that every gradient is above C
-    add_up = jax.jit(partial(_add_up, at_once=1000, privacy=privacy))
+    add_up = jax.jit(partial(_clipped_sum, block=1000, privacy=privacy))
     everyone, but_one = jnp.ones(3000, bool), jnp.arange(3000) != 5
     sums = [add_up(params, X, Y, some, no_sums(params))[0] for some in (everyone, but_one)]
     moved = jax.tree.map(lambda a, b: np.sum(np.square(np.asarray(a, np.float64) - b)), *sums)
     length = np.sqrt(sum(jax.tree.leaves(moved)))
-    # The sum of 3,000 is at most 1,500 long, and float32 rounds a number of that size by 6e-5.
+    # The sum of 3,000 has a norm of at most 1,500; float32 rounds numbers of that size by 6e-5.
     assert 0.25 < length <= 0.5 + 6 * 4 * 6e-5
 
 
-def test_an_example_that_is_not_finite_is_left_out():
-    """It must not reach the sum, nor end the run, by which it would tell that it is there."""
+def test_a_non_finite_example_is_left_out():
+    """It must neither reach the sum nor end the run, which would reveal that it is in the data."""
     params, X, Y, _ = problem(3, [3, 6, 2], 32, output="identity", dtype=np.float32)
     whole, *_ = epoch(params, X, Y, 1.0, 32)
     Y[:, 7] = 1e38
@@ -170,7 +170,7 @@ def test_fit_reports_epsilon_and_stays_within_it():
 
 
 def exact_epsilon(sigma, steps, delta):
-    """Without sampling: delta(epsilon) in closed form (Balle, Wang 2018, theorem 8), inverted."""
+    """Invert delta(epsilon) of steps without sampling (Balle and Wang 2018, theorem 8)."""
     mu = np.sqrt(steps) / sigma
 
     def of(epsilon):
@@ -187,7 +187,7 @@ def exact_epsilon(sigma, steps, delta):
 
 @pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (5.0, 10), (20.0, 1000), (2200.0, 1000)])
 def test_epsilon_against_the_closed_form(sigma, steps):
-    """An upper bound, and by at most 1 %, the discretisation's."""
+    """The result is an upper bound, and at most 1 % higher because of the grid."""
     exact = exact_epsilon(sigma, steps, 1e-5)
     spent = dp.epsilon_spent(sigma, sampling_rate=1.0, steps=steps, delta=1e-5)
     assert exact <= spent <= 1.01 * exact
@@ -201,7 +201,7 @@ def test_noise_against_the_closed_form(sigma, steps):
 
 
 @pytest.mark.thorough
-def test_a_private_run_goes_on_where_it_was(tmp_path):
+def test_a_private_run_resumes(tmp_path):
     params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
     optimizer = optax.adam(0.01)
     privacy = dp.Privacy(max_norm=1.0, delta=1e-4, noise_multiplier=2.0)
@@ -218,8 +218,8 @@ def test_a_private_run_goes_on_where_it_was(tmp_path):
         dp.fit(params, optimizer, X, Y, epochs=5, checkpoint=folder, **less)
 
 
-def test_the_optimizer_sees_nothing_but_the_noisy_gradient():
-    """Neither the cost nor the cache: those are of the data as it is."""
+def test_the_optimizer_sees_only_the_noisy_gradient():
+    """It gets neither the cost nor the cache, which are not private."""
     seen = {}
 
     def update(grads, state, params=None, **extra):
@@ -250,7 +250,7 @@ def test_bad_numbers(message):
 
 
 @pytest.mark.thorough
-def test_numbers_of_other_kinds_are_taken():
+def test_numbers_of_other_types_are_accepted():
     params, X, Y, _ = problem(5, [3, 4, 2], 64, dtype=np.float32)
     for max_norm in ([1.0, 1.0], np.float32(1), jnp.ones(2)):
         privacy = dp.Privacy(max_norm=max_norm, delta=1e-4, noise_multiplier=jnp.float32(1))
@@ -261,7 +261,7 @@ def test_numbers_of_other_kinds_are_taken():
         assert fit.history["epsilon"].shape == (1,)
 
 
-def test_what_privacy_would_not_cover_is_refused():
+def test_arguments_that_privacy_would_not_cover_are_refused():
     params, X, Y, _ = problem(7, [3, 4, 2], 8, dtype=np.float32)
     common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0), "privacy": SOME}
     for name, value in (
@@ -284,7 +284,7 @@ def test_what_privacy_would_not_cover_is_refused():
             dp.epsilon_spent(1.0, **(good | {name: value}))
 
 
-def test_a_missing_accountant_is_named_before_any_work():
+def test_a_missing_accountant_is_named_before_any_training():
     code = """
 import sys; sys.modules["dp_accounting"] = None
 import deepprop as dp
@@ -296,7 +296,7 @@ dp.noise_for(1.0, sampling_rate=0.1, steps=1, delta=1e-5)
 
 @pytest.mark.thorough
 def test_private_training_learns():
-    """Digits of two clouds, far apart: 95 % at epsilon 3."""
+    """Two clouds far apart: 95 % are right at epsilon 3."""
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=1000)
     X = (rng.standard_normal((2, 1000)) + 3 * labels).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Programs are shared by calls with the same functions, and go when those functions go."""
+"""Programs are shared by calls with the same functions, and released with those functions."""
 
 import gc
 import operator
@@ -67,7 +67,7 @@ def new_record():
 
 
 class Rule:
-    """An optimizer whose functions are bound methods, as optax.MultiSteps has them."""
+    """An optimizer whose functions are bound methods, like those of optax.MultiSteps."""
 
     def init(self, params):
         return ()
@@ -122,7 +122,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("kind", [thorough(k) if k in LONG else k for k in OBJECTS])
-def test_a_second_call_compiles_nothing_and_the_programs_go_with_the_object(kind):
+def test_a_second_call_compiles_nothing_and_programs_are_released_with_the_object(kind):
     make, train, part, programs = OBJECTS[kind]
     gc.collect()
     before = len(programs)
@@ -139,7 +139,7 @@ def test_a_second_call_compiles_nothing_and_the_programs_go_with_the_object(kind
     assert len(programs) == before
 
 
-def test_an_optimizer_goes_without_the_garbage_collector():
+def test_an_optimizer_is_freed_without_the_garbage_collector():
     gc.disable()
     try:
         optimizer = optax.adam(0.1)
@@ -157,7 +157,7 @@ def applied():
     return Programs(lambda x, *, g, n=1: g(x) * n, static=("g", "n"))
 
 
-def test_settings_are_compared_and_callables_told_apart():
+def test_settings_are_compared_by_value_and_callables_by_identity():
     apply, double, ONE = applied(), lambda x: 2 * x, jnp.ones(())
     for n in (1, 1.0, True, 3, 3):
         assert apply(ONE, g=double, n=n) == 2 * n
@@ -176,7 +176,7 @@ def test_settings_are_compared_and_callables_told_apart():
         assert apply(ONE, g=double, n=Setting(5)) == 10  # equal ones share
 
 
-def test_what_has_no_weak_reference_is_held_while_it_is_new():
+def test_callables_without_weak_references_are_kept_while_recent():
     apply, getter = applied(), operator.itemgetter(0)
     with pytest.raises(TypeError, match="weak reference"):
         weakref.ref(getter)
@@ -185,14 +185,14 @@ def test_what_has_no_weak_reference_is_held_while_it_is_new():
     assert len(apply) == STRONG
 
 
-def test_a_call_inside_another_has_its_own_static_arguments():
+def test_nested_calls_have_separate_static_arguments():
     apply = applied()
     outer = lambda x: apply(x, g=inner, n=3) + x  # noqa: E731
     inner = lambda x: x * 10  # noqa: E731
     assert apply(jnp.ones(()), g=outer, n=2) == 2 * 31
 
 
-def test_an_error_while_a_program_is_traced_comes_through_and_the_next_call_works():
+def test_an_error_while_tracing_is_raised_and_the_next_call_works():
     apply, calls = applied(), []
 
     def fails_first(x):
@@ -206,7 +206,7 @@ def test_an_error_while_a_program_is_traced_comes_through_and_the_next_call_work
     assert apply(jnp.ones(()), g=fails_first) == 1
 
 
-def test_threads_share_a_program_and_do_not_mix_up_their_functions():
+def test_threads_share_a_program_without_mixing_up_functions():
     apply, start, got = applied(), threading.Barrier(8), {}
     functions = [lambda x, i=i: x * i for i in range(4)]
 

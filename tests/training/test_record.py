@@ -1,4 +1,4 @@
-"""What `fit` records on the way."""
+"""Recording during training."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def new(hidden, sizes=(64, 64, 64, 64, 10), **how):
 
 
 def test_a_record_has_every_kth_step():
-    """Entry j of an epoch is of step j k, from the params before it: the same loop by hand."""
+    """Entry j of an epoch belongs to step j k, with the params before it. The reference is a loop."""
     params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
 
     def spy(cache, dZ, updates):
@@ -44,7 +44,7 @@ def test_a_record_has_every_kth_step():
 
 
 @pytest.mark.thorough
-def test_a_record_goes_through_a_checkpoint(tmp_path):
+def test_records_survive_a_checkpoint(tmp_path):
     params, X, Y, _ = problem(3, [3, 4, 2], 40, dtype=np.float32)
     common = {"batch_size": 8, "key": jax.random.key(1), "record": dp.Record(dp.diagnose, 2)}
     optimizer = optax.sgd(0.1)
@@ -65,7 +65,7 @@ def test_a_record_goes_through_a_checkpoint(tmp_path):
         )
 
 
-def test_bad_input_of_a_record():
+def test_bad_records_are_named():
     params, X, Y, _ = problem(3, [3, 4, 2], 8, dtype=np.float32)
     common = {"epochs": 1, "batch_size": 4, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="every of a record must be above 0"):

@@ -15,11 +15,11 @@ def orders(m, count):
 
 @pytest.mark.ordinary(4)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 10, 16, 17, 30, 100, 997, 1797])
-def test_every_number_comes_once(m):
+def test_every_number_occurs_once(m):
     assert (np.sort(orders(m, 20)) == np.arange(m)).all()
 
 
-def test_a_large_one_and_another_key():
+def test_a_large_permutation_and_another_key():
     a, b = (np.asarray(random_order(jax.random.key(seed), 60_000)) for seed in (0, 1))
     assert (np.sort(a) == np.arange(60_000)).all()
     assert np.mean(a == b) < 1e-3
@@ -27,7 +27,7 @@ def test_a_large_one_and_another_key():
 
 @pytest.mark.parametrize("m", [2, 3, 4, 5])
 def test_all_orders_are_equally_likely(m):
-    """Chi-square over all m! of them, at a level that a right program fails once in a thousand."""
+    """Chi-square over all m! orders, at a level that a correct program fails once in a thousand."""
     seen = orders(m, 24_000)
     counts = [(seen == order).all(axis=1).sum() for order in itertools.permutations(range(m))]
     assert stats.chisquare(counts).pvalue > 1e-3
@@ -35,7 +35,7 @@ def test_all_orders_are_equally_likely(m):
 
 @pytest.mark.parametrize("m", [60, 101])
 def test_places_and_neighbours_are_uniform(m):
-    """Where each number goes, and how far those end from one another that begin as neighbours."""
+    """Chi-square of where each number goes, and of how far apart neighbours end up."""
     seen = orders(m, 4_000)
     places = np.argsort(seen, axis=1)
     for first in (0, 1, m // 2, m - 1):

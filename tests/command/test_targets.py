@@ -68,13 +68,13 @@ def test_labels_that_are_not_among_the_classes(classes, labels, strange):
 
 ONE_HOT = np.eye(3)[LABELS]
 INFERRED = {
-    "whole numbers": (LABELS, None, "softmax", "3 classes, as y holds whole numbers (--output identity: numbers)"),
+    "whole numbers": (LABELS, None, "softmax", "3 classes, as y holds whole numbers (--output identity for numbers)"),
     "text": (LABELS.astype(str), None, "softmax", "3 classes, as y holds text"),
-    "booleans": (LABELS == 1, None, "softmax", "2 classes, as y holds True and False (--output sigmoid: a probability)"),
-    "floats": (X[:, 0], None, "identity", "numbers, 1 per example, as y holds floats (--output softmax: classes)"),
-    "floats of 0 and 1": ((LABELS == 1) * 1.0, None, "identity", "numbers, 1 per example, as y holds floats, all 0 or 1 (--output softmax: classes; sigmoid: a probability)"),
-    "one-hot": (ONE_HOT, None, "softmax", "3 classes, as y holds one-hot rows (--output sigmoid: several may be 1)"),
-    "several": (RNG.integers(0, 2, (60, 4)), None, "sigmoid", "probabilities, 4 per example, as y holds rows of 0 and 1 (--output identity: any numbers)"),
+    "booleans": (LABELS == 1, None, "softmax", "2 classes, as y holds True and False (--output sigmoid for a probability)"),
+    "floats": (X[:, 0], None, "identity", "numbers, 1 per example, as y holds floats (--output softmax for classes)"),
+    "floats of 0 and 1": ((LABELS == 1) * 1.0, None, "identity", "numbers, 1 per example, as y holds floats, all 0 or 1 (--output softmax for classes, sigmoid for a probability)"),
+    "one-hot": (ONE_HOT, None, "softmax", "3 classes, as y holds one-hot rows (--output sigmoid if several may be 1)"),
+    "several": (RNG.integers(0, 2, (60, 4)), None, "sigmoid", "probabilities, 4 per example, as y holds rows of 0 and 1 (--output identity for any numbers)"),
     "rows": (X, None, "identity", "numbers, 2 per example, as y holds rows of numbers"),
     "asked for classes": ((LABELS == 1) * 1.0, "softmax", "softmax", "2 classes, by --output"),
     "asked for numbers": (LABELS, "identity", "identity", "numbers, 1 per example, by --output"),

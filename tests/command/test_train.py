@@ -76,7 +76,7 @@ def test_options(run):
     )  # fmt: skip
     assert status == 0
     assert "64 - 12 tanh - 9 leaky_relu(0.2) - 1 tanh+huber" in out
-    assert "momentum, learning rate 0.05, 1 epochs of 8 steps of 128" in out
+    assert "momentum, learning rate 0.05, 1 epoch of 8 steps of 128" in out
     assert "rmse" in out
 
 
@@ -161,7 +161,7 @@ def test_the_health_of_layers(run, tmp_path):
 def test_kfac_needs_no_learning_rate(run):
     status, out, _ = run("train", *QUICK, "--optimizer", "kfac")
     assert status == 0
-    assert "training   kfac, no rate, 2 epochs" in out
+    assert "training   kfac, no learning rate, 2 epochs" in out
     assert float(re.search(r"accuracy ([\d.]+) % on 359 held-out", out)[1]) > 90
     status, _, err = run("train", *QUICK, "--optimizer", "kfac", "--schedule", "cosine")
     assert (status, "--schedule needs --learning-rate" in err) == (2, True)
@@ -206,7 +206,7 @@ def test_the_inputs_of_the_digits_are_scaled_and_those_of_breast_cancer_are_not(
     _, out, _ = run(*command)
     assert _line(out, "inputs  ") == ""
     assert _line(out, "targets") == (
-        "targets    10 classes, as y holds whole numbers (--output identity: numbers)"
+        "targets    10 classes, as y holds whole numbers (--output identity for numbers)"
     )
     datasets = pytest.importorskip("sklearn.datasets")
     x, y = datasets.load_breast_cancer(return_X_y=True)

@@ -12,7 +12,7 @@ from jax import Array
 import deepprop as dp
 from deepprop._arguments import output_of
 from deepprop.command.data import Scaling
-from deepprop.files.model import checked_classes, checked_scaling
+from deepprop.files.extras import checked_classes, checked_scaling
 from deepprop.layers import Layer, Params, depth, is_stack
 
 ADVICE = "(dp.save(..., scaling=...) stores one)"

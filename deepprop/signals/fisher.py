@@ -144,7 +144,8 @@ def entry_for_output(cache: Cache, table: Mapping[str, Entry], what: str) -> Ent
     check_cache(cache)
     output = output_of(cache.params)
     if output != OUTPUTS.get(output.name):
-        raise ValueError(f"for {what} the network must have output {', '.join(table)}, got {output.name}")
+        names = ", ".join(table)
+        raise ValueError(f"for {what} the network must have output {names}, got {output.name}")
     return table[output.name]
 
 

@@ -30,7 +30,7 @@ LINE_SEARCH = (
     r"a line search evaluates the cost again.*use optax\.lbfgs\(learning_rate, linesearch=None\)"
 )
 PER_EXAMPLE = r"one gradient per example: use fit\(\.\.\., privacy=dp\.Privacy"
-HESSIAN = r"differentiates the cost anew.*use dp\.kfac\(\)"
+HESSIAN = r"differentiates the cost.*use dp\.kfac\(\)"
 REFUSED = {
     "lbfgs": LINE_SEARCH, "scale_by_zoom_linesearch": LINE_SEARCH, "scale_by_backtracking_linesearch": LINE_SEARCH,
     "lookahead": "optax.lookahead needs params in pairs.*use its fast optimizer alone",

@@ -60,13 +60,13 @@ def _network_options(group: argparse._ActionsContainer, hidden: str | None, outp
     )  # fmt: skip
     group.add_argument(
         "--activation", metavar="NAME",
-        help=f"{', '.join(ACTIVATIONS)}, or module:name for one of your own; one name for all"
+        help=f"{', '.join(ACTIVATIONS)}, or module:name for your own; one name for all"
         " hidden layers, or one per hidden layer, separated by commas (default: relu)",
     )  # fmt: skip
     group.add_argument(
         "--output", metavar="NAME",
         help=f"{', '.join(OUTPUTS)}; activation+cost, where the costs are {', '.join(COSTS)}; or"
-        f" module:name for one of your own (default: {output})",
+        f" module:name for your own (default: {output})",
     )  # fmt: skip
 
 

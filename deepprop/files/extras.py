@@ -74,7 +74,7 @@ def checked_classes(classes: Any, n_L: int) -> np.ndarray:
 
     Raises:
         ValueError: there are not n_L, two are equal, or they are neither numbers nor text.
-        TypeError: they are a masked array.
+        TypeError: they are a masked or sparse array.
     """
     labels = as_text("classes", _plain("classes", classes))
     if labels.shape != (n_L,) or labels.dtype.kind not in "buifU":
@@ -84,9 +84,9 @@ def checked_classes(classes: Any, n_L: int) -> np.ndarray:
         )
     counts = Counter(labels.tolist())
     # A nan does not equal itself, so that no example could have this label.
-    not_different = [label for label, n in counts.items() if n > 1 or label != label]
-    if not_different:
-        raise ValueError(f"classes must be {n_L} different labels, got {not_different[0]!r}")
+    unusable = [label for label, n in counts.items() if n > 1 or label != label]
+    if unusable:
+        raise ValueError(f"classes must be {n_L} different labels, got {unusable[0]!r}")
     return labels
 
 

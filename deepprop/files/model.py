@@ -175,7 +175,7 @@ def _arrays(params: Params) -> dict[str, np.ndarray]:
 
 
 def _is_reserved(name: str) -> bool:
-    """Return whether `save` or np.savez needs this name itself, in any format."""
+    """Return whether the name is an entry of the network in any format, or np.savez's argument."""
     return name in RESERVED or re.fullmatch(r"[Wb]\d+", name) is not None
 
 
@@ -217,7 +217,7 @@ def _network(
             W, b = (arrays[f"{part}{l}"] for part in "Wb")
             if W.dtype.kind != "f" or b.dtype.kind != "f":
                 raise ValueError(
-                    f"W{l} and b{l} must hold floating numbers, got {W.dtype}, {b.dtype}"
+                    f"W{l} and b{l} must hold floating-point numbers, got {W.dtype}, {b.dtype}"
                 )
             g = _output(name, own) if l == L else activation(own.get(name, name))
             arrays_of_l = jnp.asarray(W, dtype), jnp.asarray(b, dtype)
@@ -245,7 +245,7 @@ def _check_extra_name(name: str) -> None:
     """Raise if `save` can't write an extra array with this name."""
     if _is_reserved(name) or name.endswith(".npy"):  # np.savez adds .npy, and np.load removes it
         raise ValueError(
-            f"extra {name!r} must have a name of its own: the entries of the file and the arguments"
+            f"extra {name!r} must have another name: the entries of the file and the arguments"
             " of np.savez are reserved"
         )
 

@@ -93,7 +93,7 @@ RESERVED = [*OWN_ENTRIES, "W1", "b1", "W2", "b7", "W10", "file", "allow_pickle",
 @pytest.mark.parametrize("name", RESERVED)
 def test_entry_names_are_reserved_for_every_network(tmp_path, name):
     params = dp.init_params(jax.random.key(0), [2, 1])
-    with pytest.raises(ValueError, match=f"extra '{name}' must have a name of its own"):
+    with pytest.raises(ValueError, match=f"extra '{name}' must have another name"):
         dp.save(tmp_path / "model.npz", params, **{name: np.ones(3)})
     assert not list(tmp_path.iterdir())
 

@@ -1,12 +1,13 @@
-"""One gradient of a batch, plain or with the gradient of every example clipped, by several libraries.
+"""The contenders of per_example.py: plain and clipped gradients of a batch, by several libraries.
 
-A contender makes, of (params, X, Y), a Running:
+A contender is a function (params, X, Y) -> Running:
 
-    call()          one gradient, forward pass and the wait for the device included
-    arrays(result)  what call gave as NumPy arrays, W[1], b[1], W[2], ... in deepprop's order
-    compiled        what XLA made of it; None where it did not
+    call()          computes one result, including the forward pass and the wait for the device
+    arrays(result)  converts the result of `call` to NumPy arrays W[1], b[1], W[2], ...
+    compiled        XLA's compiled program; None if the library does not use XLA
 
-Where a library adds noise after clipping, its clipping alone is called, but in optax's aggregate.
+If a library adds noise after clipping, only its clipping is called; optax's aggregate can't be
+called without it.
 """
 
 from collections.abc import Callable
@@ -30,24 +31,26 @@ from torch_clippers import (
 
 import deepprop as dp
 
-CLOSE, NEAR = 1e-4, 1e-3  # NEAR: PyTorch's float32 norm of 13 million numbers is off by some 4e-4
+CLOSE, NEAR = 1e-4, 1e-3  # NEAR: PyTorch's float32 norm of 13 million numbers is off by about 4e-4
 
 
 class Running(NamedTuple):
+    """A contender that is ready to run; see above."""
+
     call: Callable
     arrays: Callable
     compiled: Any
 
 
 def compiled_by_jax(f, args, arrays):
-    """Running, of a function of arrays."""
+    """Compile f(*args) and return it as a Running."""
     args = jax.tree.map(jnp.asarray, args)
     compiled = jax.jit(f).lower(*args).compile()
     return Running(lambda: jax.block_until_ready(compiled(*args)), arrays, compiled)
 
 
 def deepprop(params, X, Y, *, backward):
-    """backward(cache, Y) after the forward pass, under one jit."""
+    """Compile the forward pass and backward(cache, Y) as one program."""
 
     def run(params, X, Y):
         return backward(dp.forward(params, X)[1], Y)
@@ -59,15 +62,17 @@ def deepprop(params, X, Y, *, backward):
 
 
 def norms(cache, Y):
+    """Return the norm of every example's gradient (m,)."""
     return dp.per_example_norms(cache, dp.error_signals(cache, Y))
 
 
 def squares(cache, Y):
+    """Return 1/m sum_i g_i^2 of every parameter."""
     return dp.squared_gradients(cache, dp.error_signals(cache, Y))
 
 
 def by_jax(params, X, Y, *, gradient):
-    """gradient(params, x, y) as JAX users have them: an example a row, W (in, out), b (out,)."""
+    """Compile gradient(params, x, y) as JAX users write it: examples in rows, W (in, out)."""
 
     def arrays(result):
         return [np.asarray(leaf).T for leaf in jax.tree.leaves(result)]
@@ -77,7 +82,7 @@ def by_jax(params, X, Y, *, gradient):
 
 
 def vmap_grad(params, x, y, *, clip):
-    """Every example's gradient by vmap(jax.grad), and then clip(them)."""
+    """Compute every example's gradient by vmap(jax.grad), then apply `clip` to them."""
 
     def loss(params, x, y):
         return rows_loss(params, x[None], y[None])
@@ -86,6 +91,7 @@ def vmap_grad(params, x, y, *, clip):
 
 
 def clip_by_hand(grads):
+    """Return 1/m sum_i min(1, C / ||g_i||) g_i from leaves with a leading axis of examples."""
     flat = [g.reshape(len(g), -1) for g in jax.tree.leaves(grads)]
     lengths = jnp.sqrt(sum(jnp.sum(g * g, axis=1) for g in flat))
     factors = jnp.minimum(1, C / lengths) / len(lengths)
@@ -93,19 +99,20 @@ def clip_by_hand(grads):
 
 
 def clip_by_optax(grads):
+    """Return the same by optax.per_example_global_norm_clip, which returns a sum."""
     leaves, structure = jax.tree.flatten(grads)
     clipped, _ = optax.per_example_global_norm_clip(leaves, C)
     return jax.tree.unflatten(structure, [g / len(leaves[0]) for g in clipped])
 
 
 def aggregate_by_optax(grads):
-    """It draws its noise, one number a parameter, even where it multiplies it by 0."""
+    """Return the same by optax's DP aggregate, which draws its noise even to multiply it by 0."""
     aggregate = optax.contrib.differentially_private_aggregate(C, 0.0, 0)
     return aggregate.update(grads, aggregate.init(None))[0]
 
 
 def by_torch(params, X, Y, *, make):
-    """make(model, x, y) gives the function that gives the gradient's tensors."""
+    """Run a PyTorch contender; make(model, x, y) returns a function that returns tensors."""
     import torch
 
     model, device = torch_model(params)
@@ -121,11 +128,13 @@ def by_torch(params, X, Y, *, make):
 
 
 class Contender(NamedTuple):
-    gives: str
+    """A way to compute one kind of result."""
+
+    gives: str  # the kind of result: plain, clipped, norms or squares
     make: Callable
-    package: str  # that it needs, by the name it is imported by
-    every: bool = False  # does it make every g_i?
-    tolerance: float = CLOSE  # how far it may be from deepprop's, by the largest entry
+    package: str  # the package it needs, by its import name
+    every: bool = False  # whether it stores every g_i
+    tolerance: float = CLOSE  # allowed difference from deepprop's, relative to the largest entry
 
 
 def of_deepprop(gives, backward):

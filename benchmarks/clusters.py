@@ -1,7 +1,7 @@
-"""How long a step takes on machines that are described by a few numbers: formulas, no measurement.
+"""The time of a step on machines described by a few numbers: formulas, not measurements.
 
-What a step does comes as `programs.Counts`. Bytes and operations are of one device; rates are a
-second, of one device, and of links one way.
+`programs.Counts` says what a step does. Bytes and operations are those of one device. Rates are per
+second and device, and those of links are in one direction.
 """
 
 from math import ceil, log2
@@ -9,28 +9,30 @@ from typing import NamedTuple
 
 
 class Hardware(NamedTuple):
+    """A machine."""
+
     name: str
-    rates: dict  # of products, by the type of their factors
-    hbm: float  # bytes
-    node: int  # devices that are joined by the fast links
-    sides: int  # 1: a ring; 3: a torus, with as many steps as its sides are long
+    rates: dict  # operations of products, by the dtype of their factors
+    hbm: float  # bytes read or written in memory
+    node: int  # number of devices joined by fast links
+    sides: int  # 1 for a ring, 3 for a torus
     inside: float  # bytes between devices of a node
-    inside_apart: float  # the same, for a group that does not fill a block of 64, or has gaps
+    inside_apart: float  # the same for a group that does not fill a block of 64, or has gaps
     between: float  # bytes from a device to other nodes
-    start: float  # seconds, of an exchange
-    hop_inside: float  # seconds, of one of its steps
-    hop_between: float
-    kernel: float  # seconds, to start one
+    start: float  # seconds to start an exchange
+    hop_inside: float  # seconds of one of its steps in a node
+    hop_between: float  # seconds of one of its steps between nodes
+    kernel: float  # seconds to start a kernel
 
 
 class Shares(NamedTuple):
-    """What is reached of the stated rates: assumed, not measured."""
+    """The shares of the stated rates that are reached: assumed, not measured."""
 
     products: float = 0.6
     hbm: float = 0.8
     links: float = 0.8
-    latency: float = 1.0  # times the stated seconds
-    moved: float = 1.0  # times the counted bytes of memory
+    latency: float = 1.0  # factor on the stated seconds
+    moved: float = 1.0  # factor on the counted bytes of memory
 
 
 H100 = Hardware(
@@ -46,51 +48,52 @@ V5P = Hardware(
 SOURCES = {
     H100.name: [
         "NVIDIA H100 Tensor Core GPU data sheet: 989 TFLOP/s of bfloat16 and 494.5 of TF32 (half of"
-        " what it states with sparsity), 3.35 TB/s, NVLink 900 GB/s both ways, so 450 one way. The"
-        " document itself could not be opened here; the figures were seen where others repeat it."
-        " TF32 is what JAX takes for float32 there (docs.jax.dev, Matmul precision); full float32 is"
-        " 67 TFLOP/s",
-        "NVIDIA DGX H100: 8 GPUs a node, for each a ConnectX-7 of 400 Gb/s: 50 GB/s one way. The data"
-        " sheet could not be opened; cards of 400 Gb/s stand in the MLPerf descriptions of systems"
+        " what it states with sparsity), 3.35 TB/s, NVLink 900 GB/s in both directions, so 450 in"
+        " one. The document itself could not be opened; the figures are from pages that repeat them."
+        " JAX uses TF32 for float32 there (docs.jax.dev, Matmul precision); full float32 is 67"
+        " TFLOP/s",
+        "NVIDIA DGX H100: 8 GPUs per node, each with a ConnectX-7 of 400 Gb/s: 50 GB/s in one direction."
+        " The data sheet could not be opened; MLPerf's descriptions of systems list cards of 400 Gb/s"
         " (github.com/mlcommons/inference_results_v4.1)",
-        "NCCL's own model of its time (github.com/NVIDIA/nccl, src/graph/tuning.cc, at 01afd20): 8.4"
-        " us a ring, 3.4 us a step over NVLink, 8.5 us a step of a tree over the network. Its numbers"
-        " are of the A100's time",
+        "NCCL's model of its own time (github.com/NVIDIA/nccl, src/graph/tuning.cc, at 01afd20): 8.4"
+        " us per ring, 3.4 us per step over NVLink, 8.5 us per step of a tree over the network. The"
+        " numbers date from the A100",
         "2 us to start a kernel: assumed",
     ],
     V5P.name: [
         "Google Cloud, TPU v5p (cloud.google.com/tpu/docs/v5p): 459 TFLOP/s of bfloat16, 2765 GB/s,"
-        " 1200 GB/s of links both ways, so 600 one way; a 3D torus; at most 6144 chips a slice, so"
-        " that 16384 are 4 slices of 4096; between slices 50 Gb/s a chip. All read there. JAX takes"
-        " bfloat16 for float32 products (docs.jax.dev, Matmul precision)",
-        "300 GB/s for groups of fewer than 64, which have no way around, and where neighbours of a"
-        " group are not neighbours in the torus: reckoned, not stated",
-        "1 us an exchange and a step, 10 us between slices, 0.5 us a kernel: assumed, with no source",
+        " 1200 GB/s of links in both directions, so 600 in one; a 3D torus; at most 6144 chips per"
+        " slice, so that 16384 are 4 slices of 4096; between slices 50 Gb/s per chip. All read there."
+        " JAX uses bfloat16 for float32 products (docs.jax.dev, Matmul precision)",
+        "300 GB/s for groups of fewer than 64, which have no wrap-around links, and for groups whose"
+        " neighbours are not neighbours in the torus: an estimate, not stated by the vendor",
+        "1 us per exchange and per step, 10 us between slices, 0.5 us per kernel: assumed, without a"
+        " source",
     ],
 }
 
 
 def ring(size, n, rate, hop):
-    """Seconds to add up `size` bytes over n devices in a ring: each byte goes around twice."""
+    """Return the seconds to sum `size` bytes over a ring of n; each byte goes around twice."""
     return 2 * (n - 1) / n * size / rate + 2 * (n - 1) * hop
 
 
 def torus(size, n, rate, hop):
-    """The same where three rings, one a direction, carry a third each, with shorter ways."""
+    """Return the same for a torus: three rings, one per direction, carry a third each."""
     return 2 * (n - 1) / n * size / rate + 6 * (n ** (1 / 3) - 1) * hop
 
 
 def tree(size, n, rate, hop):
-    """The same bytes as of a ring, in as many steps as a tree is high: up and down."""
+    """Return the same for a tree: as many bytes as in a ring, in a step up and down per level."""
     return 2 * (n - 1) / n * size / rate + 2 * ceil(log2(n)) * hop
 
 
 def all_reduce(hardware, size, n, stride, shares, piped=False):
-    """Seconds to add up `size` bytes over n devices that lie `stride` apart.
+    """Return the seconds to sum `size` bytes over n devices that are `stride` apart.
 
-    First inside each node, so that each device has the sum of its part; then these parts between
-    nodes, each device over its own link; then inside again. Piped: in pieces, so that links inside
-    and between are busy at the same time.
+    The devices of a node sum first, after which each has the sum of its part. Then the parts are
+    summed between nodes, each over its device's link, and distributed in the node again. If piped,
+    this is done in pieces, so that the links in and between nodes are busy at the same time.
     """
     if n == 1:
         return 0.0
@@ -106,42 +109,42 @@ def all_reduce(hardware, size, n, stride, shares, piped=False):
 
 
 def wire(hardware, exchange, n, stride, shares, piped=False):
-    """Seconds of an exchange, as often as it runs. A gather or a scatter is half an all-reduce."""
+    """Return the seconds of an exchange in a step; a gather or a scatter is half an all-reduce."""
     if exchange.kind not in ("all-reduce", "all-gather", "reduce-scatter"):
-        raise ValueError(f"no time is known for {exchange.kind}")
+        raise ValueError(f"the time of {exchange.kind} is unknown")
     half = 1 if exchange.kind == "all-reduce" else 0.5
     return exchange.times * half * all_reduce(hardware, exchange.bytes, n, stride, shares, piped)
 
 
 class Step(NamedTuple):
-    """Seconds."""
+    """The parts of a step, in seconds."""
 
     products: float
-    memory: float  # of what is no product
-    kernels: float
+    memory: float  # of all other kernels
+    kernels: float  # to start them
     model: float  # exchanges over the axis "model", for which the next layer waits
-    data: float  # over the axis "data", of gradients
-    piped: float  # the same, inside and between nodes at the same time
-    backward: float  # share of the products
+    data: float  # exchanges of gradients over the axis "data"
+    piped: float  # the same, in and between nodes at the same time
+    backward: float  # the share of the backward pass in the products
 
     @property
     def alone(self):
-        """Without any exchange."""
+        """Return the time without exchanges."""
         return self.products + self.memory + self.kernels
 
     @property
     def apart(self):
-        """Nothing at the same time: the upper bound."""
+        """Return the upper bound: nothing happens at the same time."""
         return self.alone + self.model + self.data
 
     @property
     def together(self):
-        """Gradients are exchanged in pieces during the backward pass, while it lasts: the lower."""
+        """Return the lower bound: gradients are exchanged during the backward pass, in pieces."""
         return self.alone + self.model + max(0.0, self.piped - self.backward * self.products)
 
 
 def step_time(hardware, counts, kind, data, model, backward, shares=Shares()):  # noqa: B008
-    """The seconds of a step with counts of one device, on data times model devices."""
+    """Return the Step on data x model devices, from the counts of one device."""
     hbm = hardware.hbm * shares.hbm / shares.moved
     products = counts.flops / (hardware.rates[kind] * shares.products)
     over = {"data": 0.0, "model": 0.0, "piped": 0.0}

@@ -1,12 +1,12 @@
-"""The same training with deepprop and with other libraries, each as its users write it.
+"""The contenders of training.py: the same training with several libraries, as their users write it.
 
 A contender is a function make(params, X, Y, batch_size) -> (train, cost, temporary):
 
-    train(epochs)  trains on and gives the time at which each epoch ended, device included
-    cost()         J over all examples as it is now; None where the parameters are not params
-    temporary()    peak temporary bytes of the compiled program; None where there is none to ask
+    train(epochs)  continues training; returns the time at which each epoch ended on the device
+    cost()         J over all examples now; None if the contender can't start from params
+    temporary()    peak temporary bytes of the compiled program; None if it can't be asked
 
-Each has its own import, so that a library that is missing is missed by its own contender alone.
+Each contender imports its own library, so that a missing library removes only that contender.
 """
 
 import os
@@ -26,21 +26,25 @@ from deepprop.training.epoch import train_epoch
 
 RATE = 1e-3
 _COMPILED_BY_TORCH = tempfile.TemporaryDirectory()
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = _COMPILED_BY_TORCH.name  # empty: as JAX begins
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
+    _COMPILED_BY_TORCH.name
+)  # empty, so that nothing is compiled before
 os.environ["KERAS_BACKEND"] = "jax"
-os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leave PyTorch its part of a GPU
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch needs memory of the same GPU
 
 
 def on_gpu():
+    """Return whether JAX runs on a GPU."""
     return jax.devices()[0].platform == "gpu"
 
 
-def not_known():
+def unknown():
+    """Return None: the cost or the memory of this contender can't be asked."""
     return None
 
 
 def by_epoch(epoch):
-    """train, of a function that trains one epoch and waits for the device."""
+    """Return `train` for a function that trains one epoch and waits for the device."""
 
     def train(epochs):
         ends = []
@@ -53,14 +57,14 @@ def by_epoch(epoch):
 
 
 def by_example(X, Y):
-    """X and Y with an example a row, as every library but deepprop has them."""
+    """Return X and Y with one example per row, as every library except deepprop takes them."""
     return np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
 
 
 def loader(X, Y, batch_size):
-    """A function that goes through the data once in a new order, a minibatch at a time.
+    """Return a function that yields the minibatches of one epoch in a new order.
 
-    On a CPU NumPy gathers it, which was faster than JAX there; on a GPU the data stays on it.
+    On a CPU NumPy gathers the rows, which was faster than JAX; on a GPU the data stays there.
     """
     x, y = by_example(X, Y)
     rng = np.random.default_rng(0)
@@ -79,17 +83,19 @@ def loader(X, Y, batch_size):
 
 
 def temporary_bytes(compiled):
+    """Return the temporary memory that XLA reserves for a program."""
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def optax_loss(z, y):
+    """Return the mean cross-entropy of logits: sigmoid for one output, otherwise softmax."""
     if y.shape[1] == 1:
         return jnp.mean(optax.sigmoid_binary_cross_entropy(z, y))
     return jnp.mean(optax.softmax_cross_entropy(z, y))
 
 
 def deepprop_fit(params, X, Y, batch_size):
-    """dp.fit, with what it does between epochs."""
+    """Train with dp.fit, including its work between epochs."""
     optimizer, state = optax.adam(RATE), None
 
     def train(epochs):
@@ -116,7 +122,7 @@ def deepprop_fit(params, X, Y, batch_size):
 
 
 def rows_loss(params, x, y):
-    """A forward pass as JAX users write it: an example a row, W (in, out)."""
+    """Return J as JAX users write it: one example per row, W (in, out)."""
     for W, b in params[:-1]:
         x = jax.nn.relu(x @ W + b)
     W, b = params[-1]
@@ -124,7 +130,7 @@ def rows_loss(params, x, y):
 
 
 def jax_grad(params, optimizer):
-    """What both loops of jax.grad begin with, and their step."""
+    """Return the initial (parameters, state) and the step that both jax.grad contenders share."""
     start = tuple((jnp.array(p.W.T), p.b[:, 0]) for p in params)
 
     def step(params, state, x, y):
@@ -136,7 +142,7 @@ def jax_grad(params, optimizer):
 
 
 def jax_grad_scanned(params, X, Y, batch_size):
-    """jax.grad + optax, an epoch of steps in lax.scan, the data on the device."""
+    """Train with jax.grad and optax: lax.scan over the steps of an epoch, data on the device."""
     carry, step = jax_grad(params, optax.adam(RATE))
     x, y = map(jnp.asarray, by_example(X, Y))
     key = jax.random.key(0)
@@ -161,7 +167,7 @@ def jax_grad_scanned(params, X, Y, batch_size):
 
 
 def jax_grad_step(params, X, Y, batch_size):
-    """jax.grad + optax, one jitted step a minibatch."""
+    """Train with jax.grad and optax: one jitted step per minibatch."""
     carry, step = jax_grad(params, optax.adam(RATE))
     jitted = jax.jit(step, donate_argnums=(0, 1))
     minibatches = loader(X, Y, batch_size)
@@ -182,7 +188,7 @@ def jax_grad_step(params, X, Y, batch_size):
 
 
 def flax_nnx(params, X, Y, batch_size):
-    """nnx.jit with nnx.cached_partial, as Flax's guide to performance has it."""
+    """Train with nnx.jit and nnx.cached_partial, as in Flax's performance guide."""
     from flax import nnx
 
     layers = []
@@ -219,7 +225,7 @@ def flax_nnx(params, X, Y, batch_size):
 
 
 def equinox(params, X, Y, batch_size):
-    """eqx.filter_jit of a step with optax."""
+    """Train with eqx.filter_jit of a step with optax."""
     import equinox as eqx
 
     layers = []
@@ -258,7 +264,7 @@ def equinox(params, X, Y, batch_size):
 
 
 def keras_on_jax(params, X, Y, batch_size):
-    """Keras's compile and fit; its Adam with the epsilon of the others."""
+    """Train with Keras's compile and fit; Adam has the epsilon of the others."""
     import keras
 
     layers = [keras.layers.Dense(len(p.W), activation="relu") for p in params[:-1]]
@@ -276,7 +282,7 @@ def keras_on_jax(params, X, Y, batch_size):
     )
 
     def train(epochs):
-        ends = []  # an epoch's logs are numbers on the host: its last step is done
+        ends = []  # Keras has the logs of an epoch on the host, so its last step is done
         mark = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda *_: ends.append(time.perf_counter())
         )
@@ -288,16 +294,16 @@ def keras_on_jax(params, X, Y, batch_size):
     def cost():
         return model.evaluate(x, y, batch_size=len(x), verbose=0)
 
-    return train, cost, not_known
+    return train, cost, unknown
 
 
 def torch_model(params):
-    """The network as PyTorch's users write it, with these parameters, and the device it is on."""
+    """Return the network with these parameters as PyTorch users write it, and its device."""
     import torch
     from torch import nn
 
     if on_gpu() and not torch.cuda.is_available():
-        raise RuntimeError("JAX has a GPU here and PyTorch has none")
+        raise RuntimeError("JAX has a GPU here, but PyTorch has none")
     device = "cuda" if on_gpu() else "cpu"
     layers = []
     for p in params:
@@ -310,7 +316,7 @@ def torch_model(params):
 
 
 def pytorch(params, X, Y, batch_size, *, compiled):
-    """PyTorch with fused Adam; minibatches by an index, which is faster than a DataLoader."""
+    """Train with PyTorch's fused Adam; indexing makes minibatches faster than a DataLoader."""
     import torch
     from torch import nn
 
@@ -322,7 +328,7 @@ def pytorch(params, X, Y, batch_size, *, compiled):
     def loss(x, y):
         return cross_entropy(model(x), y)
 
-    if compiled:  # with the loss, which was faster than the model alone; Adam is fused already
+    if compiled:  # model and loss together, which was faster; Adam is fused already
         torch.compiler.reset()
         mode = "reduce-overhead" if on_gpu() else "default"
         loss = torch.compile(loss, dynamic=False, mode=mode)
@@ -339,15 +345,15 @@ def pytorch(params, X, Y, batch_size, *, compiled):
         with torch.no_grad():
             return cross_entropy(model(x), y)
 
-    return by_epoch(epoch), cost, not_known
+    return by_epoch(epoch), cost, unknown
 
 
 def scikit_learn(params, X, Y, batch_size):
-    """MLPClassifier; it draws its own parameters, so its cost is not compared."""
+    """Train an MLPClassifier. It draws its own parameters, so its cost is not compared."""
     from sklearn.neural_network import MLPClassifier
 
     if on_gpu():
-        raise RuntimeError("scikit-learn runs on the CPU alone")
+        raise RuntimeError("scikit-learn runs on CPUs only")
     x, _ = by_example(X, Y)
     y = Y.argmax(axis=0) if len(Y) > 1 else Y[0]
     hidden = [len(p.W) for p in params[:-1]]
@@ -357,11 +363,11 @@ def scikit_learn(params, X, Y, batch_size):
     def epoch():
         model.partial_fit(x, y, classes=classes)
 
-    return by_epoch(epoch), not_known, not_known
+    return by_epoch(epoch), unknown, unknown
 
 
 class Contender(NamedTuple):
-    """How it is made, and the package it needs, by the name it is imported by."""
+    """The function that makes a contender, and the import name of the package it needs."""
 
     make: Callable
     package: str

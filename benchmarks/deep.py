@@ -1,9 +1,9 @@
-"""Very deep networks: compile time, what is kept, the update on the way down, and 1,000 layers.
+"""Very deep networks: compile time, recomputation, updates in the backward pass, and 1,000 layers.
 
     pip install -e '.[peers]' && python benchmarks/deep.py
 
-Programs are timed in turns and in a new order each round, after a check that they give the same
-gradient or the same parameters. Temporary bytes are XLA's own.
+Programs take turns, in a new order in each round, after a check that they return the same gradient
+or the same parameters. Temporary bytes are those that XLA reports for the compiled program.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KEEP = 16
 
 
 def compile_seconds(depths, rounds):
-    """A row a depth: seconds to trace and compile a step of Adam, by those of the first depth."""
+    """Return a row per depth: seconds to trace and compile a step of Adam; ratio to the first."""
     X, Y = jnp.ones((64, 128)), jnp.full((10, 128), 0.1)
     optimizer = optax.adam(1e-3)
 
@@ -42,18 +42,19 @@ def compile_seconds(depths, rounds):
     stacked = np.array([[seconds(depth, True) for depth in depths] for _ in range(rounds)])
     rows = []
     for i, depth in enumerate(depths):
-        alone = f"{seconds(depth, False):.1f}" if depth <= 100 else "—"
+        one_by_one = f"{seconds(depth, False):.1f}" if depth <= 100 else "—"
         ratio = spread(stacked[:, i] / stacked[:, 0], ".2f")
-        rows.append([f"{depth:,}", f"{np.median(stacked[:, i]):.2f}", ratio, alone])
+        rows.append([f"{depth:,}", f"{np.median(stacked[:, i]):.2f}", ratio, one_by_one])
     return rows
 
 
 def by_hand(params, X, Y):
+    """Return the gradient by manual_backward; X and Y have one example per row."""
     return dp.manual_backward(dp.forward(params, X.T)[1], Y.T)
 
 
 def by_autodiff(keep):
-    """jax.grad of a scan over the layers, in segments under jax.checkpoint where some are kept."""
+    """Return jax.grad of a scan over the layers; for keep > 1, jax.checkpoint of each segment."""
 
     def layer(A, weights):
         W, b = weights
@@ -74,7 +75,7 @@ def by_autodiff(keep):
 
 
 def in_turns(programs, rounds):
-    """Seconds of each of {name: a function without arguments}, round by round."""
+    """Return the seconds of each program, a function without arguments, round by round."""
     seconds, rng = {name: [] for name in programs}, np.random.default_rng(0)
     names = list(programs)
     for _ in range(rounds):
@@ -86,30 +87,31 @@ def in_turns(programs, rounds):
 
 
 def check_equal(one, other, tolerance):
+    """Raise unless the leaves agree, relative to the largest entry of each."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         error = float(jnp.abs(a - b).max() / jnp.abs(b).max())
         assert error < tolerance, error
 
 
-def keeping(rounds):
-    """A row a way to make the gradient: its temporary bytes and its time by keeping everything."""
+def recomputing(rounds):
+    """Return a row per program: temporary bytes and time, relative to storing every A."""
     params = dp.init_params(jax.random.key(0), [N, *[N] * L, 10], stack=True)
     X = jax.random.normal(jax.random.key(1), (M, N))
     Y = jax.nn.one_hot(jnp.arange(M) % 10, 10)
     weights = tuple((layer.W, layer.b) for layer in params)
-    names = ["deepprop, all kept", f"deepprop, every {KEEP}th", "jax.grad, all kept"]
+    names = ["deepprop, all stored", f"deepprop, every {KEEP}th", "jax.grad, all stored"]
     names += [f"jax.grad and jax.checkpoint, every {KEEP}th"]
-    kept = dp.stack(params, KEEP)
-    of = zip(
+    every_kth = dp.stack(params, KEEP)
+    cases = zip(
         names,
         (by_hand, by_hand, by_autodiff(1), by_autodiff(KEEP)),
-        (params, kept, weights, weights),
+        (params, every_kth, weights, weights),
         strict=True,
     )
     programs, memory = {}, {}
-    for name, f, given in of:
-        compiled = jax.jit(f).lower(given, X, Y).compile()
-        programs[name] = partial(compiled, given, X, Y)
+    for name, f, network in cases:
+        compiled = jax.jit(f).lower(network, X, Y).compile()
+        programs[name] = partial(compiled, network, X, Y)
         memory[name] = compiled.memory_analysis().temp_size_in_bytes
         check_equal(programs[name](), programs[names[0]](), 1e-4)
     seconds = in_turns(programs, rounds)
@@ -126,7 +128,7 @@ def keeping(rounds):
 
 
 def updating(rounds):
-    """A row an optimizer: temporary bytes with and without in_backward, and the time by that."""
+    """Return a row per optimizer: temporary bytes without and with in_backward; time ratio."""
     X = jax.random.normal(jax.random.key(1), (64, 64))
     Y = jax.nn.one_hot(jnp.arange(64) % 10, 10, axis=0)
     rows = []
@@ -162,7 +164,7 @@ def updating(rounds):
 
 
 def a_thousand(seeds, epochs):
-    """A row a seed: the accuracy of 1,000 residual layers on held-out digits, and the seconds."""
+    """Return a row per seed: the accuracy of 1,000 residual layers on held-out digits; seconds."""
     rows = []
     for seed in range(seeds):
         data = load_data(None, seed=seed)
@@ -191,31 +193,32 @@ def main():
 
 {setting()}.
 
-Ratios are medians of {args.rounds} rounds (min to max).
+Ratios are medians over {args.rounds} rounds (min to max).
 
 ## Compile time
 
-Seconds to trace and compile one step of Adam for residual layers of 64 units, as a stack and one by
-one.
+Seconds to trace and compile one step of Adam for residual layers of 64 units, as a stack and as
+single layers.
 
-{markdown(["layers", "stack: s", "by 10 layers", "one by one: s"], compile_seconds([10, 100, 1000], args.rounds))}
+{markdown(["layers", "stack: s", "relative to 10 layers", "single layers: s"], compile_seconds([10, 100, 1000], args.rounds))}
 
-## What is kept
+## Recomputation
 
 The gradient of {L} relu layers of {N}, batch {M}, float32.
 
-{markdown(["", "temporary MB", "by all kept", "time by all kept"], keeping(args.rounds))}
+{markdown(["", "temporary MB", "relative to all stored", "time relative to all stored"], recomputing(args.rounds))}
 
 ## The update in the backward pass
 
-One step of 128 residual layers of {N}, batch 64; MB of the parameters, and of XLA's temporaries.
+One step of 128 residual layers of {N}, batch 64; MB of the parameters, and of temporary memory.
 
-{markdown(["optimizer", "parameters", "temporary", "with in_backward", "time by without"], updating(args.rounds))}
+{markdown(["optimizer", "parameters", "temporary", "with in_backward", "time relative to without"], updating(args.rounds))}
 
 ## 1,000 layers
 
-{args.epochs} epochs of the digits on 1,000 residual relu layers of 64 (4.2 million parameters), Adam from 3e-5 down a
-cosine, minibatches of 32, `keep="sqrt"`: accuracy on the held-out digits, and seconds with compiling.
+{args.epochs} epochs of the digits on 1,000 residual relu layers of 64 (4.2 million parameters), Adam with a cosine
+schedule from 3e-5, minibatches of 32, `keep="sqrt"`: accuracy on the held-out digits, and seconds,
+including compiling.
 
 {markdown(["seed", "accuracy", "s"], a_thousand(args.seeds, args.epochs))}
 """

@@ -1,11 +1,12 @@
-"""K-FAC, side by side: deepprop's, kfac-jax's, and Adam, on a deep autoencoder.
+"""K-FAC on a deep autoencoder: deepprop, kfac-jax, and Adam.
 
     pip install -e '.[peers]' && python benchmarks/kfac.py
 
-The field's test problem (Hinton and Salakhutdinov 2006; Martens and Grosse 2015), on the digits that
-ship with deepprop, or with `--data mnist.npz --epochs 5` at its full size. Each method's settings
-are those of the lowest training cost at the end, on a seed of their own. Then the methods take turns
-from the same parameters. The clock stands still while anything is compiled or evaluated.
+This is the standard test problem (Hinton and Salakhutdinov 2006; Martens and Grosse 2015), on the
+handwritten digits of deepprop, or at full size with `--data mnist.npz --epochs 5`. First the
+settings of each method are chosen: those with the lowest final training cost, on a separate seed.
+Then the methods take turns from the same parameters. The clock is stopped while anything is
+compiled or evaluated.
 """
 
 import argparse
@@ -34,12 +35,14 @@ TUNING_SEED, SEEDS = 100, (0, 1, 2)
 
 
 class Run(NamedTuple):
+    """One training run."""
+
     costs: np.ndarray  # J over the training set, after each epoch
-    seconds: np.ndarray  # of training until then
+    seconds: np.ndarray  # of training until the end of each epoch
 
 
 def autoencoder(path):
-    """X (n_0, m), as many examples as fill their minibatches, and the sizes of the network."""
+    """Return X (n_0, m), cut to whole minibatches, and the sizes of the network."""
     data = load_data(path, held_out=0.2, seed=0, standardize=False, output=None)
     X = data.X if path else np.concatenate([data.X, data.X_test], axis=1)
     down = [len(X), *DOWN["file" if path else "digits"]]
@@ -47,11 +50,12 @@ def autoencoder(path):
 
 
 def start(sizes, seed):
+    """Return the initial parameters."""
     return dp.init_params(jax.random.key(seed), sizes, hidden="tanh", output="sigmoid")
 
 
 def dp_fit(X, optimizer):
-    """A function that trains, and calls see(params) after each epoch."""
+    """Return train(params, epochs, seed, see), which calls see(params) after each epoch."""
 
     def train(params, epochs, seed, see):
         dp.fit(
@@ -63,15 +67,17 @@ def dp_fit(X, optimizer):
 
 
 def adam(X, learning_rate):
+    """Return `train` with optax.adam."""
     return dp_fit(X, optax.adam(learning_rate))
 
 
 def deepprop_kfac(X, **options):
+    """Return `train` with dp.kfac."""
     return dp_fit(X, dp.kfac(**options))
 
 
 def rows_loss(params, x):
-    """J as kfac-jax's users write it: an example a row, W (in, out), the loss registered."""
+    """Return J as kfac-jax users write it: one example per row, W (in, out), a registered loss."""
     import kfac_jax
 
     *hidden, (W, b) = params
@@ -84,16 +90,18 @@ def rows_loss(params, x):
 
 
 def as_rows(layers):
+    """Return the parameters as pairs W (in, out), b (out,)."""
     return [(jnp.array(p.W.T), jnp.array(p.b[:, 0])) for p in layers]
 
 
 def as_layers(params, like):
+    """Return such pairs as layers of deepprop."""
     each_layer = zip(like, params, strict=True)
     return tuple(replace(layer, W=W.T, b=b[:, None]) for layer, (W, b) in each_layer)
 
 
 def kfac_jax_loop(X, optimizer, **now):
-    """kfac-jax's steps in a loop, `now` being what each is told."""
+    """Return `train` with a loop over kfac-jax's steps; each step gets the settings `now`."""
     x = np.ascontiguousarray(X.T)
     steps = len(x) // BATCH
 
@@ -106,9 +114,9 @@ def kfac_jax_loop(X, optimizer, **now):
         params = as_rows(layers)
         state = optimizer.init(params, key, x[:BATCH])
         for step in range(epochs * steps):
-            key, own = jax.random.split(key)
+            key, step_key = jax.random.split(key)
             params, state, _ = optimizer.step(
-                params, state, own, data_iterator=batches, global_step_int=step, **now
+                params, state, step_key, data_iterator=batches, global_step_int=step, **now
             )
             if (step + 1) % steps == 0:
                 see(jax.block_until_ready(params), as_layers)
@@ -116,18 +124,19 @@ def kfac_jax_loop(X, optimizer, **now):
     return train
 
 
-@functools.cache  # it compiles anew for other options
+@functools.cache  # a new optimizer would compile again
 def kfac_jax_optimizer(**options):
+    """Return kfac-jax's optimizer with these options."""
     import kfac_jax
 
-    mend_kfac_jax()
+    patch_kfac_jax()
     return kfac_jax.Optimizer(jax.value_and_grad(rows_loss), l2_reg=0.0, **options)
 
 
-def mend_kfac_jax():
-    """A shim: jax's `get_bind_params` gives one dict now, where kfac-jax 0.0.8 wants a pair.
+def patch_kfac_jax():
+    """Make kfac-jax 0.0.8 work with a jax whose `get_bind_params` returns one dict, not a pair.
 
-    Without it: "ValueError: too many values to unpack (expected 2)", in its eval_jaxpr_eqn.
+    Otherwise its eval_jaxpr_eqn raises "ValueError: too many values to unpack (expected 2)".
     """
     from kfac_jax._src import tag_graph_matcher
 
@@ -140,22 +149,23 @@ def mend_kfac_jax():
 
 
 def kfac_jax_adaptive(X, initial_damping):
-    """The paper's rules for learning rate, momentum and damping."""
+    """Return `train` with kfac-jax and the paper's adaptive learning rate, momentum, damping."""
     names = ["use_adaptive_learning_rate", "use_adaptive_momentum", "use_adaptive_damping"]
     rules = dict.fromkeys(names, True)
     return kfac_jax_loop(X, kfac_jax_optimizer(initial_damping=initial_damping, **rules))
 
 
 def kfac_jax_fixed(X, max_kl, every, **now):
-    """Its norm_constraint is on v^T F v, which is twice the KL divergence."""
+    """Return `train` with kfac-jax and fixed settings. Its norm_constraint is twice the KL."""
     optimizer = kfac_jax_optimizer(inverse_update_period=every, norm_constraint=2 * max_kl)
     return kfac_jax_loop(X, optimizer, **{name: jnp.asarray(v) for name, v in now.items()})
 
 
 class Contender(NamedTuple):
-    """How it is made, the package it needs, and its settings to choose from.
+    """The function that makes `train`, the package it needs, and the settings to choose from.
 
-    First all combinations of `grid`; then, from the best of them, each value of `then` alone.
+    All combinations of `grid` are tried first. From the best of them, each value of `then` is tried
+    by itself.
     """
 
     make: Callable
@@ -182,11 +192,12 @@ CONTENDERS = {
 
 @jax.jit
 def cost(params, X):
+    """Return J of the autoencoder."""
     return dp.cost(dp.forward(params, X)[1], X)
 
 
 def run(train, X, sizes, seed, epochs):
-    """Train, with the clock stopped while J is measured; a J that is not finite ends it."""
+    """Train with the clock stopped while J is evaluated; a non-finite J ends the run."""
     params, costs, seconds = start(sizes, seed), [], []
 
     def see(now, as_layers=lambda now, like: now):
@@ -203,7 +214,7 @@ def run(train, X, sizes, seed, epochs):
 
 
 def tune(contender, X, sizes, epochs):
-    """J at the end, by setting."""
+    """Return the final J of each setting."""
     tried = {}
 
     def attempt(options):
@@ -224,7 +235,7 @@ def tune(contender, X, sizes, epochs):
 
 
 def check_equal(X, sizes):
-    """The same parameters have the same cost, here and there."""
+    """End the benchmark unless both libraries compute the same cost from the same parameters."""
     layers = start(sizes, 0)
     J, J_rows = cost(layers, X), jax.jit(rows_loss)(as_rows(layers), X.T)
     if not abs(J - J_rows) <= 1e-4 * J:
@@ -232,13 +243,13 @@ def check_equal(X, sizes):
 
 
 def measure(X, sizes, epochs):
-    """What was tried, how long the first steps took, and the runs, one a seed."""
+    """Return the settings tried, the seconds of the first steps, and the runs, one per seed."""
     there = each(CONTENDERS, lambda contender: importlib.import_module(contender.package))
     if any(CONTENDERS[name].package == "kfac_jax" for name in there):
         check_equal(X, sizes)
     tried = each({name: CONTENDERS[name] for name in there},
                  lambda contender: tune(contender, X, sizes, epochs))  # fmt: skip
-    kfac_jax_optimizer.cache_clear()  # what follows is compiled anew
+    kfac_jax_optimizer.cache_clear()  # so that the first steps compile
     trains = {name: CONTENDERS[name].make(X, **best(its)) for name, its in tried.items()}
     few = -(-FIRST * BATCH // X.shape[1])
     first = {
@@ -254,7 +265,9 @@ def measure(X, sizes, epochs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", metavar="FILE.npz", help="such as MNIST's; without, the digits")
+    parser.add_argument(
+        "--data", metavar="FILE.npz", help="such as mnist.npz (default: the digits)"
+    )
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
@@ -268,7 +281,7 @@ def main():
     try:
         picture(X, measured[-1], path.with_name(f"{path.name}.png"))
     except ImportError as error:
-        print(f"no picture is drawn: {error}")
+        print(f"no picture: {error}")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,37 @@
-"""What the benchmark of K-FAC writes and draws."""
+"""The report and the picture of kfac.py."""
 
 import numpy as np
 from report import LOOKS, markdown, setting, spread, today
 
 ADAM, OURS = "Adam", "deepprop K-FAC, adaptive"
 BATCH = 512
-FIRST = 6  # steps, after which all is compiled
+FIRST = 6  # steps, after which everything is compiled
 
 
 def best(tried):
+    """Return the setting with the lowest final J."""
     return dict(min(tried, key=tried.get))
 
 
 def words(options):
+    """Return the options as text."""
     return ", ".join(f"{name} {value:g}" for name, value in options)
 
 
 def reached(runs, targets, steps):
-    """Steps and seconds until J was at its target: of the seeds where it was, and how many."""
+    """Return the cells of steps and seconds until J reaches its target, and in how many seeds."""
     found = []
     for r, target in zip(runs, targets, strict=True):
         found += [(steps * (i + 1), r.seconds[i]) for i in np.flatnonzero(r.costs <= target)[:1]]
     if not found:
         return ["—", "—"]
-    some = "" if len(found) == len(runs) else f", {len(found)} of {len(runs)} seeds"
+    in_some = "" if len(found) == len(runs) else f", {len(found)} of {len(runs)} seeds"
     taken, seconds = np.transpose(found)
-    return [spread(taken, ",.0f") + some, spread(seconds, ".2f") + some]
+    return [spread(taken, ",.0f") + in_some, spread(seconds, ".2f") + in_some]
 
 
 def reach_table(runs, steps):
+    """Return the table of steps and seconds to reach a cost."""
     half = len(runs[ADAM][0].costs) // 2 - 1
     rows = []
     for of, at, when in [
@@ -44,6 +47,7 @@ def reach_table(runs, steps):
 
 
 def whole_table(tried, first, runs, steps):
+    """Return the table of final costs, times and chosen settings."""
     step = {
         name: np.array([np.median(np.diff(r.seconds)) / steps for r in its])
         for name, its in runs.items()
@@ -53,36 +57,37 @@ def whole_table(tried, first, runs, steps):
         ends = spread(np.array([r.costs[-1] for r in its]), ".3f")
         times = [spread(1e3 * step[name], ".2f"), spread(step[name] / step[ADAM], ".2f")]
         rows.append([name, ends, *times, f"{first[name]:.1f}", words(best(tried[name]).items())])
-    head = ["", "J at the end", "ms a step", "by Adam's", "first steps, s", "settings"]
+    head = ["", "J at the end", "ms per step", "relative to Adam's", "first steps, s", "settings"]
     return markdown(head, rows)
 
 
 def text(X, sizes, epochs, tried, first, runs):
+    """Return the report."""
     steps = X.shape[1] // BATCH
     tries = [[name, words(s), f"{J:.3f}"] for name, its in tried.items() for s, J in its.items()]
     return f"""# K-FAC on an autoencoder, {today()}
 
 {setting()}.
 
-{"-".join(map(str, sizes))}, tanh, at the output sigmoid with the binary cross-entropy, summed over
-units. {X.shape[1]:,} examples, minibatches of {BATCH}, {epochs} epochs of {steps} steps; constant
-rates. J is the cost an example over the training set, after each epoch. Medians (minimum to
-maximum) of {len(runs[ADAM])} seeds, each of which has parameters, an order and targets of its own.
-Seconds are of training, without compiling and without measuring J; "first steps" are the first
-{-(-FIRST // steps)} epochs and compiling. kfac-jax's ten burn-in steps are in its seconds, not in
-its steps. In kfac-jax 0.0.8 one function is mended for this jax (`mend_kfac_jax`).
+{"-".join(map(str, sizes))}, tanh, with a sigmoid output and the binary cross-entropy, summed over units.
+{X.shape[1]:,} examples, minibatches of {BATCH}, {epochs} epochs of {steps} steps, constant learning
+rates. J is the mean cost per example of the training set after each epoch. Medians (minimum to
+maximum) of {len(runs[ADAM])} seeds; parameters, order and targets differ between seeds. Seconds
+exclude compiling and the evaluation of J; "first steps" are the first {-(-FIRST // steps)} epochs, with
+compiling. kfac-jax's ten burn-in steps count in its seconds, but not in its steps. One function of
+kfac-jax 0.0.8 is patched for this version of jax (`patch_kfac_jax`).
 
 ## To reach a cost
 
 {reach_table(runs, steps)}
 
-## All of it
+## All methods
 
 {whole_table(tried, first, runs, steps)}
 
 ## The settings that were tried
 
-On a seed of their own. For kfac-jax `max_kl` is half its norm_constraint, `every` its
+On a separate seed. For kfac-jax, `max_kl` is half of its norm_constraint and `every` is its
 inverse_update_period.
 
 {markdown(["", "settings", "J at the end"], tries)}
@@ -90,7 +95,7 @@ inverse_update_period.
 
 
 def picture(X, runs, path):
-    """J above the least there is, which is the entropy of X, against steps and seconds."""
+    """Draw J minus its minimum, the entropy of X, over steps and over seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,7 +116,7 @@ def picture(X, runs, path):
     for axes, along in zip(both, ["steps", "seconds of training"], strict=True):
         axes.set(xscale="log", yscale="log", xlabel=along)
         axes.grid(which="both", color="0.9", linewidth=0.6)
-    both[0].set_ylabel(f"J - {least:.2f}, the least there is")
+    both[0].set_ylabel(f"J - {least:.2f}, its minimum")
     handles = both[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path)

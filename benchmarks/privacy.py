@@ -1,10 +1,11 @@
-"""Private training (DP-SGD), side by side: deepprop's fit and Opacus, on one data set and one budget.
+"""Private training (DP-SGD): dp.fit compared with Opacus, on the same data and the same budget.
 
     pip install -e '.[peers,privacy]' && python benchmarks/privacy.py [--data mnist.npz]
 
 Both train the same network from the same parameters, with the same optimizer, clipping norm, noise
-and expected batch size, each with its own Poisson samples and noise, from several seeds. Reported
-are the accuracy on the test set, epsilon by each one's own accountant, and the time of an epoch.
+multiplier and expected batch size, from several seeds. Each draws its own Poisson samples and
+noise. The report has the accuracy on the test set, epsilon from each library's accountant, and the
+time per epoch.
 """
 
 import argparse
@@ -23,14 +24,14 @@ import deepprop as dp
 from deepprop.command.data import load_data
 
 MAX_NORM = 1.0
-SETTINGS = {  # epochs, expected batch, rate and momentum of SGD, units, epsilon, delta
+SETTINGS = {  # epochs, expected batch, learning rate, momentum, hidden units, epsilon, delta
     "digits": (60, 256, 1.0, 0.9, 64, 3.0, 1e-4),
     "mnist": (20, 1024, 1.0, 0.9, 128, 3.0, 1e-5),
 }
 
 
 def with_deepprop(data, params, setting, seed):
-    """Accuracy, epsilon, seconds an epoch (the first, which compiles, left out)."""
+    """Return accuracy, epsilon and seconds per epoch, without the first, which compiles."""
     epochs, batch_size, rate, momentum, _, epsilon, delta = setting
     ends = []
     fit = dp.fit(
@@ -45,6 +46,7 @@ def with_deepprop(data, params, setting, seed):
 
 
 def with_opacus(data, params, setting, seed, mode="hooks"):
+    """Return the same for Opacus, with its hooks or with ghost clipping."""
     import torch
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader, TensorDataset
@@ -79,7 +81,7 @@ def with_opacus(data, params, setting, seed, mode="hooks"):
 
 
 def in_torch(params, torch):
-    """The same network with the same parameters."""
+    """Return the same network with the same parameters in PyTorch."""
     layers = []
     for layer in params:
         n, n_below = layer.W.shape
@@ -100,14 +102,14 @@ CONTENDERS = {
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a file as Keras's mnist.npz (default: the digits)")
+    parser.add_argument("--data", help="a file like Keras's mnist.npz (default: the digits)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=folder, default=RESULTS)
     return parser.parse_args()
 
 
 def results_of(seed, data, chosen):
-    """What each contender reached from one seed's parameters, by name."""
+    """Return the results of each contender from the parameters of one seed."""
     sizes = [data.X.shape[0], chosen[4], data.Y.shape[0]]
     params = dp.init_params(jax.random.key(seed), sizes, hidden="tanh")
 
@@ -120,6 +122,7 @@ def results_of(seed, data, chosen):
 
 
 def row(name, results):
+    """Return the row of a contender: medians over the seeds."""
     right, spent, seconds = np.array(results).T
     epsilon, epoch = np.median(spent), np.median(seconds)
     return [name, spread(100 * right, ".2f"), f"{epsilon:.3f}", f"{epoch:.3f}"]
@@ -127,7 +130,7 @@ def row(name, results):
 
 def main():
     args = arguments()
-    warnings.simplefilter("ignore")  # Opacus warns of every hook
+    warnings.simplefilter("ignore")  # Opacus warns about every hook
     name = "digits" if args.data is None else "mnist"
     data = load_data(args.data, held_out=0.2, seed=0, standardize=False, output=None)
     epochs, batch_size, rate, momentum, units, epsilon, delta = SETTINGS[name]
@@ -136,15 +139,15 @@ def main():
         for contender, result in results_of(seed, data, SETTINGS[name]).items():
             found[contender].append(result)
             print(seed, contender, *result, flush=True)
-    head = ["", "test accuracy, %: median (min to max)", "epsilon, by its own accountant"]
+    head = ["", "test accuracy, %: median (min to max)", "epsilon from its own accountant"]
     table = markdown(
-        [*head, "s an epoch"], [row(contender, r) for contender, r in found.items() if r]
+        [*head, "s per epoch"], [row(contender, r) for contender, r in found.items() if r]
     )
     text = f"""# Private training, {name}, {today()}
 
 {setting()}.
 
-{data.X.shape[0]}-{units}-{data.Y.shape[0]}, tanh, {data.X.shape[1]:,} training examples, SGD with rate {rate} and
+{data.X.shape[0]}-{units}-{data.Y.shape[0]}, tanh, {data.X.shape[1]:,} training examples, SGD with learning rate {rate} and
 momentum {momentum}, clipping norm {MAX_NORM}, batches of {batch_size} on average, {epochs} epochs, noise for
 epsilon {epsilon} at delta {delta}; {args.seeds} seeds, each with its own initial parameters, which all
 contenders share. Opacus samples with probability 1 / steps, deepprop with batch / examples.

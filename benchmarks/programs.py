@@ -1,6 +1,7 @@
-"""What a compiled program does: products, memory, kernels and exchanges, read from its text.
+"""Counting what a compiled program does, from its text: products, memory, kernels and exchanges.
 
-A loop's body counts as often as the loop runs, which XLA's own cost analysis does not do.
+The body of a loop is counted as often as the loop runs; XLA's own cost analysis counts it once. An
+exchange is a collective operation between devices, such as an all-reduce.
 """
 
 import re
@@ -22,35 +23,44 @@ NO_WORK += ["after-all", "while", "call", "conditional", "opt-barrier"]
 
 
 class Exchange(NamedTuple):
+    """A collective operation."""
+
     kind: str
-    bytes: int  # of the whole: what each device has after a gather, else what each gives
-    group: tuple  # the devices of one group
-    times: int  # a step
+    bytes: int  # what each device has after a gather; otherwise what each one contributes
+    group: tuple  # the devices of the first group
+    times: int  # per step
 
     def axis(self, model):
-        """Over which axis of a mesh with `model` neighbours, by the distance in the group."""
+        """Return the mesh axis of the group, from the distance of its devices.
+
+        On the axis "model" the devices of a group are neighbours, `model` of them. On the axis
+        "data" they are `model` apart.
+        """
         if len(self.group) == 1 or self.group[1] - self.group[0] == model:
             return "data"
         if self.group != tuple(range(model)):
-            raise ValueError(f"a group of neither axis: {self.group}")
+            raise ValueError(f"the group is on neither axis: {self.group}")
         return "model"
 
 
 class Counts(NamedTuple):
-    """Of one device and one step."""
+    """The counts of one device and one step."""
 
-    flops: int  # of matrix products: two a multiplication
-    product_bytes: int  # which the kernels with products read and write
-    other_bytes: int  # which the others do; exchanges have their own
+    flops: int  # of matrix products, two per multiplication
+    product_bytes: int  # read and written by kernels with products
+    other_bytes: int  # read and written by other kernels, without exchanges
     kernels: int
     exchanges: tuple
 
     @property
     def bytes(self):
+        """Return the bytes of all kernels."""
         return self.product_bytes + self.other_bytes
 
 
 class Instruction(NamedTuple):
+    """A line of a program."""
+
     name: str
     type: str
     kind: str
@@ -60,7 +70,7 @@ class Instruction(NamedTuple):
 
 
 def size_of(type_text):
-    """Bytes of an array, or of all in a tuple."""
+    """Return the bytes of an array, or of all arrays in a tuple."""
     total = 0
     for kind, shape in re.findall(r"([a-z]+\d*\w*)\[([\d,]*)\]", type_text):
         bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
@@ -69,24 +79,27 @@ def size_of(type_text):
 
 
 def dimensions(shape):
+    """Return the numbers in a text such as "2,4"."""
     return [int(n) for n in shape.split(",") if n]
 
 
 def shape_of(type_text):
+    """Return the shape of an array from its type, such as "f32[2,4]"."""
     return dimensions(re.search(r"\[([\d,]*)\]", type_text)[1])
 
 
 def closing(text, at):
-    """Where the parenthesis that opens at `at` is closed."""
+    """Return where the bracket that opens at `at` is closed."""
     depth = 0
     for i in range(at, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
         if not depth:
             return i
-    raise ValueError(f"never closed: {text}")
+    raise ValueError(f"a bracket is never closed: {text}")
 
 
 def parsed(line):
+    """Return the Instruction on this line, or None if there is none."""
     head = re.match(r"\s+(ROOT )?%?([\w.-]+) = ", line)
     if not head:
         return None
@@ -100,7 +113,7 @@ def parsed(line):
 
 
 def computations(text):
-    """The instructions of each computation by name, and the name of the first that runs."""
+    """Return the instructions of each computation by name, and the name of the entry."""
     found, entry, name = {}, None, None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
@@ -114,11 +127,12 @@ def computations(text):
 
 
 def called(instruction, what):
+    """Return the name of the computation that an instruction calls as `what`, such as "body"."""
     return re.search(rf"{what}=%?([\w.-]+)", instruction.rest)[1]
 
 
 def runs(all_of_them, name, times=1):
-    """(instruction, its computation, how often it runs), of all but what is inside kernels."""
+    """Yield (instruction, its computation, how often it runs), except those inside kernels."""
     for instruction in all_of_them[name].values():
         yield instruction, all_of_them[name], times
         if instruction.kind == "while":
@@ -129,17 +143,21 @@ def runs(all_of_them, name, times=1):
         elif instruction.kind == "call":
             yield from runs(all_of_them, called(instruction, "to_apply"), times)
         elif instruction.kind == "conditional":
-            raise ValueError(f"which branch is taken is not known: {instruction.name}")
+            raise ValueError(f"the branch of a conditional is unknown: {instruction.name}")
 
 
 def product_flops(instruction, beside):
+    """Return the operations of a matrix product; `beside` has the instructions around it."""
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
     left = shape_of(beside[instruction.operands[0]].type)
     return 2 * prod(shape_of(instruction.type)) * prod(left[i] for i in dimensions(contracted))
 
 
 def traffic(instruction, beside, inside):
-    """Bytes that a kernel reads and writes: of a slice, the slice alone; in place, what is new."""
+    """Return the bytes that a kernel reads and writes.
+
+    Of a slice this is the slice alone, and of an update in place only the new part.
+    """
     if instruction.kind == "fusion":
         return fusion_traffic(inside)
     sizes = [size_of(beside[name].type) for name in instruction.operands]
@@ -151,6 +169,7 @@ def traffic(instruction, beside, inside):
 
 
 def fusion_traffic(inside):
+    """Return the same for a fused kernel, from the instructions inside."""
     total = 0
     for parameter in (i for i in inside.values() if i.kind == "parameter"):
         users = readers(parameter.name, inside)
@@ -164,7 +183,7 @@ def fusion_traffic(inside):
 
 
 def readers(name, inside):
-    """Who reads it, and whether as the first operand; through what only renames it."""
+    """Return (user, whether as its first operand) for each user; bitcasts are looked through."""
     found = []
     for user in inside.values():
         if name in user.operands:
@@ -176,6 +195,7 @@ def readers(name, inside):
 
 
 def written(root, inside):
+    """Return the bytes that a fused kernel writes, from its last instruction."""
     if root.kind == "tuple":
         return sum(written(inside[name], inside) for name in root.operands)
     if root.kind == "bitcast":
@@ -186,12 +206,12 @@ def written(root, inside):
 
 
 def group_of(rest):
-    """The first group of devices, from any of the ways in which XLA writes them."""
+    """Return the first group of devices, in any of the notations of XLA."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(dimensions(found[1]))
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
         if "device_ids" in found[1]:
-            raise ValueError(f"devices in an order of their own: {found[0]}")
+            raise ValueError(f"the order of the devices is not the default: {found[0]}")
         sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", found[1])}
         over = re.findall(r"'([^']+)'", found[2])
         order = [*(name for name in sizes if name not in over), *over]
@@ -205,6 +225,7 @@ def group_of(rest):
 
 
 def exchange_of(instruction, beside, times):
+    """Return the Exchange of a collective instruction."""
     kind = instruction.kind.removesuffix("-start")
     given = sum(size_of(beside[name].type) for name in instruction.operands)
     group = group_of(instruction.rest)
@@ -213,7 +234,7 @@ def exchange_of(instruction, beside, times):
 
 
 def counts(text):
-    """What the program with this text does, on one device."""
+    """Return the Counts of the program with this text."""
     all_of_them, entry = computations(text)
     flops = product_bytes = other_bytes = kernels = 0
     exchanges = []
@@ -236,9 +257,9 @@ def counts(text):
 
 
 def compiled_step(sizes, mesh, m, **options):
-    """The compiled training step of a network with m examples on a mesh, with no array made.
+    """Compile the training step of a network with m examples on a mesh, without making an array.
 
-    Where each array lies is asked of `deepprop.place`, with a small network of as many layers.
+    The shardings come from `deepprop.place`, applied to a small network with as many layers.
     """
     optimizer = optax.adam(1e-3)
     small = {n: 8 * (i + 1) * mesh.shape["model"] for i, n in enumerate(dict.fromkeys(sizes))}
@@ -260,25 +281,27 @@ def compiled_step(sizes, mesh, m, **options):
 
 
 def over(mesh, *axes):
+    """Return the sharding over these axes of a mesh."""
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def abstract(array, sharding, mesh):
-    """Its shape, type and place; what lies on no mesh, such as Adam's count, lies on all of it."""
+    """Return shape, dtype and sharding; an array without one, as Adam's count, is everywhere."""
     there = sharding if isinstance(sharding, NamedSharding) else over(mesh)
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=there)
 
 
 def parameters(sizes):
-    """Of all W, of W[1], and of all W and b."""
+    """Return the number of parameters in all W, in W[1], and in all W and b."""
     W = [n * k for k, n in pairwise(sizes)]
     return sum(W), W[0], sum(W) + sum(sizes[1:])
 
 
 def closed_flops(sizes, m, model=1, stack=False):
-    """6 an example and weight, for Z, dA and dW; less dA[0], which is not computed.
+    """Return the operations of a step: 6 per example and weight, for Z, dA and dW.
 
-    Of all devices on the axis "model"; a last layer that is whole each of them computes.
+    Those of dA[0] are subtracted, as it is not computed. The result is the sum over the devices on
+    the axis "model"; if the last layer is not divided, each of them computes it.
     """
     W, first, _ = parameters(sizes)
     whole = (model - 1) * sizes[-1] * sizes[-2] if len(sizes) % 2 == 0 and not stack else 0
@@ -286,16 +309,17 @@ def closed_flops(sizes, m, model=1, stack=False):
 
 
 def closed_exchanges(sizes, m, model, stack=False):
-    """Bytes over each axis, from float32 gradients and activations of m examples.
+    """Return the bytes that are exchanged over each axis, in float32, with m examples.
 
-    Data: the parameters that a device holds, and J. Model: Z[l] of every second layer up, dA below
-    every second layer down, as `deepprop.place` divides them; of a stack, for each layer A twice
-    and dA once, and Z[L].
+    Over "data" these are the gradients of the parameters on a device, and J. Over "model" they are
+    Z[l] of every second layer in the forward pass, and dA below every second layer in the backward
+    pass, as `deepprop.place` divides the layers; for a stack, A twice and dA once per layer, and
+    Z[L].
     """
     L, layers = len(sizes) - 1, list(enumerate(pairwise(sizes), start=1))
     if model == 1:
         return {"data": 4 * (parameters(sizes)[2] + 1), "model": 0}
-    if stack:  # XLA makes dW[L] too where the rows of A[L-1] lie
+    if stack:  # XLA computes dW[L] on the device that has the rows of A[L-1]
         held = sum((n * k + n) / model for l, (k, n) in layers if l < L)
         held += sizes[-1] * sizes[-2] / model + sizes[-1]
         return {"data": int(4 * (held + 1)), "model": 4 * m * (3 * (L - 2) * sizes[1] + sizes[-1])}
@@ -308,13 +332,13 @@ def closed_exchanges(sizes, m, model, stack=False):
 
 
 def line(low, high, t):
-    """The counts on the line through two programs: low at t = 0, high at t = 1."""
+    """Return the counts on the line through two programs: low at t = 0, high at t = 1."""
 
     def between(a, b):
         return a + t * (b - a)
 
     pairs = list(zip(low.exchanges, high.exchanges, strict=True))
     if any((a.kind, a.group, a.times) != (b.kind, b.group, b.times) for a, b in pairs):
-        raise ValueError("the programs exchange different things")
+        raise ValueError("the two programs do not have the same exchanges")
     exchanges = tuple(a._replace(bytes=between(a.bytes, b.bytes)) for a, b in pairs)
     return Counts(*map(between, low[:4], high[:4]), exchanges)

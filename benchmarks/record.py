@@ -1,9 +1,9 @@
-"""What it costs to record the health of every layer while training.
+"""The cost of recording the health of every layer during training.
 
     pip install -e '.[peers]' && python benchmarks/record.py
 
-Epochs of `dp.fit` with dp.diagnose at every step, every 10th, 50th or none, in turns and in a new
-order each round, after one epoch each that compiles.
+Times epochs with dp.diagnose at every step, at every 10th, at every 50th and at none. They take
+turns in a new order in each round, after one epoch each to compile.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SIZES = ["small", "medium", "deep"]
 
 
 def epoch_of(network, every):
-    """A function that trains an epoch of 200 steps and gives its seconds."""
+    """Return a function that trains one epoch, of 50 or 200 steps, and returns its seconds."""
     sizes, batch_size, _ = network
     optimizer = optax.adam(1e-3)
     X, Y = data(sizes, 200 * batch_size if sizes[0] > 256 else 50 * batch_size)
@@ -45,6 +45,7 @@ def epoch_of(network, every):
 
 
 def measure(network, rounds):
+    """Return, for each interval, the time of an epoch relative to one without recording."""
     epochs = {every: epoch_of(network, every) for every in EVERY}
     seconds, rng = {every: [] for every in EVERY}, np.random.default_rng(0)
     for _ in range(rounds):
@@ -70,8 +71,8 @@ def main():
 
 {setting()}.
 
-Time of an epoch of `dp.fit` with `record=dp.diagnose` by that without, Adam, {args.rounds} rounds: median
-(min to max).
+Time of an epoch with `record=dp.Record(dp.diagnose, every)` relative to one without, Adam, {args.rounds}
+rounds: median (min to max).
 
 {markdown(head, rows)}
 """

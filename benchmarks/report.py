@@ -1,4 +1,4 @@
-"""What the benchmark prints, writes and draws."""
+"""Tables, texts, files and pictures of the benchmarks."""
 
 import argparse
 import datetime
@@ -18,7 +18,7 @@ RESULTS = str(Path(__file__).parent / "results")
 PACKAGES = ["deepprop", "jax", "jaxlib", "optax", "numpy"]
 PACKAGES += ["equinox", "flax", "keras", "torch", "scikit-learn"]
 PACKAGES += ["opacus", "backpack-for-pytorch", "kfac-jax"]
-LOOKS = [  # told apart without colour too; the colours are Okabe's and Ito's
+LOOKS = [  # distinct without colour as well; the colours are those of Okabe and Ito
     ("#000000", "o"), ("#0072B2", "s"), ("#56B4E9", "^"), ("#009E73", "v"),
     ("#E69F00", "D"), ("#D55E00", "P"), ("#CC79A7", "X"), ("#7F7F7F", "*"),
 ]  # fmt: skip
@@ -26,48 +26,57 @@ TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
 
 
 class Network(NamedTuple):
+    """A network and its training."""
+
     sizes: list
     batch_size: int
-    steps: int  # an epoch
+    steps: int  # per epoch
 
     def shape(self):
+        """Return the sizes in words, such as "784-32-10"."""
         if len(self.sizes) > 8:
             return f"{len(self.sizes) - 1} layers of {self.sizes[0]}"
         return "-".join(map(str, self.sizes))
 
     def operations(self):
-        """Of the matrix products of a step: Z, dA and dW of each layer, but not dA[0]."""
+        """Count the operations of a step's products: Z, dA and dW of each layer, without dA[0]."""
         products = [n * k for n, k in itertools.pairwise(self.sizes)]
         return 2 * self.batch_size * (3 * sum(products) - products[0])
 
 
 class Measured(NamedTuple):
-    seconds: np.ndarray  # a step, round by round
-    first_step: float
-    temporary: int | None
+    """The measurements of one contender."""
+
+    seconds: np.ndarray  # per step, round by round
+    first_step: float  # seconds until the first step is done
+    temporary: int | None  # bytes
 
 
 class Machine(NamedTuple):
-    rate: float  # operations a second of a matrix product
-    others: float | None  # share of the processors that other processes had meanwhile
+    """The machine during the rounds of one network."""
+
+    rate: float  # operations per second of a matrix product
+    others: float | None  # share of the processors that other processes used
 
 
 def ratios(measured):
-    """Of each contender: its time by deepprop's, round by round."""
+    """Return the time of each contender relative to deepprop's, round by round."""
     return {name: m.seconds / measured[BASE].seconds for name, m in measured.items()}
 
 
 def spread(values, form):
+    """Return the median, with minimum and maximum in brackets."""
     return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
 
 
 def markdown(head, rows):
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def summary(results):
-    """One line a network: the median ratios."""
+    """Return the table of median ratios, a line per network."""
     rows = []
     for network, measured, _ in results.values():
         ratio = ratios(measured)
@@ -77,10 +86,10 @@ def summary(results):
 
 
 def table(results):
-    """One line a network and contender: everything."""
-    head = ["network, batch", "", "us a step: median (min to max)"]
-    head += ["time by deepprop's: median (min to max)", "time to first step, s"]
-    head += ["of the matrix-product rate", "peak temporary MB"]
+    """Return the table of all measurements, a line per network and contender."""
+    head = ["network, batch", "", "us per step: median (min to max)"]
+    head += ["time relative to deepprop's: median (min to max)", "time to first step, s"]
+    head += ["share of the matrix-product rate", "peak temporary MB"]
     rows = []
     for name, (network, measured, machine) in results.items():
         ratio = ratios(measured)
@@ -98,16 +107,18 @@ def table(results):
 
 
 def today():
+    """Return the date, such as "2026-11-23"."""
     return datetime.date.today().isoformat()
 
 
 def stem(what):
+    """Return the name of a result without its ending: WHAT-DATE-jax-VERSION-DEVICE."""
     device = jax.devices()[0].device_kind.replace(" ", "-")
     return f"{what}-{today()}-jax-{jax.__version__}-{device}"
 
 
 def folder(name):
-    """The folder of that name, for `--out`: made when the options are read, not after the run."""
+    """Return the folder for `--out`, created now: a bad name must fail before the run, not after."""
     path = Path(name)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +128,7 @@ def folder(name):
 
 
 def write(text, what, out):
-    """The text as benchmarks/results/WHAT-DATE-jax-VERSION-DEVICE.md, or in the folder `out`."""
+    """Write the text to WHAT-DATE-jax-VERSION-DEVICE.md in the folder `out`, and print it."""
     path = out / f"{stem(what)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -125,6 +136,7 @@ def write(text, what, out):
 
 
 def setting():
+    """Return the device, the Python version and the packages, in a line."""
     found = []
     for package in PACKAGES:
         try:
@@ -136,40 +148,41 @@ def setting():
 
 
 def text(results, rounds):
-    full = " Matrix products in full float32 for all, no TensorFloat-32." if on_gpu() else ""
+    """Return the report of training.py."""
+    full = " All matrix products are in full float32, without TensorFloat-32." if on_gpu() else ""
     return f"""# Training, {today()}
 
 {setting()}.
 
-Adam, float32, {rounds} rounds; in each, the contenders in a new order.{full}
+Adam, float32, {rounds} rounds, each in a new order of the contenders.{full}
 
-## Time by deepprop's, medians
+## Time relative to deepprop's, medians
 
 Above 1, `dp.fit` is faster.
 
 {summary(results)}
 
-## All that was measured
+## All measurements
 
-A ratio is of one round. Time to first step: building, tracing and compiling, with nothing compiled
-by an earlier run, until a first step is done; imports aside. Peak temporary memory is what XLA
-reserves beside arguments and results for the compiled program, which is an epoch of `dp.fit` and of
-`jax.grad, scanned`, and a step of the others; "—" is not measured.
+Ratios are taken within a round. The time to the first step covers building, tracing and compiling,
+with empty compilation caches, and one step; imports are excluded. Peak temporary memory is what XLA
+reserves for the compiled program besides arguments and results. That program is an epoch for
+`dp.fit` and `jax.grad, scanned`, and a step for the others. "—" means not measured.
 
 {table(results)}
 
-## The machine meanwhile
+## The machine during the rounds
 
-The rate of a square matrix product in JAX, and how much of the processors other programs had: they
-slow all, but most those whose threads wait for one another (PyTorch, scikit-learn), so that ratios
-are to be trusted only where it is little.
+The rate of a square matrix product in JAX, and the share of the processors that other programs used.
+Other programs slow down all contenders, most of all those whose threads wait for one another
+(PyTorch, scikit-learn). Trust the ratios only if this share is small.
 
 {meanwhile(results)}
 """
 
 
 def meanwhile(results):
-    """One line a network: the machine during its rounds."""
+    """Return the table of the machine, a line per network."""
     rows = []
     for name, (_, _, machine) in results.items():
         others = "—" if machine.others is None else f"{machine.others:.0%}"
@@ -178,7 +191,7 @@ def meanwhile(results):
 
 
 def picture(results, path):
-    """Time a step by deepprop's: a group a network, a marker a contender, whiskers min to max."""
+    """Draw times relative to deepprop's: a group per network, a marker per contender."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,7 +220,7 @@ def picture(results, path):
 
 
 def frame(axes, results):
-    """What stands around the markers: groups, names, the line of deepprop."""
+    """Draw everything except the markers: the groups, their names and the line of dp.fit."""
     names = []
     for name, (network, *_) in results.items():
         shape = textwrap.fill(network.shape(), 16)
@@ -218,7 +231,7 @@ def frame(axes, results):
     for i in range(1, len(names)):
         axes.axvline(i - 0.5, color="0.85", linewidth=0.8)
     axes.set_yscale("log")
-    axes.set_ylabel("time a step, dp.fit = 1\n(median, min to max)")
+    axes.set_ylabel("time per step, dp.fit = 1\n(median, min to max)")
     axes.set_axisbelow(True)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.axhline(1, color="0.3", linewidth=1.5, zorder=1)

@@ -1,9 +1,10 @@
-"""What to expect of many devices: computed from compiled programs and stated rates, not measured.
+"""What to expect from many devices: computed from compiled programs, not measured.
 
     pip install -e . && python benchmarks/scaling.py
 
-Training steps are compiled for devices of the host, with no array made, and read for what they
-compute, move and exchange (programs.py); clusters.py turns that into seconds.
+Training steps are compiled for devices of the host, without making an array. programs.py counts
+what they compute, move and exchange, and clusters.py turns the counts into seconds, with the rates
+that vendors state.
 """
 
 import argparse
@@ -18,23 +19,26 @@ from report import RESULTS, folder, markdown, setting, today, write
 import deepprop as dp
 
 HOST_DEVICES = 32
-MODEL = 8
+MODEL = 8  # devices on the axis "model"
 DEVICES = [8, 64, 1024, 16384]
 KINDS = ["float32", "bfloat16"]
-WHOLE = 64  # times the batch of a device is the whole batch where it is held fixed
+WHOLE = 64  # strong scaling: the whole batch, as a multiple of the batch of a device
 
 
 class Network(NamedTuple):
+    """A network and its batch."""
+
     name: str
     sizes: tuple
-    batch: int  # a device
+    batch: int  # per device
     stack: bool = False
 
     def options(self):
+        """Return the options of init_params."""
         return {"residual": True, "stack": True} if self.stack else {}
 
     def backward(self):
-        """Share of the products: dA and dW of Z, dA and dW."""
+        """Return the share of the backward pass in the products: dA and dW, of Z, dA and dW."""
         W, first, _ = parameters(self.sizes)
         return (2 * W - first) / (3 * W - first)
 
@@ -50,7 +54,7 @@ LAYOUTS = {"data": 1, "data x model": MODEL}  # devices on the axis "model"
 
 @cache
 def program(network, data, model, local, kind="float32"):
-    """The compiled step with `local` examples on each of the `data` parts."""
+    """Compile the step with `local` examples on each of the `data` parts."""
     narrow = {} if kind == "float32" else {"compute_dtype": kind}
     mesh = dp.mesh(data=data, model=model)
     return compiled_step(network.sizes, mesh, data * local, **network.options(), **narrow)
@@ -58,24 +62,27 @@ def program(network, data, model, local, kind="float32"):
 
 @cache
 def counted(network, data, model, local, kind="float32"):
+    """Return the counts of that program."""
     return counts(program(network, data, model, local, kind).as_text())
 
 
 @cache
 def counted_at(network, model, local):
-    """For any number of examples: on the line through two programs."""
+    """Return the counts for any number of examples, from the line through two programs."""
     data, m = (8, network.batch) if model == 1 else (2, MODEL * network.batch)
     two = [counted(network, data, model, k * m) for k in (1, 2)]
     return line(*two, local / m - 1)
 
 
 def step(hardware, network, kind, model, devices, local, shares=Shares()):  # noqa: B008
+    """Return the parts of a step with `local` examples per part of the data."""
     model = min(model, devices)
     known = counted_at(network, model, local)
     return step_time(hardware, known, kind, devices // model, model, network.backward(), shares)
 
 
 def bounds(numbers):
+    """Return two shares in per cent, the lower one first."""
     low, high = (100 * n for n in sorted(numbers))
     form = ".0f" if high >= 10 else ".1f" if high >= 1 else ".1g"
     return (
@@ -84,14 +91,14 @@ def bounds(numbers):
 
 
 def weak(hardware, network, kind, model, devices):
-    """Time on one device by that on many, each with its own batch: both bounds."""
+    """Return the time on one device relative to many, each with its own batch: both bounds."""
     one = step(hardware, network, kind, 1, 1, network.batch).alone
     many = step(hardware, network, kind, model, devices, model * network.batch)
     return one / many.apart, one / many.together
 
 
 def strong(hardware, network, kind, model, devices):
-    """How much faster than one device with the whole batch, by the number of devices."""
+    """Return the speedup over one device with the whole batch, per device: both bounds."""
     whole = WHOLE * network.batch
     if whole * model < devices:
         return None
@@ -101,7 +108,7 @@ def strong(hardware, network, kind, model, devices):
 
 
 def machines():
-    """Each with the factors of products; the TPU makes float32's of bfloat16 too."""
+    """Return the machines and the factors of products; a TPU uses bfloat16 for float32 as well."""
     return [
         (H100, "float32", "float32"),
         (H100, "bfloat16", "bfloat16"),
@@ -110,6 +117,7 @@ def machines():
 
 
 def cases():
+    """Yield the names and the arguments of each row."""
     for network in NETWORKS:
         for layout, model in LAYOUTS.items():
             for hardware, kind, factors in machines():
@@ -118,6 +126,7 @@ def cases():
 
 
 def weak_table():
+    """Return the table of weak scaling."""
     rows = []
     for names, *case in cases():
         hardware, network, kind, model = case
@@ -136,15 +145,17 @@ def weak_table():
 
 
 def used(hardware, network, kind, seconds):
-    """Share of the stated rate of products, with the batch of a device."""
+    """Return the share of the stated product rate, with the batch of a device."""
     return closed_flops(network.sizes, network.batch) / hardware.rates[kind] / seconds
 
 
 def milli(seconds):
+    """Return seconds as milliseconds, in text."""
     return f"{1e3 * seconds:.3g}"
 
 
 def strong_table():
+    """Return the table of strong scaling."""
     rows = []
     for names, *case in cases():
         found = [strong(*case, devices) for devices in DEVICES]
@@ -156,7 +167,7 @@ def strong_table():
 
 
 def least_batch(hardware, network, kind, devices, share):
-    """The least power of 2 of examples a device with that efficiency, with nothing at once."""
+    """Return the least power of 2 of examples per device with this efficiency, without overlap."""
     for power in range(21):
         at = step(hardware, network, kind, 1, devices, 2**power)
         if at.alone / at.apart >= share:
@@ -165,6 +176,7 @@ def least_batch(hardware, network, kind, devices, share):
 
 
 def batch_table():
+    """Return the table of the batches that are needed."""
     rows = []
     for network in NETWORKS:
         for hardware, kind, factors in machines():
@@ -180,18 +192,18 @@ def batch_table():
 
 CHANGED = {
     "as above": Shares(),
-    "0.4 of the rate of products": Shares(products=0.4),
-    "0.8 of the rate of products": Shares(products=0.8),
-    "0.5 of the links": Shares(links=0.5),
-    "all of the links": Shares(links=1.0),
-    "28 bytes a parameter for Adam, not 40": Shares(moved=0.7),
-    "a quarter of every latency": Shares(latency=0.25),
-    "four times every latency": Shares(latency=4.0),
+    "0.4 of the product rate": Shares(products=0.4),
+    "0.8 of the product rate": Shares(products=0.8),
+    "0.5 of the link rate": Shares(links=0.5),
+    "all of the link rate": Shares(links=1.0),
+    "28 bytes per parameter for Adam, not 40": Shares(moved=0.7),
+    "a quarter of all latencies": Shares(latency=0.25),
+    "four times all latencies": Shares(latency=4.0),
 }
 
 
 def changed_table():
-    """Weak scaling on 1024 H100 under other assumptions."""
+    """Return the table of weak scaling on 1024 H100 under other assumptions."""
     rows = []
     for what, shares in CHANGED.items():
         cells = []
@@ -206,8 +218,13 @@ def changed_table():
 
 
 def hardware_table():
-    head = ["", "products, TFLOP/s: float32, bfloat16", "memory, GB/s", "devices a node"]
-    head += ["in a node, GB/s one way", "between, GB/s", "us: exchange, step inside, step between"]
+    """Return the table of the machines, and the sources of its numbers."""
+    head = ["", "products, TFLOP/s: float32, bfloat16", "memory, GB/s", "devices per node"]
+    head += [
+        "in a node, GB/s in one direction",
+        "between, GB/s",
+        "us: exchange, step in a node, step between nodes",
+    ]
     rows = []
     for h in (H100, V5P):
         rates = ", ".join(f"{h.rates[kind] / 1e12:g}" for kind in KINDS)
@@ -221,33 +238,34 @@ def hardware_table():
 
 
 def over(known, axis, model):
-    """How many exchanges go over an axis, and their bytes."""
+    """Return the number of exchanges over an axis, and their bytes."""
     of_axis = [e for e in known.exchanges if e.axis(model) == axis]
     return sum(e.times for e in of_axis), sum(e.times * e.bytes for e in of_axis)
 
 
 def counted_table():
+    """Return the table of what a step does on one device."""
     rows = []
     for network in NETWORKS:
         for layout, model in LAYOUTS.items():
             data, local = (8, network.batch) if model == 1 else (2, MODEL * network.batch)
             known = counted(network, data, model, local)
             memory = program(network, data, model, local).memory_analysis()
-            held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
             cells = [f"{parameters(network.sizes)[2]:,}", f"{known.flops / 1e9:,.2f}"]
             cells += [f"{known.product_bytes / 1e9:.3f}", f"{known.other_bytes / 1e9:.3f}"]
-            cells += [f"{known.kernels:,}", f"{held / 1e9:.2f}"]
+            cells += [f"{known.kernels:,}", f"{size / 1e9:.2f}"]
             for axis in ("data", "model"):
-                count, size = over(known, axis, model)
-                cells.append(f"{count:,}: {size / 1e6:,.2f}" if count else "—")
+                count, exchanged_bytes = over(known, axis, model)
+                cells.append(f"{count:,}: {exchanged_bytes / 1e6:,.2f}" if count else "—")
             rows.append([f"{network.name}, {network.batch}", layout, *cells])
-    head = ["network, batch a device", "layout", "parameters", "GFLOP of products"]
-    head += ["GB of products", "GB of the rest", "kernels", "GB held"]
+    head = ["network, batch per device", "layout", "parameters", "GFLOP of products"]
+    head += ["GB of products", "GB of the rest", "kernels", "GB in memory"]
     return markdown([*head, "exchanges over data: MB", "over model: MB"], rows)
 
 
 def meshes():
-    """What is compiled to see that nothing but the groups depends on the number of devices."""
+    """Yield the meshes that show that only the groups depend on the number of devices."""
     for network in NETWORKS:
         for data in (2, 8, 32):
             yield network, data, 1, network.batch
@@ -256,6 +274,7 @@ def meshes():
 
 
 def checks_table():
+    """Return the table of counts and of their differences from the closed form."""
     rows = []
     for network, data, model, local in meshes():
         known = counted(network, data, model, local)
@@ -270,13 +289,20 @@ def checks_table():
             network.name, f"{data} x {model}", ", ".join(f"{a} {n}" for a, n in groups.items()),
             *cells, f"{flops:,}",
         ])  # fmt: skip
-    head = ["network", "data x model", "devices a group", "over data", "bytes", "less closed form"]
-    head += ["over model", "bytes", "less closed form", "flops less closed form"]
+    head = [
+        "network",
+        "data x model",
+        "devices per group",
+        "over data",
+        "bytes",
+        "minus closed form",
+    ]
+    head += ["over model", "bytes", "minus closed form", "flops minus closed form"]
     return markdown(head, rows)
 
 
 def analysis_table():
-    """By XLA's cost analysis; the line at few examples; and bfloat16."""
+    """Return the table of other checks: XLA's cost analysis, the line at 2 examples, bfloat16."""
     rows = []
     for network in NETWORKS:
         wide = counted(network, 8, 1, network.batch)
@@ -291,81 +317,85 @@ def analysis_table():
             f"{guess.flops / few.flops:.3f}",
             f"{guess.bytes / few.bytes:.3f}",
             f"{narrow.flops / wide.flops:.3f}",
-            "the same" if exchanged(narrow) == exchanged(wide) else "others",
+            "the same" if exchanged(narrow) == exchanged(wide) else "different",
             f"{narrow.bytes / wide.bytes:.2f}",
         ])  # fmt: skip
-    head = ["network", "flops by XLA's", "bytes by XLA's", "line at 2 examples: flops", "bytes"]
-    return markdown([*head, "bfloat16: flops by float32's", "exchanges", "bytes"], rows)
+    head = ["network", "flops / XLA's", "bytes / XLA's", "line at 2 examples: flops", "bytes"]
+    return markdown([*head, "bfloat16: flops / float32's", "exchanges", "bytes"], rows)
 
 
 def exchanged(known):
+    """Return the kinds, bytes and numbers of all exchanges."""
     return sorted((e.kind, e.bytes, e.times) for e in known.exchanges)
 
 
 def found(network, kind, model, devices, of=weak, hardware=H100):
+    """Return the bounds of weak or strong scaling for a sentence."""
     both = of(hardware, NETWORKS[network], kind, model, devices)
     return "no" if both is None else bounds(both)
 
 
 def read():
-    """What the tables say, in a few lines."""
+    """Return what the tables say, in a few lines."""
     half, most = (least_batch(H100, NETWORKS[0], "bfloat16", 1024, share) for share in (0.5, 0.9))
     at = step(H100, NETWORKS[0], "bfloat16", 1, 1024, 512)
     stack = step(H100, NETWORKS[2], "bfloat16", 1, 1024, 512)
     return f"""\
-- The batch a device fixed, 8 layers of 8192, H100, bfloat16, data parallel: {found(0, "bfloat16", 1, 8)} % on 8 devices,
-  {found(0, "bfloat16", 1, 64)} % on 64, and from there to 16,384 hardly less: {found(0, "bfloat16", 1, 16384)} %. With 512 examples a device the
-  gradients take {milli(at.piped)} to {milli(at.data)} ms and all else {milli(at.alone)}, of which the products are {milli(at.products)} and Adam's memory
-  most of the rest. The backward pass is too short to hide much of the exchange.
-- The remedy is a larger batch a device: {half} for half the speed of as many single devices, {most} for
-  90 %, with nothing at the same time; which is {int(most.replace(",", "")) * 1024:,} examples a step on 1024: whether such a batch still trains well is another
-  question, which `gradient_noise_scale` asks.
-- Units divided over the 8 devices of a node, with 8 times the batch each, on 1024 (in brackets: data
-  parallel alone): {found(0, "bfloat16", MODEL, 1024)} ({found(0, "bfloat16", 1, 1024)}) % for layers of 8192, as each device has 1/8 of the gradient to
-  exchange and of Adam to do; {found(1, "bfloat16", MODEL, 1024)} ({found(1, "bfloat16", 1, 1024)}) % for 4096; and {found(2, "bfloat16", MODEL, 1024)} ({found(2, "bfloat16", 1, 1024)}) % for the stack, which gathers
-  A twice a layer.
-- A stack exchanges each layer's gradient by itself: of {milli(stack.piped)} to {milli(stack.data)} ms for {over(counted_at(NETWORKS[2], 1, 512), "data", 1)[0]} exchanges most is latency,
-  so that this line hangs on its assumption.
-- Where it does not pay: 784-256-128-10 takes {1e3 * float(milli(step(H100, NETWORKS[3], "float32", 1, 1, 128).alone)):.0f} us on one H100, nearly all of it to start kernels;
-  on 8 devices a batch of 8,192 is done {8 * min(strong(H100, NETWORKS[3], "float32", 1, 8)):.1f} times as fast, on 64 {64 * min(strong(H100, NETWORKS[3], "float32", 1, 64)):.1f} times.
-- A whole batch held fixed does not go far: of 32,768 examples, layers of 8192, {found(0, "bfloat16", 1, 8, strong)} % of the
-  speedup that there could be on 8, {found(0, "bfloat16", 1, 64, strong)} % on 64, {found(0, "bfloat16", 1, 1024, strong)} % on 1024 and {found(0, "bfloat16", 1, 16384, strong)} % on 16,384, where each
-  has 2 examples, and Adam and the gradients cost what they did."""
+- With a fixed batch per device, 8 layers of 8192, H100, bfloat16, data parallel: {found(0, "bfloat16", 1, 8)} % on 8 devices,
+  {found(0, "bfloat16", 1, 64)} % on 64, and hardly less up to 16,384: {found(0, "bfloat16", 1, 16384)} %. With 512 examples per device the
+  gradients take {milli(at.piped)} to {milli(at.data)} ms and everything else {milli(at.alone)}, of which the products take {milli(at.products)} and Adam's
+  memory most of the rest. The backward pass is too short to hide much of the exchange.
+- The remedy is a larger batch per device: {half} for half the speed of as many single devices, {most} for
+  90 %, without overlap. That is {int(most.replace(",", "")) * 1024:,} examples per step on 1024; whether such a batch still trains well is another
+  question, for `gradient_noise_scale`.
+- With the units divided over the 8 devices of a node, and 8 times the batch each, on 1024 (in brackets:
+  data parallel only): {found(0, "bfloat16", MODEL, 1024)} ({found(0, "bfloat16", 1, 1024)}) % for layers of 8192, because each device has 1/8 of the gradient to
+  exchange and of Adam's work; {found(1, "bfloat16", MODEL, 1024)} ({found(1, "bfloat16", 1, 1024)}) % for 4096; and {found(2, "bfloat16", MODEL, 1024)} ({found(2, "bfloat16", 1, 1024)}) % for the stack, which gathers
+  A twice per layer.
+- A stack exchanges each layer's gradient by itself: of {milli(stack.piped)} to {milli(stack.data)} ms for {over(counted_at(NETWORKS[2], 1, 512), "data", 1)[0]} exchanges, most is latency,
+  so this line depends on the assumed latency.
+- It does not pay for small networks: 784-256-128-10 takes {1e3 * float(milli(step(H100, NETWORKS[3], "float32", 1, 1, 128).alone)):.0f} us on one H100, nearly all of it to start kernels;
+  a batch of 8,192 is {8 * min(strong(H100, NETWORKS[3], "float32", 1, 8)):.1f} times as fast on 8 devices, and {64 * min(strong(H100, NETWORKS[3], "float32", 1, 64)):.1f} times on 64.
+- A fixed whole batch does not scale far: with 32,768 examples and layers of 8192, {found(0, "bfloat16", 1, 8, strong)} % of the
+  ideal speedup on 8, {found(0, "bfloat16", 1, 64, strong)} % on 64, {found(0, "bfloat16", 1, 1024, strong)} % on 1024 and {found(0, "bfloat16", 1, 16384, strong)} % on 16,384, where each
+  device has 2 examples, while Adam and the gradients cost as much as before."""
 
 
 def text():
-    return f"""# Many devices: what to expect, {today()}
+    """Return the report."""
+    return f"""# What to expect from many devices, {today()}
 
 {setting()}.
 
-**Computed, not measured.** No accelerator and no network took part. Training steps (forward,
-`manual_backward`, Adam) were compiled for up to {HOST_DEVICES} devices of the host and read for what they compute,
-move and exchange; rates that vendors state, and the assumptions below, make seconds of it.
+**Computed, not measured.** No accelerator and no network link was used. Training steps (forward,
+`manual_backward`, Adam) were compiled for up to {HOST_DEVICES} devices of the host, and what they compute, move and
+exchange was counted. The rates that vendors state, and the assumptions below, turn that into seconds.
 
-## What can be read from it
+## What the tables say
 
 {read()}
 
 ## Assumptions
 
-- Of the stated rates {Shares().products:g} is reached by products, {Shares().hbm:g} by memory, {Shares().links:g} by links. Chosen, not
-  measured; the table of other assumptions shows what hangs on them.
-- A step is products (the longer of their time to compute and to move their bytes), the memory of all
-  other kernels, the start of each kernel, and exchanges. No kernel runs beside another.
-- Bytes are those of the program for the host in float32, each operand read and each result written,
-  with no cache. An accelerator's compiler may need fewer: Adam has three kernels here and moves 40
-  bytes a parameter, where 28 are needed. With bfloat16 the host widens numbers that others do not;
-  so its bytes are taken to be float32's, and only its products to be faster.
-- An all-reduce is done in three parts: a ring in the node, a tree between nodes in which each device
-  has its own link and its own part, a ring in the node. A ring of n moves 2 (n - 1) / n of the bytes
-  in 2 (n - 1) steps; a tree as many bytes in 2 log2 n steps; a torus of side s, 6 (s - 1) steps. A
-  gather takes half of it. Nodes hold neighbours; links are not shared with anyone, and none is slow.
+- Products reach {Shares().products:g} of the stated rate, memory {Shares().hbm:g}, and links {Shares().links:g}. These shares are chosen, not
+  measured; the table of other assumptions shows what depends on them.
+- A step consists of products (the longer of the times to compute them and to move their bytes), the
+  memory traffic of all other kernels, the start of each kernel, and exchanges. Kernels do not overlap.
+- Bytes are those of the program for the host in float32: each operand is read and each result
+  written, without a cache. An accelerator's compiler may need fewer: Adam has three kernels here and
+  moves 40 bytes per parameter, where 28 are needed. With bfloat16 the host widens numbers that others
+  do not, so its bytes are taken to be those of float32, and only its products to be faster.
+- An all-reduce has three parts: a ring in the node, a tree between nodes in which each device has its
+  own link and its own part, and a ring in the node. A ring of n moves 2 (n - 1) / n of the bytes in
+  2 (n - 1) steps; a tree as many bytes in 2 log2 n steps; a torus of side s needs 6 (s - 1) steps. A
+  gather takes half of that. The devices of a node are neighbours; links are not shared, and none is
+  slow.
 - "Data" is `dp.mesh(data=N)`; "data x model" is `dp.mesh(data=N // 8, model=8)`, with the 8 in one
-  node. Nothing runs beside exchanges over "model". Two bounds are given: gradients exchanged after
-  the backward pass, one part after the other; and in pieces, so that links inside and between nodes
-  are busy at the same time, during the backward pass as far as its products last. The program for the host has one
-  all-reduce after the backward pass, and for a stack one a layer in its loop.
-- Reading the data, saving, faults and waiting for the slowest device cost nothing here.
+  node. Nothing overlaps with exchanges over "model". There are two bounds. Either gradients are
+  exchanged after the backward pass, one part after the other; or in pieces during the products of the
+  backward pass, so that links in and between nodes are busy at the same time. The program for the
+  host has one all-reduce after the backward pass, and for a stack one per layer in its loop.
+- Reading data, saving, faults and waiting for the slowest device take no time here.
 
 ## Machines
 
@@ -373,30 +403,32 @@ move and exchange; rates that vendors state, and the assumptions below, make sec
 
 ## A step of one device
 
-As compiled for 8 devices, or for 2 x 8. "GB held": arguments and temporary memory of the program.
+As compiled for 8 devices, or for 2 x 8. "GB in memory" are the arguments and the temporary memory of
+the program.
 
 {counted_table()}
 
 ## Weak scaling
 
-The batch a device is fixed: the time on one device by the time on N, in per cent; from nothing at
-the same time to gradients exchanged in pieces during the backward pass. It can exceed 100 where Adam's memory
-is divided too. A TPU slice of 8 is slower than one of 64, as it has no way around.
+The batch per device is fixed. The table has the time on one device relative to the time on N, in per
+cent, from no overlap to gradients exchanged in pieces during the backward pass. It can exceed 100 if
+Adam's memory is divided as well. A TPU slice of 8 is slower than one of 64, because it has no
+wrap-around links.
 
 {weak_table()}
 
 ## Strong scaling
 
-The whole batch is fixed: how much faster than one device, by N, in per cent. Whether one device
-could hold that batch is not asked. "—": fewer examples than parts.
+The whole batch is fixed. The table has the speedup over one device, divided by N, in per cent, even
+if one device could not hold that batch. "—" means fewer examples than parts.
 
 {strong_table()}
 
-## How large a batch a device should be
+## The batch that a device needs
 
-Data parallel, with nothing at the same time: the least power of 2 of examples a device at which the
-time without exchanges is 50 or 90 % of the whole. It says nothing of how well the device itself is
-used: 1 is enough where Adam alone takes that long.
+Data parallel, without overlap: the least power of 2 of examples per device for which the time without
+exchanges is 50 or 90 % of the whole. This says nothing about how well the device itself is used: 1 is
+enough if Adam alone takes that long.
 
 {batch_table()}
 
@@ -408,21 +440,22 @@ Weak scaling on 1024 H100, bfloat16, in per cent.
 
 ## Checks
 
-What the programs do, by the closed form: 6 operations an example and weight, less those for dA[0];
-over "data" the bytes of the gradients and J; over "model" those of Z and dA. The number of exchanges
-and their bytes are the same for every number of devices, which carries the tables beyond {HOST_DEVICES}.
+What the programs do, compared with the closed form: 6 operations per example and weight, without
+those for dA[0]; over "data" the bytes of the gradients and J; over "model" those of Z and dA. The
+number of exchanges and their bytes do not depend on the number of devices. That is why the tables can
+go beyond {HOST_DEVICES}.
 
 {checks_table()}
 
-The count by XLA's cost analysis of the same program (which has elementwise operations too, and counts
-a loop's body once); the straight line through two batches by the program for 2 examples a device; and
-bfloat16.
+The counts relative to XLA's cost analysis of the same program (which includes elementwise operations,
+and counts the body of a loop once); the straight line through two batches relative to the program for
+2 examples per device; and bfloat16.
 
 {analysis_table()}
 
-Not checked, as there was nothing to check it with: every time above, the shares that are reached,
-latencies, the exchange during the backward pass, and what a compiler for GPUs or TPUs makes of the
-step. Devices of one host share its two processors, so their times say nothing of it.
+Not checked, for lack of such machines: all times above, the shares that are reached, the latencies,
+the exchange during the backward pass, and what a compiler for GPUs or TPUs makes of the step. The
+devices of one host share its processors, so their times would say nothing about this.
 """
 
 

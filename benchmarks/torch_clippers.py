@@ -1,17 +1,19 @@
-"""One gradient of a batch on PyTorch: plain, or from the gradient of every example.
+"""The PyTorch contenders of per_example.py: plain gradients, clipped ones, norms and squares.
 
-Each makes, of (model, x, y), the function that gives the tensors of one gradient. Each has its own
-import, so that a library that is missing is missed by its own contenders alone.
+Each is a function (model, x, y) -> gradient, where gradient() returns tensors. Each imports its own
+library, so that a missing library removes only its own contenders.
 """
 
 import warnings
 
-C = 1.0  # the largest norm of an example's gradient
-warnings.filterwarnings("ignore", "Full backward hook is firing")  # Opacus: X needs no gradient
+C = 1.0  # the clipping norm
+warnings.filterwarnings(
+    "ignore", "Full backward hook is firing"
+)  # from Opacus: X needs no gradient
 
 
 def take(model, *names):
-    """The gradients of a model's parameters, or what else they hold, no longer held there."""
+    """Return these attributes of all parameters, and set them to None for the next call."""
     taken = []
     for name in names:
         taken.append([getattr(p, name) for p in model.parameters()])
@@ -21,7 +23,7 @@ def take(model, *names):
 
 
 def torch_clip(grads, lengths):
-    """The clipped mean of every example's gradient."""
+    """Return the mean of the clipped gradients, from every example's gradient and its norm."""
     import torch
 
     factors = (C / lengths).clamp(max=1) / len(lengths)
@@ -29,6 +31,7 @@ def torch_clip(grads, lengths):
 
 
 def pytorch(model, x, y):
+    """Compute the plain gradient."""
     from torch.nn.functional import cross_entropy
 
     def gradient():
@@ -39,7 +42,7 @@ def pytorch(model, x, y):
 
 
 def torch_func(model, x, y):
-    """vmap(grad) of functional_call, as PyTorch's tutorial on per-sample gradients has it."""
+    """Clip vmap(grad) of functional_call, as in PyTorch's tutorial on per-sample gradients."""
     import torch
     from torch.func import functional_call, grad, vmap
     from torch.nn.functional import cross_entropy
@@ -59,7 +62,7 @@ def torch_func(model, x, y):
 
 
 def opacus(model, x, y, *, ghost):
-    """What PrivacyEngine.make_private sets up, and a step's clipping without its noise."""
+    """Clip as a step of PrivacyEngine.make_private does, without its noise."""
     import torch
     from opacus import GradSampleModule
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -91,7 +94,7 @@ def opacus(model, x, y, *, ghost):
 
 
 def backpack_gradients(model, x, y):
-    """BatchGrad and BatchL2Grad in one pass, as in BackPACK's example of DP-SGD."""
+    """Clip with BatchGrad and BatchL2Grad in one pass, as in BackPACK's DP-SGD example."""
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad, BatchL2Grad
     from torch.nn.functional import cross_entropy
@@ -108,7 +111,7 @@ def backpack_gradients(model, x, y):
 
 
 def backpack_norms(model, x, y, *, clip):
-    """BatchL2Grad; to clip, a second backward pass of the losses times their factors."""
+    """Compute norms with BatchL2Grad; to clip, run a second backward pass of weighted losses."""
     from backpack import backpack, extend
     from backpack.extensions import BatchL2Grad
     from torch.nn.functional import cross_entropy
@@ -130,7 +133,7 @@ def backpack_norms(model, x, y, *, clip):
 
 
 def backpack_squares(model, x, y):
-    """SumGradSquared, of losses over sqrt(m), so that 1/m sum_i g_i^2 comes out."""
+    """Compute 1/m sum_i g_i^2 with SumGradSquared, from losses divided by sqrt(m)."""
     from backpack import backpack, extend
     from backpack.extensions import SumGradSquared
     from torch.nn.functional import cross_entropy

@@ -1,11 +1,12 @@
-"""Training time, side by side: deepprop's fit and the loops that people write with other libraries.
+"""Training time: dp.fit compared with the loops that people write with other libraries.
 
     pip install -e '.[peers]' && python benchmarks/training.py
 
-Every contender trains the same network on the same data with Adam. First a full-batch step from the
-same parameters must bring all to the same cost (one step: in 64 layers Adam makes much of
-rounding). Then they take turns, in a new order each round, so that the machine's drift cancels: two
-epochs, of which the second is timed, as the first warms up what the contender before displaced.
+Every contender trains the same network on the same data with Adam. First, all must reach the same
+cost with one full-batch step from the same parameters. (Only one step, because in 64 layers Adam
+amplifies rounding errors.) Then they take turns, in a new order in each round, so that slow changes
+of the machine cancel. A turn is two epochs, of which the second is timed: the first refills the
+caches that the previous contender has displaced.
 """
 
 import argparse
@@ -45,7 +46,7 @@ NETWORKS = {
 
 
 def data(sizes, m):
-    """X (n_0, m), Y (n_L, m): one-hot for several outputs, 0 or 1 for one."""
+    """Draw X (n_0, m) and Y (n_L, m), one-hot for several outputs, 0 or 1 for one output."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((sizes[0], m)).astype(np.float32)
     n = max(2, sizes[-1])
@@ -54,7 +55,7 @@ def data(sizes, m):
 
 
 def each(contenders, f, outcome="is left out"):
-    """f of each contender; one that fails is left out, with a line that says why."""
+    """Return f(contender) for each; one that fails is left out, and a line says why."""
     done = {}
     for name, contender in contenders.items():
         try:
@@ -68,19 +69,21 @@ def each(contenders, f, outcome="is left out"):
 
 
 def cost_after_a_step(contender, params, X, Y):
+    """Return J after one step with all examples."""
     train, cost, _ = contender.make(params, X, Y, X.shape[1])
     train(1)
     return cost()
 
 
 def check_equal(costs):
+    """End the benchmark unless the costs agree within 0.1 %."""
     known = {name: float(J) for name, J in costs.items() if J is not None}
     if not max(known.values()) - min(known.values()) <= 1e-3 * max(known.values()):
         raise SystemExit(f"after a full-batch step the costs differ: {known}")
 
 
 def start(contender, params, X, Y, batch_size):
-    """Make the contender and train its first epoch: train, temporary, and what that took."""
+    """Make the contender and train one epoch; return train, temporary, and the seconds it took."""
     begin = time.perf_counter()
     train, _, temporary = contender.make(params, X, Y, batch_size)
     (end,) = train(1)
@@ -88,7 +91,7 @@ def start(contender, params, X, Y, batch_size):
 
 
 def measure(network, contenders, rounds):
-    """What was measured of each contender, and the machine meanwhile."""
+    """Return the measurements of each contender, and those of the machine during them."""
     sizes, batch_size, steps = network
     X, Y = data(sizes, batch_size * steps)
     output = "sigmoid" if sizes[-1] == 1 else "softmax"
@@ -99,7 +102,7 @@ def measure(network, contenders, rounds):
     contenders = {name: contenders[name] for name in costs}
     running = each(contenders, partial(start, params=params, X=X, Y=Y, batch_size=batch_size))
 
-    memory = each(running, lambda its: its[1](), "tells no memory")
+    memory = each(running, lambda its: its[1](), "does not report its memory")
     trains = {name: train for name, (train, _, _) in running.items()}
     seconds, rates = {name: [] for name in trains}, []
     product, rng = matrix_product(), np.random.default_rng(0)
@@ -120,7 +123,7 @@ def measure(network, contenders, rounds):
 
 
 def matrix_product(repeats=5):
-    """A function that measures the operations a second of a matrix product, the best of several."""
+    """Return a function that measures the best operations per second of a matrix product."""
     n = 8192 if on_gpu() else 1024
     A, square = jnp.ones((n, n)), jax.jit(lambda A: A @ A)
 
@@ -134,9 +137,9 @@ def matrix_product(repeats=5):
 
 
 def share_of_others():
-    """A function that gives the share of the processors that other programs had since this call.
+    """Return a function that returns the share of the processors that others used since this call.
 
-    None where the system does not tell, which is where it is not Linux.
+    It returns None on systems other than Linux, which do not report it.
     """
     if not (stat := Path("/proc/stat")).exists():
         return lambda: None
@@ -158,18 +161,18 @@ def share_of_others():
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK",
-                        help=f"{', '.join(NETWORKS)} (default: all)")  # fmt: skip
+                        help=f"some of {', '.join(NETWORKS)} (default: all)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     if unknown := set(args.networks) - set(NETWORKS):
-        parser.error(f"there is no network {', '.join(unknown)}")
+        parser.error(f"unknown network: {', '.join(unknown)}")
     return args
 
 
 def main():
     args = arguments()
-    if on_gpu():  # PyTorch's default; JAX's would be TensorFloat-32
+    if on_gpu():  # as PyTorch by default; JAX would use TensorFloat-32
         jax.config.update("jax_default_matmul_precision", "highest")
     contenders = each(CONTENDERS, lambda contender: importlib.import_module(contender.package))
     contenders = {name: CONTENDERS[name] for name in contenders}
@@ -185,7 +188,7 @@ def main():
     try:
         picture(results, path.with_name(f"{path.name}.png"))
     except ImportError as error:
-        print(f"no picture is drawn: {error}")
+        print(f"no picture: {error}")
 
 
 if __name__ == "__main__":

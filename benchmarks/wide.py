@@ -1,13 +1,13 @@
-"""Wide layers with products in bfloat16, as a share of the device's own rate of such products.
+"""Wide layers with matrix products in bfloat16, compared with the device's rate for such products.
 
     pip install -e '.[peers]' && python benchmarks/wide.py
 
-Every contender trains the same network on the same batch from the same parameters. First a few
-steps must bring all to the same cost within the rounding of bfloat16. Then they take turns, in a
-new order each round, and in the same rounds the device multiplies large matrices: the rate that a
-step is held against.
+Every contender trains the same network on the same batch from the same parameters. First, all must
+reach the same cost within a few steps, up to the rounding of bfloat16. Then they take turns, in a
+new order in each round. In the same rounds the device multiplies large matrices, and the rate of a
+step is reported as a share of that rate.
 
-The table is meant for a GPU or a TPU. `--anyway` runs small widths on a CPU, to try the script.
+The table is for a GPU or a TPU. `--anyway` runs small widths on a CPU, to try out the script.
 """
 
 import argparse
@@ -26,20 +26,23 @@ from training import data
 import deepprop as dp
 
 BASE = "deepprop, bfloat16"
-RATES = {"sgd": 2.0, "adam": 0.05}  # by the width: a step then changes Z alike at every width
+RATES = {
+    "sgd": 2.0,
+    "adam": 0.05,
+}  # divided by the width, so that a step changes Z equally at every width
 CHECK_STEPS = 5
-TOLERANCE = float(jnp.finfo(jnp.bfloat16).eps)  # of the cost at the start
+TOLERANCE = float(jnp.finfo(jnp.bfloat16).eps)  # relative to the initial cost
 
 
-def in_full(products):
-    """Products of float32 without TensorFloat-32 or bfloat16 inside; narrow ones as they are."""
-    return contextlib.nullcontext() if products else jax.default_matmul_precision("highest")
+def full_float32(compute_dtype):
+    """Switch TensorFloat-32 and bfloat16 off for products of float32; without effect on others."""
+    return contextlib.nullcontext() if compute_dtype else jax.default_matmul_precision("highest")
 
 
 def stepping(program, carry, x, y):
-    """A function that does some steps and waits for them, and one that gives the parameters.
+    """Return steps(count), which runs steps and waits for them, and now(), the parameters.
 
-    program is of (params, state, x, y), the first two of which it gives back changed.
+    program(params, state, x, y) returns new parameters and a new state first.
     """
 
     def steps(count):
@@ -51,23 +54,23 @@ def stepping(program, carry, x, y):
     return steps, lambda: carry[0]
 
 
-def deepprop_step(params, X, Y, optimizer, rate, *, products=None):
-    """dp.train_step."""
+def deepprop_step(params, X, Y, optimizer, rate, *, compute_dtype=None):
+    """Compile dp.train_step."""
     optimizer = getattr(optax, optimizer)(rate)
-    start = dp.with_compute_dtype(jax.tree.map(jnp.copy, params), products)
+    start = dp.with_compute_dtype(jax.tree.map(jnp.copy, params), compute_dtype)
     X, Y = jnp.asarray(X), jnp.asarray(Y)
     carry = start, optimizer.init(start)
-    with in_full(products):
+    with full_float32(compute_dtype):
         program = dp.train_step(optimizer).lower(*carry, X, Y).compile()
     steps, now = stepping(program, carry, X, Y)
     return steps, lambda: [(p.W, p.b) for p in now()]
 
 
 def narrow_loss(params, x, y):
-    """rows_loss in mixed precision: what enters a product and what is kept is in bfloat16.
+    """Return rows_loss in mixed precision: factors of products and activations are in bfloat16.
 
-    Devices add up such a product in float32. To ask for a result in float32 too would make the
-    cotangents float32, and the products of the backward pass slow ones.
+    Devices add up such a product in float32. Asking for its result in float32 would make the
+    cotangents float32 too, and thereby the products of the backward pass slow.
     """
     x = x.astype(jnp.bfloat16)
     for W, b in params[:-1]:
@@ -76,10 +79,10 @@ def narrow_loss(params, x, y):
     return optax_loss((x @ W.astype(jnp.bfloat16)).astype(jnp.float32) + b, y)
 
 
-def jax_grad_step(params, X, Y, optimizer, rate, *, products=None):
-    """jax.grad + optax, jitted: an example a row, W (in, out)."""
+def jax_grad_step(params, X, Y, optimizer, rate, *, compute_dtype=None):
+    """Compile a step of jax.grad and optax: one example per row, W (in, out)."""
     optimizer = getattr(optax, optimizer)(rate)
-    loss = narrow_loss if products else rows_loss
+    loss = narrow_loss if compute_dtype else rows_loss
     start = tuple((jnp.array(p.W.T), jnp.array(p.b[:, 0])) for p in params)
     x, y = map(jnp.asarray, by_example(X, Y))
 
@@ -89,19 +92,19 @@ def jax_grad_step(params, X, Y, optimizer, rate, *, products=None):
         return optax.apply_updates(params, updates), state, J
 
     carry = start, optimizer.init(start)
-    with in_full(products):
+    with full_float32(compute_dtype):
         program = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, x, y).compile()
     steps, now = stepping(program, carry, x, y)
     return steps, lambda: [(W.T, b[:, None]) for W, b in now()]
 
 
 def pytorch_step(params, X, Y, optimizer, rate):
-    """torch.compile and torch.autocast, with PyTorch's fused optimizers."""
+    """Compile a step with torch.compile and torch.autocast; PyTorch's optimizers are fused."""
     import torch
     from torch import nn
 
     if jax.default_backend() not in ("cpu", "gpu"):
-        raise RuntimeError(f"JAX has a {jax.default_backend()} here and PyTorch has none")
+        raise RuntimeError(f"JAX has a {jax.default_backend()} here, but PyTorch has none")
     model, device = torch_model(params)
     optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     optimizer = optimizers[optimizer](model.parameters(), lr=rate, fused=True)
@@ -133,8 +136,8 @@ def pytorch_step(params, X, Y, optimizer, rate):
 
 
 CONTENDERS = {
-    BASE: partial(deepprop_step, products="bfloat16"),
-    "jax.grad, bfloat16": partial(jax_grad_step, products="bfloat16"),
+    BASE: partial(deepprop_step, compute_dtype="bfloat16"),
+    "jax.grad, bfloat16": partial(jax_grad_step, compute_dtype="bfloat16"),
     "PyTorch compiled, bfloat16": pytorch_step,
     "deepprop, float32": deepprop_step,
     "jax.grad, float32": jax_grad_step,
@@ -142,16 +145,16 @@ CONTENDERS = {
 
 
 def float32_cost(params, weights, X, Y):
-    """J of the network with these parameters, in float32."""
+    """Return J of the network with these weights, in float32."""
     layers = [(p.W, p.b) for p in params]
     assert [(W.shape, b.shape) for W, b in weights] == [(W.shape, b.shape) for W, b in layers]
     network = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(weights))
-    with in_full(None):
+    with full_float32(None):
         return float(jax.jit(lambda p: dp.cost(dp.forward(p, X)[1], Y))(network))
 
 
 def start(params, X, Y, optimizer, rate):
-    """Make the contenders and check them: the steps of each, costs after the check, and notes."""
+    """Make the contenders and run a few steps: return their steps, their costs, and notes."""
     running, costs, notes = {}, {}, []
     for name, make in CONTENDERS.items():
         try:
@@ -169,18 +172,19 @@ def start(params, X, Y, optimizer, rate):
 
 
 def check_costs(before, costs):
-    """Raise unless all reached the same cost, and one that tells training from none."""
+    """End the benchmark unless all reach the same cost, well below the initial one."""
     if not before - costs[BASE] > 3 * TOLERANCE * before:
-        raise SystemExit(f"{CHECK_STEPS} steps change the cost too little: {before}, {costs}")
+        raise SystemExit(f"{CHECK_STEPS} steps reduce the cost too little: {before}, {costs}")
     if not max(abs(J - costs[BASE]) for J in costs.values()) <= TOLERANCE * before:
-        raise SystemExit(f"after {CHECK_STEPS} steps from {before} the costs differ: {costs}")
+        raise SystemExit(f"the costs differ after {CHECK_STEPS} steps from {before}: {costs}")
 
 
 def product_rate(repeats=3):
-    """A function that gives the best operations a second of large products in bfloat16.
+    """Return a function that measures the best operations per second of products in bfloat16.
 
-    Of three sizes, of each as many in a row as have the operations of one of the largest. The
-    factors are random: with many zeros a device takes less power, and may be faster.
+    It tries three sizes, with as many products in a row as add up to the operations of one of the
+    largest. The factors are random, because with many zeros a device uses less power and may be
+    faster.
     """
     largest = 512 if jax.default_backend() == "cpu" else 16384
 
@@ -207,7 +211,7 @@ def product_rate(repeats=3):
 
 
 def measure(network, optimizer, rounds):
-    """Seconds a step of each contender and the product's rate, round by round; costs; notes."""
+    """Return the seconds per step and the product rate, round by round; costs; notes."""
     sizes, batch_size, count = network
     X, Y = data(sizes, batch_size)
     params = dp.init_params(jax.random.key(0), sizes)
@@ -231,8 +235,9 @@ def measure(network, optimizer, rounds):
 
 
 def table(results):
-    head = ["network, batch", "optimizer", "", "ms a step: median (min to max)"]
-    head += ["share of the product rate (goal: 80 %)", "time by deepprop's, bfloat16"]
+    """Return the table of times and of shares of the product rate."""
+    head = ["network, batch", "optimizer", "", "ms per step: median (min to max)"]
+    head += ["share of the product rate (goal: 80 %)", "time relative to deepprop's, bfloat16"]
     rows = []
     for (network, optimizer), (seconds, rates, *_) in results.items():
         for name, its in seconds.items():
@@ -248,8 +253,9 @@ def table(results):
 
 
 def checks(results):
+    """Return the table of product rates and of the costs that were compared."""
     head = ["network, batch", "optimizer", "matrix product, TFLOP/s: median (min to max)"]
-    head += ["J at the start", f"deepprop's, {CHECK_STEPS} steps later", "furthest from it"]
+    head += ["J at the start", f"deepprop's, {CHECK_STEPS} steps later", "furthest from that"]
     rows = []
     for (network, optimizer), (_, rates, (before, costs), _) in results.items():
         furthest = max(costs, key=lambda name: abs(costs[name] - costs[BASE]))
@@ -265,28 +271,29 @@ def checks(results):
 
 
 def text(results, rounds, steps):
+    """Return the report."""
     trial = jax.default_backend() == "cpu"
-    warning = "**A trial of the script on a CPU: these numbers say nothing.**\n\n" if trial else ""
+    warning = "**A trial of the script on a CPU: these numbers mean nothing.**\n\n" if trial else ""
     notes = [note for *_, said in results.values() for note in said]
     said = "".join(f"\n{note}.\n" for note in dict.fromkeys(notes))
     return f"""# Wide layers with products in bfloat16, {today()}
 
 {warning}{setting()}.
 
-relu layers and softmax, {rounds} rounds of {steps} steps; in each, the contenders in a new order. Ratios and
-shares are of one round: median (min to max). Parameters, optimizer and data are in float32. In the
-rows of bfloat16 the factors of matrix products and the activations are in bfloat16, and sums of
-products in float32; deepprop's dW comes out in float32, that of the others in bfloat16. In the rows
-of float32 products are in full float32, no TensorFloat-32; their share too is of the rate in
-bfloat16. The rate is that of the best of three large square products in bfloat16, in the same round.
-The operations of a step are those of its matrix products.
+relu layers and softmax, {rounds} rounds of {steps} steps, each in a new order of the contenders. Ratios and
+shares are taken within a round: median (min to max). Parameters, optimizer and data are in float32.
+In the bfloat16 rows, the factors of matrix products and the activations are in bfloat16, and sums of
+products in float32; dW is in float32 for deepprop and in bfloat16 for the others. In the float32
+rows, products are in full float32, without TensorFloat-32; their share is of the bfloat16 rate as
+well. That rate is the best of three large square products in bfloat16 in the same round. The
+operations of a step are those of its matrix products.
 
 {table(results)}
 {said}
-## The rate, and the check before
+## The product rate, and the check
 
-All must reach deepprop's cost after {CHECK_STEPS} steps, within {TOLERANCE:.1%} of that at the start. J is computed in
-float32 from the parameters of each.
+After {CHECK_STEPS} steps, all must agree with deepprop's cost within {TOLERANCE:.1%} of the initial cost. J is computed
+in float32 from the parameters of each.
 
 {checks(results)}
 """
@@ -296,18 +303,18 @@ def arguments(cpu):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     numbers = partial(str.split, sep=",")
     parser.add_argument("--widths", type=numbers, default=["128", "256"] if cpu else ["4096", "8192"],
-                        help="units a layer, with commas (default: 4096,8192)")  # fmt: skip
+                        help="units per layer, separated by commas (default: 4096,8192)")  # fmt: skip
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=128 if cpu else 4096)
     parser.add_argument("--optimizers", type=numbers, default=list(RATES),
-                        help=f"with commas (default: {','.join(RATES)})")  # fmt: skip
+                        help=f"separated by commas (default: {','.join(RATES)})")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=10, help="that a round times (default: 10)")
-    parser.add_argument("--anyway", action="store_true", help="run on a CPU, to try the script")
-    parser.add_argument("--out", type=folder, help="folder (default: results; on a CPU none)")
+    parser.add_argument("--steps", type=int, default=10, help="steps per round (default: 10)")
+    parser.add_argument("--anyway", action="store_true", help="run on a CPU, to try out the script")
+    parser.add_argument("--out", type=folder, help="folder (default: results; none on a CPU)")
     args = parser.parse_args()
     if unknown := set(args.optimizers) - set(RATES):
-        parser.error(f"there is no optimizer {', '.join(unknown)}")
+        parser.error(f"unknown optimizer: {', '.join(unknown)}")
     return args
 
 
@@ -316,7 +323,7 @@ def main():
     args = arguments(cpu)
     if cpu and not args.anyway:
         raise SystemExit(
-            "This table is meant for a GPU or a TPU: a CPU runs it only with --anyway."
+            "This benchmark is for a GPU or a TPU; with --anyway it runs on a CPU as a trial."
         )
     out = args.out or (None if cpu or args.anyway else folder(RESULTS))
     results = {}

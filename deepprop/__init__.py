@@ -5,7 +5,8 @@ from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.costs import Cost, Output, output
 from deepprop.files import export, load, load_extra, save
-from deepprop.gradient_check import GradientError, GradientReport, check_gradients
+from deepprop.gradient_check import check_gradients
+from deepprop.gradient_report import GradientError, GradientReport
 from deepprop.layers import Cache, Layer
 from deepprop.mixed_precision import with_compute_dtype, with_products
 from deepprop.network import cost, forward, init_params, predict

@@ -1,20 +1,20 @@
 """Checking gradients by central differences, in float64 and without autodiff.
 
-Every dJ/dtheta is compared with (J(theta + h) - J(theta - h)) / 2h. A step h in W[l][i, j] changes
-row i of Z[l] by h times row j of A[l-1], and a step in b[l][i] changes it by h. The step is made
-there, in Z[l]: all perturbed networks then share their weights, and many of them go through one
-matrix product per layer.
+Every dJ/dtheta is compared with (J(theta + h) - J(theta - h)) / 2h. A step h in W[l][i, j] adds h
+times row j of A[l-1] to row i of Z[l]; a step in b[l][i] adds h to it. The step is therefore made
+in Z[l]: all perturbed networks then share their weights, and many of them go through one matrix
+product per layer.
 
-How small h is decides everything. The error of truncation grows with h^2, that of rounding with
-1/h; h = eps^(1/3) balances them. A step that carries a unit over a kink (relu at 0) measures
-something else than either derivative, so the slopes at both ends are compared, and a smaller step
-is taken where they jump. Where only g' has a kink (elu at 0), the error is linear in h, and is
-extrapolated away.
+The choice of h decides how exact this is. The truncation error grows with h^2 and the rounding
+error with 1/h, and h = eps^(1/3) balances them. Kinks need more care. If a step carries a unit over
+a kink of g (relu at 0), the difference is neither of the two one-sided derivatives. The slopes g'
+at both ends of the step are compared, and if one jumps, a smaller step is taken. If only g' has a
+kink (elu at 0), the error is linear in h, and extrapolation from h and h/2 removes it.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,75 +29,15 @@ from deepprop._checks import dense_array, whole_number
 from deepprop._own_backward import as_layers
 from deepprop.backprop import manual_backward
 from deepprop.equations import forward_layer, slope
+from deepprop.gradient_report import GradientError, GradientReport
 from deepprop.layers import Cache, Params
 from deepprop.mixed_precision import with_compute_dtype
 from deepprop.network import cost, forward
 from deepprop.stacks import unstack
 
 EPS = float(np.finfo(np.float64).eps)
-BYTES_AT_ONCE = 2**23  # of the perturbed A of one chunk
-JUMP = 1e-3  # relative change of a slope above which a step may have crossed a kink
-
-
-@dataclass(frozen=True)
-class GradientReport:
-    """The result of `check_gradients`. `str(report)` is one line.
-
-    Attributes:
-        worst: the largest relative error.
-        where: the parameter it belongs to, such as "W[2][5, 17]": layer 2, unit 5, input 17.
-        by_hand: the gradient of that parameter from the backward pass.
-        by_differences: the same from central differences.
-        checked: the number of parameters that were compared.
-        parameters: the number of parameters of the network.
-        at_kinks: the number left out, because their smallest step still carries a unit over a kink.
-        tolerance: the allowed relative error.
-    """
-
-    worst: float
-    where: str
-    by_hand: float
-    by_differences: float
-    checked: int
-    parameters: int
-    at_kinks: int
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Return whether at least one parameter was checked, and all that were agree."""
-        return self.checked > 0 and self.worst <= self.tolerance
-
-    def __str__(self) -> str:
-        """Return one line: how many agree, the worst error, and where it is."""
-        share = f"all {self.checked:,}" if self.checked == self.parameters else f"{self.checked:,}"
-        of = "" if self.checked == self.parameters else f" of {self.parameters:,}"
-        kinks = f", {self.at_kinks:,} left out at a kink" if self.at_kinks else ""
-        if self.ok:
-            return (
-                f"{share}{of} parameters agree with central differences{kinks};"
-                f" worst relative error {self.worst:.1e}, at {self.where}"
-            )
-        if not self.checked:
-            return f"no gradient could be checked: all {self.at_kinks:,} parameters sit on kinks"
-        return (
-            f"the gradient is wrong: at {self.where} it is {self.by_hand:.10g}, and"
-            f" {self.by_differences:.10g} by central differences; relative error {self.worst:.1e},"
-            f" allowed {self.tolerance:.1e}; {share}{of} parameters checked{kinks}"
-        )
-
-
-class GradientError(AssertionError):
-    """A gradient disagrees with central differences; `report` says which one and by how much."""
-
-    def __init__(self, report: GradientReport) -> None:
-        """Take the report of the check that failed."""
-        super().__init__(str(report))
-        self.report = report
-
-    def __reduce__(self) -> Any:
-        """Keep the report in a pickle or a copy, as a process pool makes them."""
-        return type(self), (self.report,), self.__dict__
+BYTES_AT_ONCE = 2**23  # for the perturbed Z and A of one chunk of parameters
+JUMP = 1e-3  # a larger relative change of a slope means that the step may have crossed a kink
 
 
 def check_gradients(
@@ -161,9 +101,11 @@ def check_gradients(
 
 
 def _in_float64(tree: Any) -> Any:
+    """Return the tree with its floating arrays in float64; NumPy casts them without rounding."""
+
     def cast(x: Any) -> Any:
-        real = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.asarray(np.asarray(x).astype(np.float64)) if real else x
+        is_floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.asarray(np.asarray(x).astype(np.float64)) if is_floating else x
 
     return jax.tree.map(cast, tree)
 
@@ -176,6 +118,7 @@ def _check(
     tolerance: float,
     sample: int | None,
 ) -> GradientReport:
+    """Compare the gradients with differences, with smaller steps where a step crosses a kink."""
     grads = backward(cache, Y, None if weights is None else jnp.asarray(weights))
     grads = as_layers(grads, cache.params)
     _, cache = forward(unstack(cache.params), cache.A[0])
@@ -188,42 +131,43 @@ def _check(
     rounding = 10 * EPS * max(1.0, abs(J), float(jnp.abs(cache.Z[-1]).max()))
 
     differences = partial(_differences, cache, Y, weights)
-    slope, error = np.zeros(n), np.zeros(n)
-    left = chosen
+    numeric, error = np.zeros(n), np.zeros(n)
+    at_kink = chosen
     for shrink in (1, 30, 900):
-        h = steps[left] / shrink
-        slope[left], crossed = differences(places[left], h)
-        error[left] = _errors(by_hand[left], slope[left], rounding / h, tolerance)
-        bent = ~crossed & (error[left] > tolerance)
-        again, h = left[bent], h[bent]
+        h = steps[at_kink] / shrink
+        numeric[at_kink], crossed = differences(places[at_kink], h)
+        error[at_kink] = _errors(by_hand[at_kink], numeric[at_kink], rounding / h, tolerance)
+        bent = ~crossed & (error[at_kink] > tolerance)
+        again, h = at_kink[bent], h[bent]
         if again.size:
-            slope[again], error[again] = _extrapolated(
-                differences, places[again], h, by_hand[again], slope[again], rounding / h, tolerance
-            )
-        left = left[crossed]
-        if not left.size:
+            numeric[again], error[again] = _extrapolated(
+                differences, places[again], h, by_hand[again], numeric[again], rounding / h,
+                tolerance,
+            )  # fmt: skip
+        at_kink = at_kink[crossed]
+        if not at_kink.size:
             break
-    error[left] = 0.0
+    error[at_kink] = 0.0
     error[~np.isfinite(error)] = np.inf
-    k = int(np.argmax(error))
+    worst = int(np.argmax(error))
     return GradientReport(
-        worst=float(error[k]),
-        where=_name(cache.params, *places[k].tolist()),
-        by_hand=float(by_hand[k]),
-        by_differences=float(slope[k]),
-        checked=chosen.size - left.size,
+        worst=float(error[worst]),
+        where=_name(cache.params, *places[worst].tolist()),
+        by_hand=float(by_hand[worst]),
+        by_differences=float(numeric[worst]),
+        checked=chosen.size - at_kink.size,
         parameters=n,
-        at_kinks=left.size,
+        at_kinks=at_kink.size,
         tolerance=tolerance,
     )
 
 
 def _errors(
-    by_hand: np.ndarray, slope: np.ndarray, rounding: np.ndarray, tolerance: float
+    by_hand: np.ndarray, numeric: np.ndarray, rounding: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Return relative errors; `rounding` is the rounding error of a slope."""
-    size = np.maximum(np.maximum(abs(by_hand), abs(slope)), rounding / tolerance)
-    relative: np.ndarray = abs(by_hand - slope) / size
+    """Return relative errors; `rounding` is the rounding error of a difference."""
+    size = np.maximum(np.maximum(abs(by_hand), abs(numeric)), rounding / tolerance)
+    relative: np.ndarray = abs(by_hand - numeric) / size
     return relative
 
 
@@ -232,52 +176,60 @@ def _extrapolated(
     places: np.ndarray,
     h: np.ndarray,
     by_hand: np.ndarray,
-    slope: np.ndarray,
+    numeric: np.ndarray,
     rounding: np.ndarray,
     tolerance: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slope without the error that is linear in h, and its relative error.
+    """Return the difference without the error that is linear in h, and its relative error.
 
-    Where g' has a kink and g has none, as elu at 0 or huber's dZ at delta, a difference D(h) is
-    wrong by about h times the jump of g''. 2 D(h/2) - D(h) is not, but has 5 times the rounding
-    error. It is used only where D(h/2) differs from D(h) by more than half of the possible
-    rounding, as it must if D(h) has a linear error above that.
+    If g' has a kink and g has none, as in elu at 0 or huber's dZ at delta, a difference D(h) is
+    wrong by about h times the jump of g''. Richardson's 2 D(h/2) - D(h) cancels this error, at the
+    price of 5 times the rounding error. It is therefore used only if D(h/2) differs from D(h) by
+    more than half of the possible rounding, as it must if D(h) has a linear error above that.
     """
     halved, _ = differences(places, h / 2)
-    linear = abs(halved - slope) > rounding / 2
-    slope = np.where(linear, 2 * halved - slope, slope)
-    return slope, _errors(by_hand, slope, np.where(linear, 5, 1) * rounding, tolerance)
+    linear = abs(halved - numeric) > rounding / 2
+    numeric = np.where(linear, 2 * halved - numeric, numeric)
+    return numeric, _errors(by_hand, numeric, np.where(linear, 5, 1) * rounding, tolerance)
 
 
 def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the place (l, i, j), the gradient and the step of each parameter.
+    """Return the place (l, i, j), the gradient and the step of each of the n parameters.
 
-    Layers count from 0 here, and b is one more column of W, j = n_{l-1}, for an input of 1. The
-    step is eps^(1/3) divided by the largest input.
+    Here layers are counted from 0, and b is one more column of W, j = n_{l-1}, whose input is 1.
+    The step is eps^(1/3) divided by the largest input, so that no entry of Z[l]
+    changes by more than eps^(1/3).
+
+    Returns:
+        Places (n, 3), gradients (n,), steps (n,).
     """
-    places, slopes, steps = [], [], []
+    places, gradients, steps = [], [], []
     for l, (of_layer, A) in enumerate(zip(grads, cache.A, strict=False)):
         wide_grad = np.concatenate([of_layer.W, of_layer.b], axis=1)
         i, j = np.indices(wide_grad.shape)
         largest = np.maximum(1.0, np.append(np.abs(A).max(axis=1), 1.0))
         places.append(np.stack([np.full_like(i, l), i, j], axis=-1).reshape(-1, 3))
-        slopes.append(wide_grad.ravel())
+        gradients.append(wide_grad.ravel())
         steps.append(np.broadcast_to(EPS ** (1 / 3) / largest, i.shape).ravel())
-    return np.concatenate(places), np.concatenate(slopes), np.concatenate(steps)
+    return np.concatenate(places), np.concatenate(gradients), np.concatenate(steps)
 
 
 def _differences(
     cache: Cache, Y: Array, weights: ArrayLike | None, places: np.ndarray, h: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the central difference of J at each place, and whether its step crosses a kink."""
+    """Return the central difference of J at each place, and whether its step crosses a kink.
+
+    The places go through the network in chunks of equal size, so that one compiled program serves
+    all of them; the last chunk is filled up with repetitions.
+    """
     n, bytes_each = h.size, 2 * 8 * sum(A.size for A in cache.A)
     chunk = min(sum(layer.W.size for layer in cache.params), max(1, BYTES_AT_ONCE // bytes_each))
     padded = np.resize(np.arange(n), math.ceil(n / chunk) * chunk)
     parts = [
         _differences_at_once(cache, Y, weights, places[p], h[p]) for p in padded.reshape(-1, chunk)
     ]
-    slope, crossed = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
-    return slope, crossed
+    numeric, crossed = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
+    return numeric, crossed
 
 
 @jax.jit
@@ -285,6 +237,8 @@ def _differences(
 def _differences_at_once(
     cache: Cache, Y: Array, weights: ArrayLike | None, place: Array, h: Array
 ) -> tuple[Array, Array]:
+    """Return the difference at one place, and whether its step crosses a kink."""
+
     def at(step: Array) -> tuple[Array, tuple[Array, ...]]:
         perturbed = _perturbed(cache, place, step)
         return cost(perturbed, Y, weights), _slopes(perturbed, Y)
@@ -295,7 +249,7 @@ def _differences_at_once(
 
 
 def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
-    """Return the cache of the forward pass with the parameter at that place changed by h."""
+    """Return the cache of the forward pass with the parameter at that place increased by h."""
     l, i, j = place
     A, Z = [cache.A[0]], []
     for k, layer in enumerate(cache.params):
@@ -322,4 +276,5 @@ def _crosses(slopes: Array) -> Array:
 
 
 def _name(params: Params, l: int, i: int, j: int) -> str:
+    """Return the name of the parameter at that place, such as "W[2][5, 17]" for l = 1."""
     return f"W[{l + 1}][{i}, {j}]" if j < params[l].W.shape[1] else f"b[{l + 1}][{i}, 0]"

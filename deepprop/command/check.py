@@ -1,4 +1,4 @@
-"""deepprop check: gradients against central differences, on one network or on all kinds."""
+"""deepprop check: compare the gradients of one network, or of every kind, with differences."""
 
 import argparse
 from typing import Any
@@ -11,28 +11,34 @@ from deepprop._arguments import output_of
 from deepprop.activations import ACTIVATIONS
 from deepprop.command.words import (
     describe,
-    hidden_of,
-    resolved,
+    hidden_activations,
+    resolve,
 )
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.layers import Params
 
 
 def check(args: argparse.Namespace) -> int:
-    """Compare gradients with central differences, for one network or for every kind of layer."""
-    given = (args.hidden, args.activation, args.output)
+    """Compare gradients with central differences, and print one line per network.
+
+    Returns:
+        0 if all agree, 1 if not.
+    """
+    described = (args.hidden, args.activation, args.output)
     if args.model is not None:
-        if given != (None, None, None):
+        if described != (None, None, None):
             raise ValueError("a saved network has its own --hidden, --activation and --output")
-        networks = {args.model: dp.load(args.model, own=[resolved(name) for name in args.own])}
-    elif given != (None, None, None):
+        networks = {args.model: dp.load(args.model, own=[resolve(name) for name in args.own])}
+    elif described != (None, None, None):
         hidden = [16, 12] if args.hidden is None else args.hidden
-        activations = hidden_of(args.activation, len(hidden))
-        networks = {"": _new(args.seed, hidden, activations, resolved(args.output or "softmax"))}
+        activations = hidden_activations(args.activation, len(hidden))
+        networks = {
+            "": _new_network(args.seed, hidden, activations, resolve(args.output or "softmax"))
+        }
     else:
         pairs = [(a, "softmax") for a in ACTIVATIONS] + [("tanh", o) for o in OUTPUTS]
         pairs += [("tanh", f"{a}+{c}") for a in ("identity", "tanh") for c in COSTS]
-        networks = {f"{a}, {o}": _new(args.seed, [16, 12], a, o) for a, o in pairs}
+        networks = {f"{a}, {o}": _new_network(args.seed, [16, 12], a, o) for a, o in pairs}
     failed = 0
     for name, params in networks.items():
         try:
@@ -46,12 +52,13 @@ def check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _new(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:
+def _new_network(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:
+    """Return a small network with 8 inputs and 4 outputs."""
     return dp.init_params(jax.random.key(seed), [8, *hidden, 4], hidden=activation, output=output)
 
 
 def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw X from the standard normal, and Y of the kind that the output takes."""
+    """Draw X (n_0, m) from the standard normal, and Y (n_L, m) that suits the output."""
     rng = np.random.default_rng(seed)
     n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
     X = rng.standard_normal((n_0, m))

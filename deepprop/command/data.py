@@ -1,7 +1,9 @@
-"""Data for the command line: the digits that ship, and files of NumPy arrays.
+"""Data for the command line: the handwritten digits, and the user's files of NumPy arrays.
 
-Files have one example per row, as NumPy users write them. X and Y of the result have one per
-column.
+Files have one example per row, as NumPy users write them; the X and Y returned have one per
+column. A held-out set is split off first, and the scaling is computed from the training examples
+alone, because the held-out ones must not influence what they are to measure. They are then scaled
+with the same numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,6 +55,14 @@ class Data(NamedTuple):
     targets: str
 
 
+class HeldOut(NamedTuple):
+    """The examples to measure on after each epoch: the test set, or a part of the training set."""
+
+    name: str
+    X: np.ndarray
+    Y: np.ndarray
+
+
 def load_data(
     path: str | None,
     *,
@@ -61,12 +71,12 @@ def load_data(
     standardize: bool = False,
     output: str | None = None,
 ) -> Data:
-    """Load the data of a .npz file, or the handwritten digits that ship with deepprop.
+    """Load the data of a .npz file, or the handwritten digits that come with deepprop.
 
     Args:
         path: a file with x_train, y_train, x_test and y_test, or with X and y; None for the digits.
         held_out: the share to hold out if the file has no test set.
-        seed: seed of the random choice of held-out examples.
+        seed: the seed of the random choice of held-out examples.
         standardize: whether to scale each input to mean 0 and variance 1 on the training set.
             Otherwise integers are divided by the largest one, and floats are not changed.
         output: the output layer; None chooses softmax for labels (whole numbers or text) and
@@ -82,7 +92,7 @@ def load_data(
     """
     name = "handwritten digits (UCI)" if path is None else Path(path).name
     with _file(path) as file:
-        x, y, x_test, y_test = _parts(file)
+        x, y, x_test, y_test = _sets(file)
     classes, output, targets = kind_of(y, output)
     if x_test is None or y_test is None:
         x, y, x_test, y_test = _split(x, y, held_out, seed)
@@ -97,10 +107,10 @@ def load_data(
 
 
 def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Load the examples to predict: the test set of a file, or all of it.
+    """Load examples to predict: the test set of a file if it has one, otherwise all of them.
 
     Args:
-        path: a .npz file; None for the digits that ship.
+        path: a .npz file; None for the digits.
 
     Returns:
         x (m, n_0) and y (m, ...) or None, one example per row, not scaled.
@@ -113,7 +123,7 @@ def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
         names = npz_names(file, HINT)
         for x_name, y_name in (("x_test", "y_test"), ("x", "y"), ("x_train", "y_train")):
             if any(name.lower() == x_name for name in names):
-                arrays = _named(file, names, x_name, y_name)
+                arrays = _read(file, names, x_name, y_name)
                 return _rows(arrays[x_name], x_name), arrays.get(y_name)
     raise ValueError(f"{path}: must hold x_test or X, holds {', '.join(names) or 'nothing'}")
 
@@ -138,7 +148,7 @@ def scaled(x: np.ndarray, scaling: Scaling) -> np.ndarray:
 
 @contextmanager
 def _file(path: str | None) -> Iterator[str]:
-    """Yield the path of the file, or that of the digits that ship."""
+    """Yield the path of the file, or that of the digits for None."""
     if path is not None:
         yield path
         return
@@ -146,8 +156,11 @@ def _file(path: str | None) -> Iterator[str]:
         yield str(digits)
 
 
-def _named(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray]:
-    """Read the arrays of those names, in upper or lower case, if the file has them.
+def _read(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray]:
+    """Read the arrays with the wanted names, in upper or lower case, that the file has.
+
+    Returns:
+        The arrays by name in lower case.
 
     Raises:
         ValueError: two names differ only in case, or an array can't be read.
@@ -161,7 +174,12 @@ def _named(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarra
     return {name.lower(): as_text(f"{path}: {name}", array) for name, array in arrays.items()}
 
 
-def _parts(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _sets(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Read x, y, x_test and y_test, one example per row; the last two are None if not in the file.
+
+    Raises:
+        ValueError: the file does not have one of the two layouts, or its arrays do not fit.
+    """
     names = npz_names(path, HINT)
     folded = {name.lower() for name in names}
     train = ("x_train", "y_train") if "x_train" in folded else ("x", "y")
@@ -173,7 +191,7 @@ def _parts(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.nda
     for x_name, y_name in (train, ("x_test", "y_test")):
         if (x_name in folded) != (y_name in folded):
             raise ValueError(f"{path}: must hold both {x_name} and {y_name}, or neither")
-        arrays = _named(path, names, x_name, y_name)
+        arrays = _read(path, names, x_name, y_name)
         x, y = arrays.get(x_name), arrays.get(y_name)
         if x is not None and y is not None:
             if y.ndim == 0 or x.ndim == 0 or len(x) != len(y):
@@ -196,9 +214,9 @@ def _rows(x: np.ndarray, name: str) -> np.ndarray:
     if x.ndim < 2 or x.size == 0:
         raise ValueError(f"{name} must have shape (m, ...), at least one example, got {x.shape}")
     x = x.reshape(len(x), -1)
-    strange = np.argwhere(~np.isfinite(x))
-    if strange.size:
-        i, j = strange[0]
+    nonfinite = np.argwhere(~np.isfinite(x))
+    if nonfinite.size:
+        i, j = nonfinite[0]
         raise ValueError(
             f"{name} must hold finite numbers, got {x[i, j]} at example {i}, input {j}"
         )
@@ -208,6 +226,11 @@ def _rows(x: np.ndarray, name: str) -> np.ndarray:
 def _split(
     x: np.ndarray, y: np.ndarray, held_out: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Hold out a random share of the rows: return x, y, x_test and y_test.
+
+    Raises:
+        ValueError: no example would be left on one side.
+    """
     if not 0 < held_out < 1 or not 0 < round(len(x) * held_out) < len(x):
         raise ValueError(
             f"held_out must be a share that leaves examples on both sides, got {held_out:g} of"
@@ -220,6 +243,7 @@ def _split(
 
 
 def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
+    """Return the scaling of x (m, n_0): to mean 0 and variance 1, or integers by the largest."""
     n_0 = x.shape[1]
     if standardize:
         return _standard(x)
@@ -228,16 +252,18 @@ def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
 
 
 def _standard(x: np.ndarray) -> Scaling:
-    """Return mean and standard deviation of each input; 1 if it is constant except for rounding.
+    """Return the mean of each input as shift, and its standard deviation as scale.
 
-    There are two kinds of rounding. That of the sums, in float64, is bounded as in scikit-learn's
-    StandardScaler: var <= m eps var + (m eps mean)^2. That of the stored numbers is a few eps of
-    their dtype, for any m. It can't be bounded by m eps, which for float32 exceeds 1 at 8 million
-    examples: every input would count as constant.
+    The scale is 1 for an input that is constant except for rounding: dividing by a spread that is
+    rounding alone would turn the input into noise of variance 1. There are two kinds of rounding.
+    That of the sums, in float64, is bounded as in scikit-learn's StandardScaler: var <= m eps var +
+    (m eps mean)^2. That of the stored numbers is a few eps of their dtype, for any m. It can't be
+    bounded by m eps, which for float32 exceeds 1 at 8 million examples: every input would count as
+    constant.
     """
     low, high = x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
     size = np.maximum(np.abs(low), np.abs(high))
-    size[size == 0] = 1  # divided by their size, because the square of 1e300 is infinite
+    size[size == 0] = 1  # x is divided by it, because the square of 1e300 is infinite
     mean, var = (moment(x / size, axis=0, dtype=np.float64) for moment in (np.mean, np.var))
     eps, m = float(np.finfo(np.float64).eps), len(x)
     of_stored = float(np.finfo(x.dtype).eps) if x.dtype.kind == "f" else 0.0

@@ -1,20 +1,20 @@
-"""What y of a file holds, classes or numbers, and its form for training."""
+"""Whether y of a file holds classes or numbers to predict, and its encoding for training."""
 
 import numpy as np
 
-MANY = 100  # classes: more distinct whole numbers may be numbers to predict
+MANY = 100  # classes; more distinct whole numbers than this may be numbers to predict
 
 
 def kind_of(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str, str]:
-    """Infer what y of a file holds.
+    """Infer whether y of a file holds classes or numbers, and which output suits it.
 
     Args:
         y: (m,) labels or numbers, or (m, n_L) rows.
-        output: the name of the output layer; None for the one that fits y.
+        output: the name of the output layer; None for the one that suits y.
 
     Returns:
-        The classes, or None if y holds numbers; the name of the output layer; and both in words,
-        with the option that changes them.
+        The classes (n_L,), or None if y holds numbers; the name of the output layer; and both in
+        words, with the option that changes them.
 
     Raises:
         ValueError: y does not fit the output, or could be classes as well as numbers.
@@ -47,35 +47,38 @@ def kind_of(y: np.ndarray, output: str | None) -> tuple[np.ndarray | None, str, 
 
 
 def _inferred(y: np.ndarray) -> tuple[str, str, str]:
-    """Return the output layer that fits y, what y holds, and the option that changes it.
+    """Return the output layer that suits y, what y holds, and the option that changes it.
 
     Raises:
         ValueError: y holds whole numbers that could be classes as well as numbers to predict.
     """
     if y[0].size > 1:
         if _one_hot(y):
-            return "softmax", "one-hot rows", " (--output sigmoid: several may be 1)"
+            return "softmax", "one-hot rows", " (--output sigmoid if several may be 1)"
         if np.isin(y, (0, 1)).all():
-            return "sigmoid", "rows of 0 and 1", " (--output identity: any numbers)"
+            return "sigmoid", "rows of 0 and 1", " (--output identity for any numbers)"
         return "identity", "rows of numbers", ""
     if y.dtype.kind == "f":
         if np.isin(y, (0, 1)).all():
-            floats = "floats, all 0 or 1", " (--output softmax: classes; sigmoid: a probability)"
+            floats = (
+                "floats, all 0 or 1",
+                " (--output softmax for classes, sigmoid for a probability)",
+            )
         else:
-            floats = "floats", " (--output softmax: classes)"
+            floats = "floats", " (--output softmax for classes)"
         return "identity", *floats
     if y.dtype.kind == "b":
-        return "softmax", "True and False", " (--output sigmoid: a probability)"
+        return "softmax", "True and False", " (--output sigmoid for a probability)"
     if y.dtype.kind == "U":
         return "softmax", "text", ""
     labels, counts = np.unique(y, return_counts=True)
     once = int((counts == 1).sum())
     if once > labels.size / 2 or labels.size > max(MANY, len(y) // 2):
         raise ValueError(
-            f"y holds {labels.size} whole numbers in {len(y)} examples, {once} of them once: choose"
-            " --output identity for numbers to predict, or --output softmax for classes"
+            f"y holds {labels.size} whole numbers in {len(y)} examples, {once} of them only once:"
+            " choose --output identity for numbers to predict, or --output softmax for classes"
         )
-    return "softmax", "whole numbers", " (--output identity: numbers)"
+    return "softmax", "whole numbers", " (--output identity for numbers)"
 
 
 def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
@@ -101,9 +104,9 @@ def encoded(y: np.ndarray, classes: np.ndarray | None, name: str) -> np.ndarray:
         return np.ascontiguousarray(y.T, np.float32)
     labels, inverse = np.unique(y.reshape(-1), return_inverse=True)
     unit = {label: i for i, label in enumerate(classes.tolist())}  # 1, 1.0 and True are equal keys
-    strange = [label for label in labels.tolist() if label not in unit]
-    if strange:
-        raise ValueError(f"{name} holds the label {strange[0]!s}, which is not in training")
+    unknown = [label for label in labels.tolist() if label not in unit]
+    if unknown:
+        raise ValueError(f"{name} holds the label {unknown[0]!s}, which is not in training")
     Y = np.zeros((classes.size, inverse.size), np.float32)
     Y[np.array([unit[label] for label in labels.tolist()])[inverse], np.arange(inverse.size)] = 1
     return Y
@@ -116,9 +119,9 @@ def _numbers(y: np.ndarray, name: str) -> np.ndarray:
     Y = y.reshape(len(y), -1).T
     with np.errstate(over="ignore"):
         narrow = Y.astype(np.float32)
-    strange = np.argwhere(~np.isfinite(narrow))
-    if strange.size:
-        j, i = strange[0]
+    nonfinite = np.argwhere(~np.isfinite(narrow))
+    if nonfinite.size:
+        j, i = nonfinite[0]
         raise ValueError(
             f"{name} must hold finite numbers within the range of float32, got {Y[j, i]:g} at"
             f" example {i}"
@@ -127,5 +130,6 @@ def _numbers(y: np.ndarray, name: str) -> np.ndarray:
 
 
 def _one_hot(y: np.ndarray) -> bool:
+    """Return whether y is a matrix of 0 and 1 with exactly one 1 per row."""
     binary = y.ndim == 2 and y.dtype.kind in "buif" and np.isin(y, (0, 1)).all()
     return bool(binary and (y.sum(axis=1) == 1).all())

@@ -1,4 +1,4 @@
-"""What the commands share: what an option names, and how networks and values are printed."""
+"""What the commands share: objects named by options, model files, and the printing of values."""
 
 import sys
 from collections.abc import Callable
@@ -12,14 +12,20 @@ from jax import Array
 import deepprop as dp
 from deepprop._arguments import output_of
 from deepprop.command.data import Scaling
-from deepprop.files.model import checked_classes, checked_scaling
+from deepprop.files.extras import checked_classes, checked_scaling
 from deepprop.layers import Layer, Params, depth, is_stack
 
 ADVICE = "(dp.save(..., scaling=...) stores one)"
 
 
-def resolved(name: str) -> Any:
-    """Return what `module:name` names, also in the current folder; or the name itself."""
+def resolve(name: str) -> Any:
+    """Return the object that `module:name` names; any other name unchanged.
+
+    The module may be in the current folder.
+
+    Raises:
+        ValueError: the module can't be imported, or has no such name.
+    """
     if ":" not in name:
         return name
     module, attribute = name.split(":", 1)
@@ -34,25 +40,26 @@ def resolved(name: str) -> Any:
     return getattr(found, attribute)
 
 
-def hidden_of(text: str | None, layers: int) -> Any:
-    """Return the activations that --activation names."""
-    names = [resolved(name.strip()) for name in (text or "relu").split(",")]
+def hidden_activations(text: str | None, layers: int) -> Any:
+    """Return the activations that --activation names, one per hidden layer."""
+    names = [resolve(name.strip()) for name in (text or "relu").split(",")]
     return names * layers if len(names) == 1 else names
 
 
 def describe(params: Params) -> str:
-    """Describe a network: units and activations, layer by layer."""
-    return " - ".join([str(params[0].W.shape[-1]), *map(_described, params)])
+    """Describe a network by the units and the activation of each layer, in one line."""
+    return " - ".join([str(params[0].W.shape[-1]), *map(_describe_layer, params)])
 
 
-def _described(layer: Layer) -> str:
+def _describe_layer(layer: Layer) -> str:
+    """Describe a layer, such as "20 x 64 relu residual" for a stack."""
     times = f"{depth(layer)} x " if is_stack(layer) else ""
     residual = " residual" if layer.residual else ""
     return f"{times}{layer.W.shape[-2]} {layer.activation.name}{residual}"
 
 
 def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
-    """Return the metric that suits the output: its name, and a function of A[L] and Y."""
+    """Return the name of the metric that suits the output, and the function of (A[L], Y)."""
     name = output_of(params).name
     if name == "softmax":
         return "accuracy", lambda A, Y: jnp.mean(jnp.argmax(A, 0) == jnp.argmax(Y, 0))
@@ -61,16 +68,17 @@ def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
     return "rmse", lambda A, Y: jnp.sqrt(jnp.mean((A - Y) ** 2))
 
 
-def shown(metric: str, value: float) -> str:
-    """Format a value of the metric."""
+def format_score(metric: str, value: float) -> str:
+    """Return a value of the metric as text."""
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
-def preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, str]:
+def scaling_and_classes(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, str]:
     """Read the scaling and the class labels from a model file.
 
     Returns:
-        The scaling, the classes or None, and a line to print if the file has no scaling.
+        The scaling; the classes (n_L,), or None if the network has none; and a line to print if the
+        file has no scaling, otherwise "".
 
     Raises:
         ValueError: the file's scaling or classes do not fit the network.
@@ -93,6 +101,6 @@ def preparation(path: str, params: Params) -> tuple[Scaling, np.ndarray | None, 
     return Scaling(*scaling), classes, note
 
 
-def first_of(items: np.ndarray) -> str:
-    """The first ten items, separated by commas."""
+def first_ten(items: np.ndarray) -> str:
+    """Return the first ten items as text, separated by commas."""
     return ", ".join(str(item) for item in items[:10]) + (", ..." if len(items) > 10 else "")

@@ -1,9 +1,7 @@
-"""Files: archives read without pickle, and written completely or not at all.
+"""NumPy archives read without pickle, and files written completely or not at all.
 
-A pickle can run code when it is loaded, so nothing is ever unpickled; people pass many kinds of
-files instead of an archive, and the error says which kind it is. A file is written beside its
-target and renamed when it is complete and on disk, so that neither a crash nor a full disk leaves
-half of it or destroys the old one.
+A pickle can run code when it is loaded, so nothing is ever unpickled. People pass many other kinds
+of files by mistake, and the error says which kind it is.
 """
 
 import errno
@@ -18,7 +16,7 @@ from typing import IO
 import numpy as np
 
 NO_ARCHIVE = "not a NumPy .npz archive that can be read"
-BEGINNINGS = {  # the first bytes of files that people pass instead
+SIGNATURES = {  # the first bytes of files that people pass instead
     b"\x93NUMPY": "a .npy file, which holds a single array",
     b"\x89HDF\r\n": "an HDF5 file",
     b"PAR1": "a Parquet file",
@@ -27,7 +25,7 @@ BEGINNINGS = {  # the first bytes of files that people pass instead
     b"\x89PNG": "a picture",
     **{b"\x80" + bytes([protocol]): "a pickle, which could run code" for protocol in range(2, 6)},
 }
-KINDS = {  # of paths that are not files
+NOT_FILES = {  # paths that lead to something else
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe, which can't be read twice",
     stat.S_IFSOCK: "a socket",
@@ -43,8 +41,12 @@ def npz_names(path: str | os.PathLike[str], hint: str = "") -> list[str]:
         path: the file.
         hint: the end of an error message, such as how to write such a file.
 
+    Returns:
+        The names, in the order of the file.
+
     Raises:
-        ValueError: the file is not a NumPy archive; the message says what it is instead.
+        ValueError: the file is not a NumPy archive (the message says what it is instead), or a name
+            occurs twice.
         OSError: the file can't be read.
     """
     with _archive(path, hint) as archive:
@@ -74,7 +76,7 @@ def read_npz(
     """
     names = npz_names(path, hint) if names is None else names
     with _archive(path, hint) as archive:
-        return {name: _member(path, archive, name) for name in names}
+        return {name: _read_member(path, archive, name) for name in names}
 
 
 def as_text(name: str, array: np.ndarray) -> np.ndarray:
@@ -98,50 +100,52 @@ def as_text(name: str, array: np.ndarray) -> np.ndarray:
 def _archive(path: str | os.PathLike[str], hint: str) -> Iterator[np.lib.npyio.NpzFile]:
     """Open an archive without reading a pickle."""
     hint = f"; {hint}" if hint else ""
-    if what := _instead(path):
+    if what := _other_kind(path):
         raise ValueError(f"{path}: {NO_ARCHIVE}, but {what}{hint}")
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except Exception as error:  # what is raised depends on the decoder
+        except Exception as error:  # damage can raise anything, depending on the decoder
             raise ValueError(f"{path}: {NO_ARCHIVE}: {error}{hint}") from None
         with archive:
             yield archive
 
 
-def _instead(path: str | os.PathLike[str]) -> str:
-    """Return what the file is if it is not an archive; otherwise "".
+def _other_kind(path: str | os.PathLike[str]) -> str:
+    """Return what the file is if it can't be an archive; otherwise "".
 
     Raises:
         OSError: there is no such file, or it can't be read.
     """
     kind = stat.S_IFMT(os.stat(os.fspath(path)).st_mode)
-    if kind in KINDS:  # opening a pipe would block
-        return KINDS[kind]
+    if kind in NOT_FILES:  # opening a pipe would wait for a writer
+        return NOT_FILES[kind]
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
         return "empty"
     if start[:2] == b"PK":
         return ""
-    for beginning, what in BEGINNINGS.items():
+    for beginning, what in SIGNATURES.items():
         if start.startswith(beginning):
             return what
     return "text, such as a CSV" if _is_text(start) else "of an unknown format"
 
 
 def _is_text(start: bytes) -> bool:
-    """Return whether bytes, cut off anywhere, are UTF-8 without control characters."""
+    """Return whether the first bytes of a file are UTF-8 text without control characters."""
     try:
         text = start.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 3:
+        if error.start < len(start) - 3:  # only the last character may be cut off
             return False
         text = start[: error.start].decode("utf-8")
     return all(character.isprintable() or character in "\t\r\n\ufeff" for character in text)
 
 
-def _member(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+def _read_member(
+    path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: str
+) -> np.ndarray:
     """Read one array of an archive.
 
     Raises:
@@ -149,7 +153,7 @@ def _member(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: s
     """
     try:
         value = archive[name]
-    except Exception as error:  # as for the archive
+    except Exception as error:  # damage can raise anything, depending on the decoder
         if "allow_pickle" in str(error):
             raise ValueError(
                 f"{path}: {name} holds Python objects, which are not read, as they could run code;"
@@ -165,6 +169,12 @@ def _member(path: str | os.PathLike[str], archive: np.lib.npyio.NpzFile, name: s
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file that replaces `path` once it is completely written.
 
+    A crash, a full disk or an exception must neither leave half a file nor destroy an old one.
+    Everything therefore goes to a hidden file in the same folder, which is renamed to `path` at the
+    end: within a file system, a rename either happens or does not. The data is forced to disk
+    before it, because otherwise a power failure could leave the new name with no content. Only a
+    regular file is replaced: a rename would turn a pipe or a device into a file.
+
     Args:
         path: the file.
 
@@ -174,13 +184,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: it can't be written.
     """
-    target = Path(path).resolve()  # so that a link remains a link
+    target = Path(path).resolve()  # so that the target of a link is replaced, not the link
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "Not a regular file")  # a file would replace it
+            raise OSError(errno.EINVAL, "Not a regular file")
         with part.open("xb") as file:
             if target.exists():
                 part.chmod(target.stat().st_mode)
@@ -191,7 +201,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.errno is None:
             raise
-        # A new error: one about two files would show both, even if the second is None.
+        # A new error, with the user's path: this one may name the hidden file, or both.
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
@@ -199,7 +209,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise unless a file can be written there, before the work that it is to hold.
+    """Raise unless a file can be written there; call it before work whose result goes there.
 
     Args:
         path: the file; an existing one is not changed.
@@ -212,4 +222,4 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 class _TrialError(Exception):
-    """Ends a trial of writing before it replaces anything."""
+    """Ends the trial of `check_writable` before it replaces a file."""

@@ -1,34 +1,34 @@
 """Models in files: a NumPy archive of arrays and names, from which no code can run.
 
-The names of all entries are stored in the file as well ("contents"), so that a lost entry is an
-error rather than a different network. Earlier formats lack it, and 0.1.0 accepted extra arrays
-under names that a later format uses; which entries belong to the network therefore depends on the
-format.
+An activation is stored by its name. `load` looks the name up among the built-in ones and those that
+the caller passes; it never imports what a file names. Pickled objects are refused for the same
+reason.
+
+The file also lists its entries ("contents"), so that a lost entry is an error rather than a
+different network. Earlier formats lack this list, and version 0.1.0 accepted extra arrays under
+names that a later format uses. Which entries belong to the network therefore depends on the format.
 """
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params
-from deepprop._checks import check_unmasked, real_array
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output, output
-from deepprop.files.archive import as_text, atomic_write, npz_names, read_npz
+from deepprop.files.archive import atomic_write, npz_names, read_npz
+from deepprop.files.extras import checked_extras
 from deepprop.layers import Layer, Params
 from deepprop.mixed_precision import with_compute_dtype
 
 BASE = ("format", "dtype", "activations")
-STATIC = ("residual", "keep", "products")  # products: the compute_dtype, by its former name
-ENTRIES = {  # of each format, beside W and b of each layer
+STATIC = ("residual", "keep", "products")  # products is the former name of compute_dtype
+ENTRIES = {  # of each format, besides W and b of each layer
     "deepprop model 1": BASE,
     "deepprop model 2": (*BASE, *STATIC),  # for stacks, residual layers and mixed precision
     "deepprop model 3": (*BASE, *STATIC, "contents"),  # the names of all entries of the file
@@ -74,22 +74,32 @@ def save(
         ValueError: an extra array has a reserved name (an entry of the file in any format: format,
             dtype, activations, residual, keep, products, contents, W1, b1, ...; or an argument of
             np.savez), or holds objects; shift or scale has another shape or is not finite, or scale
-            has a 0; there are not n_L different classes; or your own activation has the name of a
-            built-in one.
+            has a 0; there are not n_L different classes; or your own activation, cost or output has
+            the name of a built-in one.
         TypeError: an extra array is masked or sparse, or scaling is not a pair of real numbers.
         OSError: the file can't be written; an existing one is not changed.
     """
     check_params(params)
     for layer in params:
-        _check_name(layer)
-    arrays = {**_arrays(params), **_extras(params, scaling, classes, extra)}
+        _check_activation_name(layer)
+    for name in extra:
+        _check_extra_name(name)
+    arrays = {**_arrays(params), **checked_extras(params, scaling, classes, extra)}
     arrays["contents"] = np.array(sorted([*arrays, "contents"]))
     with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output] = ()) -> Params:
-    """Read a network that `save` wrote. No code from the file is run, whoever wrote it.
+    """Read a network that `save` wrote. No code from the file runs, whoever wrote it.
+
+    >>> import jax, tempfile, deepprop as dp, jax.numpy as jnp
+    >>> sine = dp.Activation("sine", jnp.sin, lambda Z, A: jnp.cos(Z))
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], hidden=sine)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dp.save(f"{folder}/model.npz", params)
+    ...     dp.load(f"{folder}/model.npz", own=[sine])[0].activation is sine
+    True
 
     Args:
         path: the file.
@@ -100,7 +110,7 @@ def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output]
 
     Raises:
         ValueError: the file is not a model, or lacks an entry; or an activation in it is neither
-            deepprop's nor in `own`.
+            built-in nor in `own`.
         OSError: the file can't be read.
     """
     names = npz_names(path, HINT)
@@ -114,6 +124,14 @@ def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output]
 
 def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the extra arrays that `save` wrote beside a network.
+
+    >>> import jax, tempfile, deepprop as dp
+    >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dp.save(f"{folder}/model.npz", params, scaling=([0, 0, 0], [1, 2, 4]), author="Ada")
+    ...     extra = dp.load_extra(f"{folder}/model.npz")
+    >>> extra["scale"].tolist(), str(extra["author"])
+    ([1.0, 2.0, 4.0], 'Ada')
 
     Args:
         path: the file.
@@ -132,56 +150,14 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if form == FORMAT or ("contents" in names and form not in ENTRIES):
         _check_contents(path, names, arrays, FORMAT)
         return read_npz(path, [name for name in names if not _is_reserved(name)])
-    L = np.size(arrays.get("activations", ()))  # 0.1.0 accepted extras of any name except these
-    parts = {*ENTRIES.get(form, ()), *(f"{part}{l + 1}" for l in range(L) for part in "Wb")}
-    return read_npz(path, [name for name in names if name not in parts])
-
-
-def checked_scaling(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return shift and scale, each (n_0,) in that dtype.
-
-    Raises:
-        ValueError: one has another shape or is not finite in that type, or scale has a 0.
-        TypeError: it is not a pair of real numbers.
-    """
-    if not isinstance(scaling, tuple | list) or len(scaling) != 2:
-        raise TypeError(f"scaling must be a pair (shift, scale), got {scaling!r}")
-    with jax.enable_x64(True) if np.dtype(dtype) == np.float64 else nullcontext():
-        parts = (real_array(f"scaling[{i}]", scaling[i], dtype) for i in (0, 1))
-        shift, scale = map(np.asarray, parts)
-    for i, array in enumerate((shift, scale)):
-        if array.shape != (n_0,) or not np.isfinite(array).all():
-            raise ValueError(
-                f"scaling[{i}] must be {n_0} numbers, one per input, all finite in {array.dtype},"
-                f" got {scaling[i]!r}"
-            )
-    if not scale.all():
-        raise ValueError(f"scaling[1] must have no 0 in {scale.dtype}, got {scaling[1]!r}")
-    return shift, scale
-
-
-def checked_classes(classes: Any, n_L: int) -> np.ndarray:
-    """Return the labels of n_L output units, numbers or text; bytes become text.
-
-    Raises:
-        ValueError: there are not n_L, two are equal, or they are neither numbers nor text.
-        TypeError: they are a masked array.
-    """
-    labels = as_text("classes", _plain("classes", classes))
-    if labels.shape != (n_L,) or labels.dtype.kind not in "buifU":
-        raise ValueError(
-            f"classes must be {n_L} labels, numbers or text, one per output unit, got dtype"
-            f" {labels.dtype} and shape {labels.shape}"
-        )
-    counts = Counter(labels.tolist())
-    strange = [label for label, n in counts.items() if n > 1 or label != label]  # nan is not nan
-    if strange:
-        raise ValueError(f"classes must be {n_L} different labels, got {strange[0]!r}")
-    return labels
+    L = np.size(arrays.get("activations", ()))
+    # Version 0.1.0 accepted extras under any name except those of the network in its own format.
+    taken = {*ENTRIES.get(form, ()), *(f"{part}{l + 1}" for l in range(L) for part in "Wb")}
+    return read_npz(path, [name for name in names if name not in taken])
 
 
 def _arrays(params: Params) -> dict[str, np.ndarray]:
-    """Return the file's entries of the network."""
+    """Return the entries of the network: its arrays and its static data."""
     dtype = params[0].W.dtype
     arrays = {
         "format": np.array(FORMAT),
@@ -198,75 +174,19 @@ def _arrays(params: Params) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _extras(
-    params: Params, scaling: Any, classes: Any, extra: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return the other entries, checked: shift and scale, classes, and extra arrays."""
-    n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[-2]
-    arrays = {name: _extra(name, value) for name, value in extra.items()}
-    pair = [name for name in ("shift", "scale") if name in arrays]
-    if pair and scaling is not None:
-        raise ValueError(f"extra {pair[0]!r} must not be given beside scaling")
-    if len(pair) == 1:
-        raise ValueError(f"shift and scale must be given together, got {pair[0]} alone")
-    if pair:
-        scaling = arrays["shift"], arrays["scale"]
-    if scaling is not None:
-        arrays["shift"], arrays["scale"] = checked_scaling(scaling, n_0, np.float64)
-    if classes is not None:
-        arrays["classes"] = checked_classes(classes, n_L)
-    return arrays
-
-
-def _extra(name: str, value: Any) -> np.ndarray:
-    if _is_reserved(name) or name.endswith(".npy"):  # every name has that ending in the archive
-        raise ValueError(
-            f"extra {name!r} must have a name of its own: the entries of the file and the arguments"
-            " of np.savez are reserved"
-        )
-    return _plain(f"extra {name!r}", value)
-
-
-def _plain(name: str, value: Any) -> np.ndarray:
-    """Return `value` as an array that an archive can hold without objects.
-
-    Raises:
-        TypeError: it is masked or sparse.
-        ValueError: it would be an array of objects, or NumPy's files don't have its dtype.
-    """
-    check_unmasked(name, value)
-    if hasattr(value, "toarray") or hasattr(value, "todense"):
-        kind = type(value).__name__
-        raise TypeError(f"{name} must be a dense array, got a sparse {kind}: pass .toarray()")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} must be an array of numbers or text: {error}") from None
-    if array.dtype.kind == "T":  # NumPy's text of any length
-        array = array.astype(str)
-    if array.dtype.hasobject:
-        raise ValueError(
-            f"{name} must hold no objects, got dtype {array.dtype}: pass .astype(str) for text,"
-            " .astype(float) for numbers"
-        )
-    if array.dtype.isbuiltin == 2:  # such as bfloat16, which would be read as raw bytes
-        raise ValueError(f"{name} must have one of NumPy's own dtypes, got {array.dtype}")
-    return array
-
-
 def _is_reserved(name: str) -> bool:
-    """Return whether an entry of that name belongs to the network, in any format."""
+    """Return whether the name is an entry of the network in any format, or np.savez's argument."""
     return name in RESERVED or re.fullmatch(r"[Wb]\d+", name) is not None
 
 
 def _check_contents(
     path: str | os.PathLike[str], names: Iterable[str], arrays: Mapping[str, np.ndarray], form: str
 ) -> None:
-    """Raise if the file lacks an entry of its format, or one of its own list."""
+    """Raise if the file lacks an entry of its format, or one that its list of contents names."""
     contents = np.ravel(arrays.get("contents", ())) if form == FORMAT else ()
-    lost = [name for name in (*ENTRIES[form], *map(str, contents)) if name not in names]
-    if lost:
-        raise ValueError(f"{path}: the model lacks {', '.join(map(repr, lost))}")
+    missing = [name for name in (*ENTRIES[form], *map(str, contents)) if name not in names]
+    if missing:
+        raise ValueError(f"{path}: the model lacks {', '.join(map(repr, missing))}")
 
 
 def _network(
@@ -275,13 +195,18 @@ def _network(
     form: str,
     own: Mapping[str, Any],
 ) -> Params:
+    """Build the network from the entries of a file.
+
+    Raises:
+        ValueError: an entry is missing or has the wrong content; the message names the file.
+    """
     names = [str(name) for name in np.ravel(arrays["activations"])]
     L = len(names)
     if not names:
         raise ValueError(f"{path}: the model has no layer")
-    plain = {"residual": np.zeros(L, bool), "keep": np.ones(L, int), "products": np.array("")}
-    # In format 1 these names are extras.
-    static = {name: arrays[name] if name in ENTRIES[form] else plain[name] for name in STATIC}
+    defaults = {"residual": np.zeros(L, bool), "keep": np.ones(L, int), "products": np.array("")}
+    # Format 1 lacks these entries; an array with such a name is one of its extras.
+    static = {name: arrays[name] if name in ENTRIES[form] else defaults[name] for name in STATIC}
     try:
         dtype, products = jnp.dtype(str(arrays["dtype"])), str(static["products"]) or None
         residual, keep = np.ravel(static["residual"]), np.ravel(static["keep"])
@@ -292,11 +217,11 @@ def _network(
             W, b = (arrays[f"{part}{l}"] for part in "Wb")
             if W.dtype.kind != "f" or b.dtype.kind != "f":
                 raise ValueError(
-                    f"W{l} and b{l} must hold floating numbers, got {W.dtype}, {b.dtype}"
+                    f"W{l} and b{l} must hold floating-point numbers, got {W.dtype}, {b.dtype}"
                 )
-            layer = _output(name, own) if l == L else activation(own.get(name, name))
-            of_file = jnp.asarray(W, dtype), jnp.asarray(b, dtype)
-            params.append(Layer(*of_file, layer, bool(residual[l - 1]), int(keep[l - 1])))
+            g = _output(name, own) if l == L else activation(own.get(name, name))
+            arrays_of_l = jnp.asarray(W, dtype), jnp.asarray(b, dtype)
+            params.append(Layer(*arrays_of_l, g, bool(residual[l - 1]), int(keep[l - 1])))
         return with_compute_dtype(tuple(params), products)
     except KeyError as error:
         raise ValueError(f"{path}: the model lacks {error}") from None
@@ -316,8 +241,17 @@ def _output(name: str, own: Mapping[str, Any]) -> Output:
     return output(name)
 
 
-def _check_name(layer: Layer) -> None:
-    """Raise if a file with this name would load another activation."""
+def _check_extra_name(name: str) -> None:
+    """Raise if `save` can't write an extra array with this name."""
+    if _is_reserved(name) or name.endswith(".npy"):  # np.savez adds .npy, and np.load removes it
+        raise ValueError(
+            f"extra {name!r} must have another name: the entries of the file and the arguments"
+            " of np.savez are reserved"
+        )
+
+
+def _check_activation_name(layer: Layer) -> None:
+    """Raise if a built-in activation or output has this name: `load` would take that one."""
     resolve: Any = output if isinstance(layer.activation, Output) else activation
     try:
         shipped = resolve(layer.activation.name)

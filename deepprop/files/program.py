@@ -1,4 +1,8 @@
-"""A network as a program that runs without deepprop: StableHLO, by jax.export."""
+"""Networks exported as programs that run without deepprop: StableHLO, written by jax.export.
+
+The parameters are constants of the program, so one file is all that a user of the network needs.
+The format limits them to 2 GiB, and the compiler reads them at the first call.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +21,7 @@ from deepprop._arguments import check_params
 from deepprop._arithmetic import wide
 from deepprop._checks import missing
 from deepprop.files.archive import atomic_write, check_writable
-from deepprop.files.model import checked_scaling
+from deepprop.files.extras import checked_scaling
 from deepprop.layers import Params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -34,7 +38,7 @@ def export(
     """Write `predict` as a StableHLO program that runs without deepprop, completely or not at all.
 
     The program computes A[L] of X, or with a scaling of (X - shift) / scale, for any number m of
-    examples. The parameters are constants in it. JAX and flatbuffers run it:
+    examples. The parameters are constants in it. JAX and flatbuffers are enough to run it:
 
     >>> import jax, tempfile, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -101,8 +105,11 @@ def export(
 
 
 def _program(params: Params, scaling: tuple[Array, Array] | None) -> Callable[[Array], Array]:
-    """Return the network with these parameters as a function of X (n_0, m)."""
-    # NumPy transposes them here; in the compiler that would take as long as all the rest.
+    """Return the network with these parameters as a function of X (n_0, m).
+
+    It takes the parameters as NumPy arrays, so that NumPy transposes them here. In the compiler
+    that would take as long as all the rest.
+    """
     params = jax.device_get(params)
 
     def predict(X: Array) -> Array:  # this name appears in the file and in JAX's errors
@@ -115,7 +122,7 @@ def _program(params: Params, scaling: tuple[Array, Array] | None) -> Callable[[A
 
 
 def _checked_platforms(platforms: Any) -> tuple[str, ...]:
-    """Return the platforms, each a known one: jax.export itself accepts any text."""
+    """Return the platforms after a check that jax.export leaves out: it accepts any text."""
     if isinstance(platforms, str) or not isinstance(platforms, Sequence):
         raise TypeError(f"platforms must be a sequence of names, got {platforms!r}")
     unknown = [name for name in platforms if name not in PLATFORMS]
@@ -136,7 +143,7 @@ def _columns(scaling: Any, n_0: int, dtype: DTypeLike) -> tuple[Array, Array] | 
 
 @contextmanager
 def _no_source_paths() -> Iterator[None]:
-    """Leave source locations out of the program: their paths are private to the user."""
+    """Leave source locations out of the program: they hold paths of the user's machine."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)  # type: ignore[no-untyped-call]
@@ -147,7 +154,7 @@ def _no_source_paths() -> Iterator[None]:
 
 
 def _require_flatbuffers() -> None:
-    """Raise unless flatbuffers is installed, with which jax.export writes and reads files."""
+    """Raise unless flatbuffers is installed, which jax.export needs to write and read files."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError:

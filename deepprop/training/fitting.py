@@ -22,7 +22,7 @@ from deepprop.training.advice import advice_for
 from deepprop.training.batches import Batches, batches_training, check_batches
 from deepprop.training.checkpoint import Checkpoint
 from deepprop.training.epoch import Trained, check_training, train_epoch
-from deepprop.training.examples import Data, balanced_weights, identity_of_data, in_memory
+from deepprop.training.examples import Data, identity_of_data, in_memory
 from deepprop.training.former_arguments import takes_former_arguments
 from deepprop.training.identity import name_of
 from deepprop.training.loop import Callback, Fit, Progress, Training

@@ -34,7 +34,7 @@ def npz(tmp_path):
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
-    """A folder to stand in, with mine.py: an activation that is right and one that is wrong."""
+    """Change to a folder with mine.py, which has a right and a wrong activation."""
     (tmp_path / "mine.py").write_text(
         "import jax.numpy as jnp, deepprop as dp\n"
         "sine = dp.Activation('sine', jnp.sin, lambda Z, A: jnp.cos(Z))\n"

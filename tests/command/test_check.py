@@ -16,7 +16,7 @@ def test_check_of_everything(run):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("own_module")
-def test_check_of_an_activation_of_your_own(run):
+def test_check_of_your_own_activation(run):
     status, out, _ = run("check", "--activation", "mine:sine", "--hidden", "5")
     assert status == 0
     assert "8 - 5 sine - 4 softmax" in out

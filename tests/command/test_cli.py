@@ -1,4 +1,4 @@
-"""The command line: bad options and files, devices, terminals, extras."""
+"""The command line: bad options and files, devices, terminals, missing packages."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("optax_types")
 
 @pytest.fixture
 def four_commands(tmp_path):
-    """One command line of each command, which would work."""
+    """Return a valid command line for each command."""
     path = tmp_path / "model.npz"
     dp.save(path, dp.init_params(jax.random.key(0), [64, 10]))
     return [
@@ -38,7 +38,7 @@ def four_commands(tmp_path):
         (RuntimeError("Unable to initialize backend 'nonsense'\nmore"), "backend 'nonsense'\n"),
     ],
 )
-def test_without_a_device_each_command_says_so(run, four_commands, monkeypatch, error, says):
+def test_each_command_reports_a_missing_device(run, four_commands, monkeypatch, error, says):
     def devices():
         raise error
 
@@ -59,8 +59,8 @@ def test_a_transfer_guard_ends_each_command_in_one_line(run, four_commands):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("setting", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense"])
-def test_devices_that_are_not_there(setting):
-    """In a process of its own: jax reads the variable as it is imported."""
+def test_missing_devices(setting):
+    """In a new process, because jax reads the variable when it is imported."""
     if setting == "JAX_PLATFORMS=cuda" and any(d.platform != "cpu" for d in jax.devices()):
         pytest.skip("there is one")
     name, value = setting.split("=")
@@ -152,7 +152,7 @@ def test_bad_files_get_one_clear_line(run, tmp_path):
     ],
 )
 def test_without_the_extras(tmp_path, module, argv, status, says):
-    """A fresh process in which the extra is not to be had."""
+    """In a new process in which the package can't be imported."""
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from deepprop.command.cli import main\n"

@@ -1,3 +1,5 @@
+"""Loading data files: layouts, labels, scaling, errors."""
+
 import hashlib
 from importlib import resources
 
@@ -21,7 +23,7 @@ def test_the_digits():
     assert (data.Y.sum(axis=0) == 1).all()
 
 
-def test_the_digits_are_those_of_uci_and_their_licence_is_with_them():
+def test_the_digits_are_those_of_uci_with_their_licence():
     folder = resources.files("deepprop") / "digits"
     with resources.as_file(folder / "digits.npz") as path:
         arrays = read_npz(path)
@@ -65,12 +67,12 @@ def test_without_a_test_set_a_share_is_held_out(npz, names):
     ],
     ids=["labels", "text", "a column", "booleans", "one-hot", "several", "numbers", "rows"],
 )
-def test_the_output_that_fits_y(npz, y, output, shape):
+def test_the_output_suits_y(npz, y, output, shape):
     data = load_data(npz(X=IMAGES, y=y))
     assert (data.output, data.Y.shape[0]) == (output, shape)
 
 
-def test_labels_keep_their_names(npz):
+def test_labels_become_the_classes(npz):
     data = load_data(npz(X=IMAGES, y=np.array(["eel", "cat", "dog"])[LABELS]))
     assert data.classes.tolist() == ["cat", "dog", "eel"]
 
@@ -82,7 +84,7 @@ def test_standardize(npz):
     np.testing.assert_allclose(data.X.std(axis=1), [1, 1, 1, 0, 1], atol=1e-5)
 
 
-def test_floats_stay_as_they_are_and_the_test_set_gets_the_same_scale(npz):
+def test_floats_are_not_scaled_and_the_test_set_has_the_same_scale(npz):
     x = RNG.standard_normal((30, 5))
     data = load_data(npz(x_train=x, y_train=LABELS, x_test=x[:6], y_test=LABELS[:6]))
     np.testing.assert_allclose(data.X.T, x, rtol=1e-6)
@@ -117,7 +119,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_files_with_other_content(npz, case):
+def test_wrong_content_is_an_error(npz, case):
     arrays, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         load_data(npz(**arrays))

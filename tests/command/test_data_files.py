@@ -1,4 +1,4 @@
-"""What people have in their files beside the usual: names, types, scales."""
+"""Unusual data files: names, dtypes, scales."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ LABELS = np.arange(60) % 3
 
 
 TRAIN = {"x_train": X, "y_train": LABELS, "x_test": X, "y_test": LABELS}
-TWICE = {  # names that differ in capitals alone: the file, and the functions that use both
+TWICE = {  # names that differ only in case: the file, and the functions that read both
     "X and x": ({"X": X, "x": 0 * X, "y": LABELS}, (load_data, load_examples)),
     "x and X": ({"x": X, "X": X, "y": LABELS}, (load_data, load_examples)),
     "Y and y": ({"X": X, "Y": LABELS, "y": LABELS}, (load_data, load_examples)),
@@ -25,27 +25,27 @@ TWICE = {  # names that differ in capitals alone: the file, and the functions th
 
 
 @pytest.mark.parametrize("case", TWICE)
-def test_names_that_differ_in_capitals_alone(npz, case):
+def test_names_that_differ_only_in_case_are_refused(npz, case):
     arrays, readers = TWICE[case]
     for read in readers:
         with pytest.raises(ValueError, match=f"holds both {case}"):
             read(npz(**arrays))
 
 
-def test_names_that_are_not_used_may_differ_in_capitals_alone(npz):
+def test_unused_names_may_differ_only_in_case(npz):
     path = npz(**TRAIN, X=X, x=X, a=X, A=X)
     assert load_data(path).X.shape == (2, 60)
     assert load_examples(path)[0].shape == (60, 2)
 
 
-def test_arrays_that_are_not_used_may_hold_objects(npz):
+def test_unused_arrays_may_have_objects(npz):
     path = npz(X=X, y=LABELS, feature_names=np.array(["a", None], dtype=object))
     assert load_data(path).X.shape[0] == 2
     assert load_examples(path)[0].shape == (60, 2)
 
 
 @pytest.mark.parametrize("name", ["X", "y"])
-def test_an_array_of_objects_is_named_with_its_cure(npz, name):
+def test_an_error_for_objects_says_what_to_save(npz, name):
     arrays = {"X": X, "y": LABELS}
     arrays[name] = arrays[name].astype(object)
     for read in (load_data, load_examples):
@@ -66,7 +66,7 @@ THREE = np.where(np.arange(100) % 2 == 0, 0.3, 0.1 * 3)  # differ in the last bi
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-def test_a_column_that_is_constant_but_for_rounding_is_not_scaled(npz, dtype, size):
+def test_a_column_that_is_constant_except_for_rounding_is_not_scaled(npz, dtype, size):
     column = np.full(100, size, dtype)
     assert _scale(npz, column)[1] == 1
     column[::2] = np.nextafter(column[::2], dtype(np.inf))
@@ -83,13 +83,13 @@ def test_a_column_that_varies_is_scaled_by_its_spread(npz, dtype):
 
 
 def test_a_small_spread_of_many_examples_is_scaled(npz):
-    """m eps is 0.04 here, so that by that bound alone a spread of 1 % would be rounding."""
+    """m eps is 0.04 here: a bound of m eps would take a spread of 1 % for rounding."""
     column = (1 + 0.01 * (np.arange(300_000) % 2)).astype(np.float32)
     np.testing.assert_allclose(_scale(npz, column)[1], 0.005, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1e-300, 1e-160, 1e160, 1e300])
-def test_standardize_numbers_whose_square_float64_has_not(npz, size):
+def test_standardize_numbers_whose_square_leaves_float64(npz, size):
     x = RNG.standard_normal((60, 2))
     data = load_data(npz(X=x * size, y=LABELS), standardize=True)
     both = np.concatenate([data.X, data.X_test], axis=1)  # a fifth is held out
@@ -98,7 +98,7 @@ def test_standardize_numbers_whose_square_float64_has_not(npz, size):
 
 
 def test_a_saved_scaling_is_the_one_of_training(npz, tmp_path):
-    """`deepprop train` hands the pair to `save` as it is."""
+    """`deepprop train` passes the pair to `save` unchanged."""
     data = load_data(npz(X=X, y=LABELS), standardize=True)
     params = dp.init_params(jax.random.key(0), [2, 3])
     dp.save(tmp_path / "m.npz", params, scaling=data.scaling, classes=data.classes)

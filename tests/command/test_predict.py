@@ -1,4 +1,4 @@
-"""`deepprop predict`: models and data of every origin."""
+"""`deepprop predict`, for models and data from the command line and from Python."""
 
 import csv
 import re
@@ -16,7 +16,7 @@ QUICK = ["--hidden", "16", "--epochs", "2", "--no-check"]
 pytestmark = pytest.mark.usefixtures("optax_types")
 
 
-def test_a_model_without_classes_is_scored_by_number_and_shapes_are_compared(run, tmp_path):
+def test_a_model_without_classes_is_scored_by_class_number(run, tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((60, 5)), np.arange(60) % 3
     params = dp.init_params(jax.random.key(0), [5, 3])
@@ -33,7 +33,7 @@ def test_a_model_without_classes_is_scored_by_number_and_shapes_are_compared(run
 
 
 @pytest.mark.thorough
-def test_labels_of_every_script_and_with_commas_are_written_whole(run, tmp_path):
+def test_labels_in_any_script_and_with_commas_are_written_completely(run, tmp_path):
     x = np.random.default_rng(1).standard_normal((40, 5))
     np.savez(tmp_path / "data.npz", X=x, y=np.array(["\u732b, cat", "\u00e9"])[np.arange(40) % 2])
     files = ["--data", tmp_path / "data.npz"]
@@ -64,7 +64,7 @@ def test_labels_of_every_script_and_with_commas_are_written_whole(run, tmp_path)
         ({"residual": None}, "the model lacks 'residual'"),
     ],
 )
-def test_a_model_file_with_odd_preparation(run, tmp_path, change, message):
+def test_a_wrong_scaling_or_wrong_classes_in_a_file_are_an_error(run, tmp_path, change, message):
     path = tmp_path / "model.npz"
     params = dp.init_params(jax.random.key(0), [64, 10])
     dp.save(path, params, scaling=(np.zeros(64), np.ones(64)), classes=np.arange(10))
@@ -76,7 +76,7 @@ def test_a_model_file_with_odd_preparation(run, tmp_path, change, message):
         assert re.search(message, err)
 
 
-def test_a_model_from_python_that_holds_no_scaling_is_said_to(run, tmp_path):
+def test_a_missing_scaling_is_reported(run, tmp_path):
     path, files = tmp_path / "model.npz", ["--out", tmp_path / "network.jax", "--platforms", "cpu"]
     params = dp.init_params(jax.random.key(0), [64, 10])
     for extra, said in (({}, 1), ({"scaling": (np.zeros(64), np.full(64, 16.0))}, 0)):
@@ -90,7 +90,7 @@ def test_a_model_from_python_that_holds_no_scaling_is_said_to(run, tmp_path):
 
 @pytest.mark.parametrize("classes", [["malignant", "benign"], [7, -1], [1.0, 0.0], [True, False]])
 def test_classes_of_a_model_from_python_in_any_order(run, tmp_path, classes):
-    """Saved from Python, trained on scaled X, applied to X as it is: as by hand."""
+    """A model saved from Python, trained on scaled X and applied to raw X."""
     x = np.random.default_rng(0).standard_normal((60, 2)) * [10, 0.1] + [100, 1]
     shift, scale = x.mean(axis=0), x.std(axis=0)
     params = dp.init_params(jax.random.key(0), [2, 2])
@@ -105,7 +105,7 @@ def test_classes_of_a_model_from_python_in_any_order(run, tmp_path, classes):
     assert (tmp_path / "out.csv").read_text().split() == [str(classes[i]) for i in units]
 
 
-def test_the_label_of_a_single_unit_is_no_answer(run, tmp_path):
+def test_the_label_of_a_single_unit_is_not_a_prediction(run, tmp_path):
     params = dp.init_params(jax.random.key(0), [2, 1], output="sigmoid")
     dp.save(tmp_path / "model.npz", params, classes=["spam"])
     np.savez(tmp_path / "data.npz", X=np.eye(2))

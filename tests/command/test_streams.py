@@ -1,4 +1,4 @@
-"""Standard output and error that are gone, full, or lack a character: the work is done all the same."""
+"""The work is done even if standard output or error is closed, full, or lacks a character."""
 
 import errno
 import io
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("optax_types")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With data.npz, and model.npz that fits it."""
+    """Return a folder with data.npz, and a model.npz for it."""
     folder = tmp_path_factory.mktemp("streams")
     x = np.random.default_rng(0).standard_normal((60, 2))
     np.savez(folder / "data.npz", X=x, y=np.array(CLASSES)[np.arange(60) % 2])
@@ -42,7 +42,7 @@ COMMANDS = {  # and what each writes
 
 
 class Failing(io.StringIO):
-    """A stream whose write, or only its flush, fails."""
+    """A stream of which writing, or only flushing, fails."""
 
     def __init__(self, number, method):
         super().__init__()
@@ -85,7 +85,7 @@ TABLE = [(s, c) for s in STREAMS for c in COMMANDS if s in FEW or c in ("predict
 
 
 @pytest.mark.parametrize(("stream", "command"), TABLE)
-def test_whatever_standard_output_is_the_work_is_done(folder, monkeypatch, stream, command):
+def test_the_work_is_done_for_any_standard_output(folder, monkeypatch, stream, command):
     argv, files = COMMANDS[command]
     make, status = STREAMS[stream]
     monkeypatch.chdir(folder)
@@ -104,7 +104,7 @@ def test_whatever_standard_output_is_the_work_is_done(folder, monkeypatch, strea
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_whatever_standard_error_is_the_status_stays(folder, monkeypatch, stream):
+def test_the_status_is_the_same_for_any_standard_error(folder, monkeypatch, stream):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", STREAMS[stream][0]())
@@ -114,7 +114,7 @@ def test_whatever_standard_error_is_the_status_stays(folder, monkeypatch, stream
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_a_callback_that_cannot_write_does_not_end_a_training(monkeypatch, stream):
+def test_a_callback_that_cannot_write_does_not_end_training(monkeypatch, stream):
     params = dp.init_params(jax.random.key(0), [1, 1], output="identity")
     X = jnp.ones((1, 4))
     monkeypatch.setattr(sys, "stdout", STREAMS[stream][0]())
@@ -126,7 +126,7 @@ def test_a_callback_that_cannot_write_does_not_end_a_training(monkeypatch, strea
     assert fit.stopped == "epochs"
 
 
-def test_what_can_be_written_is_and_the_first_failure_is_told():
+def test_everything_writable_is_written_and_the_first_failure_reported():
     out = io.StringIO()
     stream = Tolerant(out)
     print("a", file=stream, flush=True)
@@ -153,8 +153,8 @@ PROCESSES = {  # redirections of a shell; the command, its status, and lines on 
 @pytest.mark.thorough
 @NEEDS_FULL
 @pytest.mark.parametrize("case", PROCESSES)
-def test_in_a_process_of_its_own_nothing_is_said_at_exit(folder, case):
-    """Python writes what a stream still holds once more when it ends."""
+def test_a_new_process_prints_nothing_at_exit(folder, case):
+    """At exit, Python flushes the streams again."""
     redirections, command, status, lines = PROCESSES[case]
     argv, files = COMMANDS[command]
     shell = f'"{sys.executable}" -m deepprop {" ".join(argv)} {redirections}'

@@ -1,4 +1,4 @@
-"""What y holds: labels, classes, numbers."""
+"""Whether y holds classes or numbers, and its encoding."""
 
 import numpy as np
 import pytest
@@ -52,20 +52,20 @@ def test_classes_in_any_order(classes, labels, units):
         ([2**53, 1], [2**53 + 1, 1], str(2**53 + 1)),
     ],
 )
-def test_labels_that_are_not_among_the_classes(classes, labels, strange):
+def test_labels_outside_the_classes_are_an_error(classes, labels, strange):
     with pytest.raises(ValueError, match=f"y holds the label {strange}, which is not in training"):
         encoded(np.array(labels), np.array(classes), "y")
 
 
 ONE_HOT = np.eye(3)[LABELS]
 INFERRED = {
-    "whole numbers": (LABELS, None, "softmax", "3 classes, as y holds whole numbers (--output identity: numbers)"),
+    "whole numbers": (LABELS, None, "softmax", "3 classes, as y holds whole numbers (--output identity for numbers)"),
     "text": (LABELS.astype(str), None, "softmax", "3 classes, as y holds text"),
-    "booleans": (LABELS == 1, None, "softmax", "2 classes, as y holds True and False (--output sigmoid: a probability)"),
-    "floats": (X[:, 0], None, "identity", "numbers, 1 per example, as y holds floats (--output softmax: classes)"),
-    "floats of 0 and 1": ((LABELS == 1) * 1.0, None, "identity", "numbers, 1 per example, as y holds floats, all 0 or 1 (--output softmax: classes; sigmoid: a probability)"),
-    "one-hot": (ONE_HOT, None, "softmax", "3 classes, as y holds one-hot rows (--output sigmoid: several may be 1)"),
-    "several": (RNG.integers(0, 2, (60, 4)), None, "sigmoid", "probabilities, 4 per example, as y holds rows of 0 and 1 (--output identity: any numbers)"),
+    "booleans": (LABELS == 1, None, "softmax", "2 classes, as y holds True and False (--output sigmoid for a probability)"),
+    "floats": (X[:, 0], None, "identity", "numbers, 1 per example, as y holds floats (--output softmax for classes)"),
+    "floats of 0 and 1": ((LABELS == 1) * 1.0, None, "identity", "numbers, 1 per example, as y holds floats, all 0 or 1 (--output softmax for classes, sigmoid for a probability)"),
+    "one-hot": (ONE_HOT, None, "softmax", "3 classes, as y holds one-hot rows (--output sigmoid if several may be 1)"),
+    "several": (RNG.integers(0, 2, (60, 4)), None, "sigmoid", "probabilities, 4 per example, as y holds rows of 0 and 1 (--output identity for any numbers)"),
     "rows": (X, None, "identity", "numbers, 2 per example, as y holds rows of numbers"),
     "asked for classes": ((LABELS == 1) * 1.0, "softmax", "softmax", "2 classes, by --output"),
     "asked for numbers": (LABELS, "identity", "identity", "numbers, 1 per example, by --output"),
@@ -74,7 +74,7 @@ INFERRED = {
 
 
 @pytest.mark.parametrize("case", INFERRED)
-def test_what_y_was_taken_for_is_said(npz, case):
+def test_the_inference_from_y_is_explained(npz, case):
     y, asked, output, words = INFERRED[case]
     data = load_data(npz(X=X, y=y), output=asked)
     assert (data.output, data.targets) == (output, words)
@@ -84,7 +84,7 @@ MANY = np.r_[np.arange(150), np.arange(110)]
 
 
 @pytest.mark.parametrize("y", [np.arange(60), np.r_[np.zeros(50, int), np.arange(10)]])
-def test_whole_numbers_that_are_seldom_equal_need_an_option(npz, y):
+def test_mostly_distinct_whole_numbers_need_an_option(npz, y):
     path = npz(X=X, y=y)
     with pytest.raises(ValueError, match=r"once: choose --output identity .* --output softmax"):
         load_data(path)
@@ -96,7 +96,7 @@ def test_whole_numbers_that_are_seldom_equal_need_an_option(npz, y):
     ("y", "output"),
     [(MANY, "softmax"), (MANY.astype(str), "softmax"), (MANY.astype(str), None)],
 )
-def test_any_number_of_classes_where_they_are_asked_for_or_text(npz, y, output):
+def test_text_or_an_option_allows_any_number_of_classes(npz, y, output):
     data = load_data(npz(X=RNG.standard_normal((260, 4)), y=y), output=output)
     assert data.classes.tolist() == np.unique(y).tolist()
 
@@ -112,6 +112,6 @@ def test_any_number_of_classes_where_they_are_asked_for_or_text(npz, y, output):
         (np.full((60, 2), 1e300), None, r"y_train must hold .* got 1e\+300 at example 0"),
     ],
 )  # fmt: skip
-def test_targets_that_are_no_numbers_for_float32(npz, y, output, message):
+def test_targets_beyond_float32_are_an_error(npz, y, output, message):
     with pytest.raises(ValueError, match=message):
         load_data(npz(X=X, y=y), output=output)

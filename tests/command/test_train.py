@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("optax_types")
 
 @pytest.mark.thorough
 def test_the_main_job(run, tmp_path):
-    """No arguments but where to write: the digits to 97 %, shown, checked, drawn, saved, predicted."""
+    """Only output options: train to 97 % on the digits, print, check, draw, save, predict."""
     model, curves = tmp_path / "model.npz", tmp_path / "curves.png"
     status, out, err = run("train", "--save", model, "--plot", curves)
     assert (status, err) == (0, "")
@@ -76,12 +76,12 @@ def test_options(run):
     )  # fmt: skip
     assert status == 0
     assert "64 - 12 tanh - 9 leaky_relu(0.2) - 1 tanh+huber" in out
-    assert "momentum, learning rate 0.05, 1 epochs of 8 steps of 128" in out
+    assert "momentum, learning rate 0.05, 1 epoch of 8 steps of 128" in out
     assert "rmse" in out
 
 
-def test_patience_keeps_the_best_by_a_validation_set_of_its_own(run):
-    """Held-out examples are looked at once, at the end."""
+def test_patience_returns_the_best_epoch_on_a_separate_validation_set(run):
+    """The held-out examples are used only once, at the end."""
     status, out, _ = run(
         "train", "--hidden", "16", "--no-check", "--epochs", 200, "--patience", 2,
         "--learning-rate", 0.05, "--schedule", "warmup_cosine", "--class-weights", "balanced",
@@ -97,7 +97,7 @@ def test_patience_keeps_the_best_by_a_validation_set_of_its_own(run):
 
 
 @pytest.mark.thorough
-def test_a_checkpoint_goes_on_where_it_was(run, tmp_path):
+def test_a_checkpoint_resumes(run, tmp_path):
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     options = ["--hidden", "16", "--no-check", "--validation", "0.3"]
     assert run("train", *options, "--epochs", 5, "--save", whole)[0] == 0
@@ -137,7 +137,7 @@ def test_softmax_regression_has_no_hidden_layer(run):
     assert "64 - 10 softmax; 650 parameters" in out
 
 
-def test_a_cost_that_runs_away_is_a_failure(run):
+def test_a_diverging_cost_is_a_failure(run):
     status, _, err = run("train", *QUICK, "--optimizer", "sgd", "--learning-rate", "1e20")
     assert status == 1
     assert re.fullmatch(r"deepprop: the cost or a parameter is not finite in epoch 1: .*\n", err)
@@ -161,7 +161,7 @@ def test_the_health_of_layers(run, tmp_path):
 def test_kfac_needs_no_learning_rate(run):
     status, out, _ = run("train", *QUICK, "--optimizer", "kfac")
     assert status == 0
-    assert "training   kfac, no rate, 2 epochs" in out
+    assert "training   kfac, no learning rate, 2 epochs" in out
     assert float(re.search(r"accuracy ([\d.]+) % on 359 held-out", out)[1]) > 90
     status, _, err = run("train", *QUICK, "--optimizer", "kfac", "--schedule", "cosine")
     assert (status, "--schedule needs --learning-rate" in err) == (2, True)
@@ -171,7 +171,7 @@ def _line(out, name):
     return next((line for line in out.splitlines() if line.startswith(name)), "")
 
 
-UNSCALED = {  # inputs, and what the line says of them
+UNSCALED = {  # the sizes of inputs, and what the line says about them
     "large": ([1e3, 800.0], "their size is up to 1e+03; scale them to about 1 (--standardize)"),
     "huge": ([1e30, 1.0], "their size is up to 1e+30; scale them to about 1 (--standardize)"),
     "small": ([1e-3, 1e-4], "their size is up to 0.001; scale them to about 1 (--standardize)"),
@@ -181,7 +181,7 @@ UNSCALED = {  # inputs, and what the line says of them
 
 
 @pytest.mark.parametrize("case", UNSCALED)
-def test_unscaled_inputs_are_told_without_being_asked(run, tmp_path, case):
+def test_unscaled_inputs_are_always_reported(run, tmp_path, case):
     sizes, says = UNSCALED[case]
     x = np.sign(np.random.default_rng(0).standard_normal((60, len(sizes)))) * sizes
     np.savez(tmp_path / "data.npz", X=x, y=np.arange(60) % 2)
@@ -206,7 +206,7 @@ def test_the_inputs_of_the_digits_are_scaled_and_those_of_breast_cancer_are_not(
     _, out, _ = run(*command)
     assert _line(out, "inputs  ") == ""
     assert _line(out, "targets") == (
-        "targets    10 classes, as y holds whole numbers (--output identity: numbers)"
+        "targets    10 classes, as y holds whole numbers (--output identity for numbers)"
     )
     datasets = pytest.importorskip("sklearn.datasets")
     x, y = datasets.load_breast_cancer(return_X_y=True)
@@ -215,7 +215,7 @@ def test_the_inputs_of_the_digits_are_scaled_and_those_of_breast_cancer_are_not(
     assert "scale them to about 1 (--standardize)" in _line(out, "inputs  ")
 
 
-def test_a_cost_that_runs_away_later_says_where_the_network_is(run, tmp_path):
+def test_a_cost_that_diverges_later_says_where_the_network_is(run, tmp_path):
     x = np.random.default_rng(0).standard_normal((60, 2))
     np.savez(tmp_path / "data.npz", X=x, y=x[:, 0])
     command = ["train", "--data", tmp_path / "data.npz", "--hidden", "none", "--batch-size", 48,
@@ -232,8 +232,8 @@ def test_a_cost_that_runs_away_later_says_where_the_network_is(run, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-def test_balanced_classes_weigh_the_validation_cost_too(run, tmp_path, monkeypatch, output):
-    """By the classes of the training set, counted here, whatever is held out."""
+def test_balanced_classes_also_weight_the_validation_cost(run, tmp_path, monkeypatch, output):
+    """By the class counts of the training set, for any held-out set."""
     rng = np.random.default_rng(0)
     x, y, y_test = rng.standard_normal((40, 2)), np.arange(40) % 5 == 0, np.arange(40) % 2 == 0
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y * 1, x_test=x, y_test=y_test * 1)
@@ -254,7 +254,7 @@ def test_balanced_classes_weigh_the_validation_cost_too(run, tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("own_module")
-def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path):
+def test_your_own_activation_from_training_to_prediction(run, tmp_path):
     quick = ["--hidden", "8", "--epochs", "1"]
     assert run("train", *quick, "--activation", "mine:sine", "--save", "m.npz")[0] == 0
     assert run("predict", "m.npz", "--own", "mine:sine")[0] == 0
@@ -265,7 +265,7 @@ def test_an_activation_of_your_own_from_training_to_prediction(run, tmp_path):
 
 
 @pytest.mark.thorough
-def test_ctrl_c_saves_what_there_is(tmp_path):
+def test_ctrl_c_saves_the_network(tmp_path):
     command = [sys.executable, "-u", "-m", "deepprop", "train", "--epochs", "100000"]
     command += ["--save", "m.npz"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:

@@ -1,4 +1,4 @@
-"""Files: nothing runs from them, and none is left half written."""
+"""Archives run no code, and files are written completely or not at all."""
 
 import gzip
 import os
@@ -41,7 +41,7 @@ def _saved(tmp_path):
     return tmp_path / "model.npz"
 
 
-def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = _saved(tmp_path)
     before = path.read_bytes()
 
@@ -56,7 +56,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
 
 
-def test_a_link_stays_a_link_and_a_private_file_private(tmp_path):
+def test_writing_preserves_links_and_permissions(tmp_path):
     params = dp.init_params(jax.random.key(0), [2, 1])
     (tmp_path / "real.npz").write_bytes(b"old")
     (tmp_path / "real.npz").chmod(0o600)
@@ -67,7 +67,7 @@ def test_a_link_stays_a_link_and_a_private_file_private(tmp_path):
     assert dp.load(tmp_path / "real.npz")[0].W.shape == (1, 2)
 
 
-def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
+def test_an_unwritable_path_is_reported_before_the_work(tmp_path):
     for path, error in ((tmp_path, IsADirectoryError), (tmp_path / "no" / "x", FileNotFoundError)):
         with pytest.raises(error) as caught:
             check_writable(path)
@@ -79,8 +79,8 @@ def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
     assert (tmp_path / "there").read_text() == "kept"
 
 
-def test_members_that_are_no_arrays(tmp_path):
-    """Each would raise something of its own deep in NumPy or a decoder."""
+def test_damaged_members_raise_a_value_error(tmp_path):
+    """Without a check, each would raise a different error deep in NumPy or a decoder."""
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }"
     for name, member in {
         "no magic": b"text",
@@ -93,8 +93,8 @@ def test_members_that_are_no_arrays(tmp_path):
             read_npz(tmp_path / name)
 
 
-def test_an_error_while_saving_names_the_file_alone(tmp_path, monkeypatch):
-    """A folder that does not exist, the usual one: without a second file that is None."""
+def test_an_error_while_saving_names_only_the_file(tmp_path, monkeypatch):
+    """The usual case is a missing folder; a second file name, None, must not appear."""
     monkeypatch.chdir(tmp_path)
     params = dp.init_params(jax.random.key(0), [2, 2])
     for path, error in (
@@ -109,7 +109,7 @@ def test_an_error_while_saving_names_the_file_alone(tmp_path, monkeypatch):
             assert str(caught.value) == error
 
 
-def test_what_is_not_a_regular_file_is_not_replaced(tmp_path):
+def test_only_a_regular_file_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="Not a regular file"):
         dp.save(tmp_path / "pipe", dp.init_params(jax.random.key(0), [2, 2]))
@@ -117,7 +117,7 @@ def test_what_is_not_a_regular_file_is_not_replaced(tmp_path):
 
 
 def _other_files(folder):
-    """Files that people pass instead of an archive, and what the error calls them."""
+    """Return files that people pass instead of an archive, with what the error says."""
     (folder / "a.csv").write_text("1,2,3\n")
     (folder / "umlauts.csv").write_bytes(("\u00e9" * 300).encode())  # cut within a character
     (folder / "latin.csv").write_bytes("\u00e9 and more".encode("latin-1"))
@@ -134,7 +134,7 @@ def _other_files(folder):
     }  # fmt: skip
 
 
-def test_other_files_are_called_what_they_are(tmp_path):
+def test_the_error_names_the_kind_of_a_wrong_file(tmp_path):
     for name, what in _other_files(tmp_path).items():
         for read, wanted in (
             (dp.load, "a model is written by dp.save"),
@@ -146,7 +146,7 @@ def test_other_files_are_called_what_they_are(tmp_path):
                 read(str(tmp_path / name))
 
 
-def test_a_name_that_is_there_twice(tmp_path):
+def test_a_duplicate_name_is_an_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):

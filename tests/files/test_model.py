@@ -1,4 +1,4 @@
-"""A saved network is the same network, and a file that is none is refused."""
+"""A saved network loads as the same network, and other files are refused."""
 
 import zipfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.problems import HIDDEN, problem
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("output", ["softmax", "tanh+huber(0.4)"])
-def test_a_saved_network_is_the_same_network(tmp_path, output, dtype):
+def test_a_saved_network_loads_as_the_same_network(tmp_path, output, dtype):
     params = problem(0, [4] + [3] * len(HIDDEN) + [2], 5, HIDDEN, output, dtype=dtype)[0]
     dp.save(tmp_path / "model.npz", params, classes=np.array(["a", "b"]), epochs=np.ones(4))
     again = dp.load(tmp_path / "model.npz")
@@ -28,7 +28,7 @@ def test_a_saved_network_is_the_same_network(tmp_path, output, dtype):
     assert sorted(extra) == ["classes", "epochs"]
 
 
-def test_an_activation_of_your_own_is_given_again_to_load(tmp_path):
+def test_load_needs_your_own_activation(tmp_path):
     own = dp.Activation("own", jnp.sin, lambda Z, A: jnp.cos(Z))
     params = dp.init_params(jax.random.key(0), [2, 3, 1], hidden=own, output="identity")
     dp.save(tmp_path / "model.npz", params)
@@ -69,7 +69,7 @@ def test_damaged_files(tmp_path):
         ({"W1": np.full((5, 4), "a")}, "model.npz"),
     ],
 )
-def test_files_that_are_no_network(tmp_path, change, message):
+def test_a_file_that_is_not_a_network_is_refused(tmp_path, change, message):
     path = _saved(tmp_path)
     arrays = {**read_npz(path), **change}
     if "W1" in change and change["W1"].shape == (5, 3):
@@ -80,7 +80,7 @@ def test_files_that_are_no_network(tmp_path, change, message):
 
 
 class Sparse:
-    """As scipy's arrays look from outside."""
+    """A stand-in for scipy's sparse arrays."""
 
     def toarray(self):
         return np.ones(2)
@@ -91,9 +91,9 @@ RESERVED = [*OWN_ENTRIES, "W1", "b1", "W2", "b7", "W10", "file", "allow_pickle",
 
 
 @pytest.mark.parametrize("name", RESERVED)
-def test_the_names_of_entries_are_reserved_whatever_the_network(tmp_path, name):
+def test_entry_names_are_reserved_for_every_network(tmp_path, name):
     params = dp.init_params(jax.random.key(0), [2, 1])
-    with pytest.raises(ValueError, match=f"extra '{name}' must have a name of its own"):
+    with pytest.raises(ValueError, match=f"extra '{name}' must have another name"):
         dp.save(tmp_path / "model.npz", params, **{name: np.ones(3)})
     assert not list(tmp_path.iterdir())
 
@@ -110,7 +110,7 @@ def test_the_names_of_entries_are_reserved_whatever_the_network(tmp_path, name):
     ],
     ids=["objects", "masked", "masked within", "bfloat16", "ragged", "sparse"],
 )
-def test_extras_that_a_file_would_not_hold(tmp_path, value, error, message):
+def test_extras_that_need_pickle_or_lose_data_are_refused(tmp_path, value, error, message):
     params = dp.init_params(jax.random.key(0), [2, 1])
     with pytest.raises(error, match=message):
         dp.save(tmp_path / "model.npz", params, x=value)
@@ -118,7 +118,7 @@ def test_extras_that_a_file_would_not_hold(tmp_path, value, error, message):
 
 
 @pytest.mark.parametrize("style", ["arguments", "extras"])
-def test_scaling_and_classes_come_back(tmp_path, style):
+def test_scaling_and_classes_are_stored(tmp_path, style):
     params = dp.init_params(jax.random.key(0), [3, 2])
     shift, scale, classes = [1, 2, 3], jnp.array([0.1, 1.0, 10.0]), [b"katze", b"hund"]
     given = (
@@ -181,7 +181,7 @@ FORMATS = {
 
 
 def _of_format(path, form):
-    """A file of that format with extras; those of formats 1 and 2 by hand, as 0.1.0 wrote them."""
+    """Write a file of that format with extras; formats 1 and 2 by hand, as 0.1.0 wrote them."""
     if form == 3:
         params = dp.init_params(jax.random.key(0), [4, 4, 3])
         dp.save(path, params, scaling=(np.zeros(4), np.ones(4)), classes=[2, 1, 0], note="any")
@@ -198,7 +198,7 @@ LOST = [(form, name) for form, names in FORMATS.items() for name in sorted(names
 
 
 @pytest.mark.parametrize(("form", "name"), LOST)
-def test_an_entry_that_is_lost_is_an_error(tmp_path, form, name):
+def test_a_missing_entry_is_an_error(tmp_path, form, name):
     _of_format(tmp_path / "model.npz", form)
     assert len(dp.load(tmp_path / "model.npz")) == 2
     arrays = read_npz(tmp_path / "model.npz")
@@ -209,7 +209,7 @@ def test_an_entry_that_is_lost_is_an_error(tmp_path, form, name):
             read(tmp_path / "model.npz")
 
 
-def test_formats_of_0_1_0_by_hand(tmp_path):
+def test_handmade_files_in_the_formats_of_0_1_0(tmp_path):
     for form, residual, products in ((1, False, None), (2, True, jnp.bfloat16)):
         _of_format(tmp_path / "model.npz", form)
         params = dp.load(tmp_path / "model.npz")
@@ -219,8 +219,8 @@ def test_formats_of_0_1_0_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["format-1", "format-2", "format-1-extras"])
-def test_files_that_0_1_0_wrote(name):
-    """Each holds X and what 0.1.0's `predict` gave for it, before it was saved."""
+def test_files_written_by_0_1_0(name):
+    """Each file has X and the result of 0.1.0's `predict` for it."""
     path = Path(__file__).parents[1] / "data" / f"0.1.0-{name}.npz"
     params, extra = dp.load(path), dp.load_extra(path)
     np.testing.assert_allclose(dp.predict(params, extra["X"]), extra["A"], rtol=1e-5)
@@ -240,7 +240,7 @@ def test_files_that_0_1_0_wrote(name):
         assert not any(layer.residual or layer.compute_dtype for layer in params)
 
 
-def test_a_cost_of_your_own_is_given_again_to_load(tmp_path):
+def test_load_needs_your_own_cost(tmp_path):
     sine = dp.Activation("sine", jnp.sin, lambda Z, A: jnp.cos(Z))
     quartic = dp.Cost(
         "quartic", lambda A, Y: jnp.sum((A - Y) ** 4, -2), lambda A, Y: 4 * (A - Y) ** 3
@@ -252,7 +252,7 @@ def test_a_cost_of_your_own_is_given_again_to_load(tmp_path):
         assert jax.tree.structure(again) == jax.tree.structure(params)
 
 
-def test_a_name_of_another_that_ships_is_refused(tmp_path):
+def test_the_name_of_a_built_in_activation_is_refused(tmp_path):
     fake = dp.Activation("relu", jnp.sin, lambda Z, A: jnp.cos(Z))
     params = dp.init_params(jax.random.key(0), [2, 3, 1], hidden=fake)
     with pytest.raises(ValueError, match="'relu' has the name of a built-in one"):
@@ -260,7 +260,7 @@ def test_a_name_of_another_that_ships_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_file_is_plain_arrays(tmp_path):
+def test_the_file_has_only_plain_arrays(tmp_path):
     with zipfile.ZipFile(_saved(tmp_path)) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     assert names == {*OWN_ENTRIES, "W1", "b1", "W2", "b2"}

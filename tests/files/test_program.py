@@ -1,4 +1,4 @@
-"""A network as a program of its own: what a process without deepprop computes with the file."""
+"""Exported programs, and what a process without deepprop computes with them."""
 
 import os
 import re
@@ -49,7 +49,7 @@ assert "deepprop" not in sys.modules
 
 
 def alone(folder):
-    """Run every program in the folder on the inputs beside it, where there is no deepprop."""
+    """Run every program in the folder on the inputs next to it, in a process without deepprop."""
     run = subprocess.run(
         [sys.executable, "-c", ALONE, str(folder)],
         cwd=folder, capture_output=True, text=True, timeout=300,
@@ -90,13 +90,13 @@ NETWORKS = {
 
 
 def sizes_of(name):
-    """All the sizes for one network of each kind: each is a program that is compiled twice."""
+    """Return the batch sizes: all for one network of each kind, as each is compiled twice."""
     return SIZES if name in ("softmax", "own", "bfloat16", "float64", "scaled") else (7,)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function of a name: the network of that name and its file, which it writes once."""
+    """Return a function of a name: it exports that network once and returns it with its file."""
     folder = tmp_path_factory.mktemp("exported")
 
     @cache
@@ -111,7 +111,7 @@ def exported(tmp_path_factory):
 
 
 def inputs_of(name):
-    """X of each size, by that size, in the type that the program takes."""
+    """Return X for each size, by size, in the type that the program takes."""
     rng, dtype = np.random.default_rng(0), np.float64 if "float64" in name else np.float32
     X = {str(m): rng.standard_normal((4, m)) for m in sizes_of(name)}
     if "scaled" in name:
@@ -120,7 +120,7 @@ def inputs_of(name):
 
 
 def check_answers(name, params, A):
-    """To the rounding of the type; bfloat16 and float16 may round another way in a product."""
+    """Compare up to rounding; products in bfloat16 and float16 may round differently."""
     eps = float(jnp.finfo(params[0].compute_dtype or params[0].W.dtype).eps)
     X = inputs_of(name)
     assert list(A) == list(X) == [str(m) for m in sizes_of(name)]
@@ -160,7 +160,7 @@ def test_the_programs_run_where_there_is_no_deepprop(exported):
 @pytest.mark.ordinary(5)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_program_is_stablehlo_for_every_platform(exported, name):
-    """Its one custom call holds m to at least 1, and is gone before anything is compiled."""
+    """Its only custom call checks that m is at least 1, and is removed before compilation."""
     network = read(exported(name)[1])
     assert network.platforms == PLATFORMS == ("cpu", "cuda", "rocm", "tpu")
     assert network.fun_name == "predict"
@@ -174,7 +174,7 @@ def test_the_program_is_stablehlo_for_every_platform(exported, name):
     assert text.count("custom_call") == text.count("stablehlo.custom_call @shape_assertion") == 1
 
 
-def test_narrow_numbers_are_multiplied_as_they_are_but_on_a_cpu(exported):
+def test_products_stay_narrow_except_on_a_cpu(exported):
     text = read(exported("bfloat16")[1]).mlir_module()
     types = re.findall(r"stablehlo.dot_general .* : \(tensor<\?x\d+x(\w+)>, .*\) -> .*xf32>", text)
     assert set(types) == {"f32", "bf16"}
@@ -197,7 +197,7 @@ def test_other_inputs_are_an_error(exported, X, message):
         read(exported("softmax")[1]).call(X)
 
 
-def test_float64_is_cast_where_x64_is_off_and_refused_where_it_is_on(exported):
+def test_float64_is_cast_if_x64_is_off_and_refused_if_it_is_on(exported):
     network, X = read(exported("softmax")[1]), np.ones((4, 2))
     assert network.call(X).dtype == np.float32
     with jax.enable_x64(True), pytest.raises(ValueError, match="expected float32 and called with"):
@@ -206,7 +206,7 @@ def test_float64_is_cast_where_x64_is_off_and_refused_where_it_is_on(exported):
         read(exported("float64")[1]).call(X)
 
 
-def test_the_file_is_as_large_as_the_parameters_and_names_no_path(tmp_path):
+def test_the_file_is_as_large_as_the_parameters_and_has_no_source_path(tmp_path):
     for dtype in (jnp.float32, jnp.bfloat16):  # the latter has a product for each kind of platform
         params = dp.init_params(jax.random.key(0), [512, 512, 10], hidden="gelu", dtype=dtype)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -221,7 +221,7 @@ def test_the_file_is_as_large_as_the_parameters_and_names_no_path(tmp_path):
         assert jax.config.jax_traceback_in_locations_limit == before != 0
 
 
-def test_some_platforms_alone(tmp_path):
+def test_only_some_platforms(tmp_path):
     dp.export(tmp_path / "tpu.jax", network_of(), platforms=["tpu"])
     network = read(tmp_path / "tpu.jax")
     assert network.platforms == ("tpu",)
@@ -234,7 +234,7 @@ def called_back(Z):
 
 
 def giant():
-    """A network of 2 GiB that holds no memory."""
+    """Return a network of 2 GiB that takes no memory."""
     layer = (jax.ShapeDtypeStruct((2**15, 2**14), np.float32), jax.ShapeDtypeStruct((2**15, 1), np.float32))  # fmt: skip
     return (dp.Layer(*layer, dp.output("identity")),)
 
@@ -263,7 +263,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_arguments_are_named_and_leave_the_file_that_was_there(tmp_path, case):
+def test_bad_arguments_are_named_and_keep_the_old_file(tmp_path, case):
     make, error, message = BAD[case]
     (tmp_path / "network.jax").write_text("kept")
     with pytest.raises(error, match=message):
@@ -272,7 +272,7 @@ def test_bad_arguments_are_named_and_leave_the_file_that_was_there(tmp_path, cas
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_file_is_complete_or_absent(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         dp.export(tmp_path / "no" / "network.jax", network_of())
     assert caught.value.filename == str(tmp_path / "no" / "network.jax")
@@ -304,8 +304,8 @@ def command(capsys, *argv):
 @pytest.mark.thorough
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("data", [thorough("digits"), "digits, standardized", "numbers"])
-def test_on_the_command_line_the_program_predicts_what_predict_does(tmp_path, capsys, data):
-    """From the same numbers, before any scaling; the file of the model has the scaling."""
+def test_deepprop_export_and_predict_agree(tmp_path, capsys, data):
+    """Both take raw inputs; the model file has the scaling."""
     if data == "numbers":
         rng = np.random.default_rng(0)
         x = (rng.standard_normal((60, 5)) * 40 + 500).astype(np.float32)

@@ -1,4 +1,4 @@
-"""No autodiff under deepprop/: not in the source, not in a jaxpr, not when it runs."""
+"""No autodiff under deepprop/: in the source, in jaxprs, or at run time."""
 
 import ast
 import subprocess
@@ -59,7 +59,7 @@ def everything(params, X, Y, weights):
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_no_jaxpr_holds_a_custom_rule(output):
+def test_no_jaxpr_has_a_custom_rule(output):
     args = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)
     found = set(primitives(jax.make_jaxpr(everything)(*args).jaxpr))
     assert "dot_general" in found
@@ -67,7 +67,7 @@ def test_no_jaxpr_holds_a_custom_rule(output):
 
 
 def capabilities(params, X, Y, weights, key):
-    """All that reads (cache, dZ)."""
+    """Everything that reads (cache, dZ)."""
     _, cache = dp.forward(params, X)
     dZ = dp.error_signals(cache, dp.sampled_targets(key, cache))
     kfac, factors = dp.kfac(0.1), dp.kfac_factors(cache, dZ, weights)
@@ -83,7 +83,7 @@ def capabilities(params, X, Y, weights, key):
 
 @pytest.mark.ordinary(2)
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity", "exp"])
-def test_no_jaxpr_of_a_capability_holds_a_custom_rule(output):
+def test_no_jaxpr_of_a_signal_has_a_custom_rule(output):
     args = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)
     found = set(primitives(jax.make_jaxpr(capabilities)(*args, jax.random.key(0)).jaxpr))
     assert "cholesky" in found
@@ -94,7 +94,7 @@ def test_the_jaxpr_scan_finds_a_custom_rule():
     assert "custom_jvp_call" in set(primitives(jax.make_jaxpr(jax.jit(jax.nn.relu))(1.0).jaxpr))
 
 
-def test_no_jaxpr_of_a_training_step_holds_a_custom_rule():
+def test_no_jaxpr_of_a_training_step_has_a_custom_rule():
     params, X, Y, w = problem(0, [4, 5, 3], 6, "gelu", weighted=True, dtype=np.float32)
     optimizer = optax.sgd(0.1)
     step = dp.train_step(optimizer)
@@ -170,7 +170,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.thorough
-def test_the_whole_interface_runs_with_autodiff_taken_out():
+def test_the_whole_interface_runs_without_autodiff():
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_AUTODIFF], capture_output=True, text=True, timeout=300
     )
@@ -178,8 +178,8 @@ def test_the_whole_interface_runs_with_autodiff_taken_out():
     assert "agree with central differences" in run.stdout
 
 
-def test_jnp_is_what_the_activations_are_made_of():
-    """jax.nn.relu carries a custom rule, jnp.maximum does not."""
+def test_activations_use_jnp():
+    """jax.nn.relu has a custom rule, jnp.maximum does not."""
     assert "custom_jvp_call" not in set(
         primitives(jax.make_jaxpr(dp.activation("relu").g)(jnp.ones(3)).jaxpr)
     )

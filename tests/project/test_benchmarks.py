@@ -1,4 +1,4 @@
-"""benchmarks/: where their results go."""
+"""benchmarks/: the folder of their results."""
 
 import argparse
 import ast
@@ -13,7 +13,7 @@ if not BENCHMARKS.exists():
 
 
 def _options(path):
-    """The calls of add_argument with --out, in a script."""
+    """Yield the arguments of each add_argument("--out") in a script."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
@@ -21,7 +21,7 @@ def _options(path):
                 yield {keyword.arg: keyword.value for keyword in node.keywords}
 
 
-def test_every_script_that_takes_a_folder_makes_it_with_its_options():
+def test_every_script_makes_its_folder_when_it_reads_the_options():
     found = {path.name: list(_options(path)) for path in BENCHMARKS.glob("*.py")}
     found = {name: options for name, options in found.items() if options}
     assert len(found) >= 8
@@ -30,7 +30,7 @@ def test_every_script_that_takes_a_folder_makes_it_with_its_options():
         assert getattr(option.get("default"), "id", "RESULTS") == "RESULTS", name
 
 
-def test_a_folder_that_is_not_there_is_made(tmp_path, monkeypatch):
+def test_a_missing_folder_is_made(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     spec = importlib.util.spec_from_file_location("benchmark_report", BENCHMARKS / "report.py")
     report = importlib.util.module_from_spec(spec)

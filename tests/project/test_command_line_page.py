@@ -1,4 +1,4 @@
-"""docs/command_line.md names every option, and its commands are ones that the parsers take."""
+"""docs/command_line.md names every option, and its commands parse."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""What 0.1.0 called otherwise still works, and warns; what it wrote can still be read."""
+"""The former names of 0.1.0 still work and warn, and its files can still be read."""
 
 import re
 import shutil

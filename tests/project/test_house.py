@@ -1,4 +1,4 @@
-"""The architecture is what the folders say: dependencies run one way, and names hide no module."""
+"""The folders are the architecture: dependencies run one way, and no name hides a module."""
 
 import ast
 import importlib
@@ -10,20 +10,20 @@ import pytest
 import deepprop as dp
 
 PACKAGE = Path(dp.__file__).parent
-FACE = {"__init__.py", "__main__.py", "data.py"}  # they hand on what the rooms hold
-# Each room may import from those before it. Files on disk stand beside the wings, above the page.
+FACE = {"__init__.py", "__main__.py", "data.py"}  # they only re-export
+# Each room may import from those before it; `files` only from the page.
 ROOMS = ["page", "files", "signals", "optimizers", "scale", "training", "command"]
 ROLES = {"signals": {"page", "signals"}, "files": {"page", "files"}}  # narrower than by the order
 
 
 def room_of(module):
-    """The room of a module of deepprop: its folder, or the page."""
+    """Return the room of a module of deepprop: its folder, or the page."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "page"
 
 
 def imports(path):
-    """The modules of deepprop that a file names, at its top or inside of a function."""
+    """Yield the modules of deepprop that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -50,7 +50,7 @@ def test_a_file_imports_only_from_its_room_and_those_below(path):
         assert room_of(name) in allowed, f"{own} may not import {name}"
 
 
-def test_imports_make_no_circle():
+def test_imports_have_no_cycle():
     graph = {}
     for path in FILES:
         module = "deepprop." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -82,7 +82,7 @@ def test_no_module_is_hidden_by_a_function_of_its_name(name):
 
 
 @pytest.mark.parametrize("room", ["signals", "optimizers", "scale", "training", "files"])
-def test_what_a_room_offers_is_public(room):
+def test_the_names_of_a_room_are_public(room):
     group = getattr(dp, room)
     assert group.__all__ == sorted(group.__all__, key=lambda name: (name[0].islower(), name))
     for name in group.__all__:
@@ -157,14 +157,14 @@ NAMES_OF_0_1_0 = [
 ]
 
 
-def test_every_name_of_0_1_0_is_there():
+def test_every_name_of_0_1_0_exists():
     assert len(NAMES_OF_0_1_0) == 63
     for name in NAMES_OF_0_1_0:
         assert callable(getattr(dp, name))
         assert name in dp.__all__
 
 
-def test_the_public_names_are_there_and_listed():
+def test_the_public_names_exist_and_are_listed():
     assert dp.__all__ == sorted(set(dp.__all__), key=lambda name: (name[0].islower(), name))
     for name in dp.__all__:
         assert getattr(dp, name) is not None

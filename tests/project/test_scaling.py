@@ -1,4 +1,4 @@
-"""benchmarks/scaling.py: what is read from programs, and the formulas of time."""
+"""benchmarks/scaling.py: the counts from programs, and the formulas for time."""
 
 import importlib.util
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_loop_counts_as_often_as_it_runs():
         reduced.axis(4)
 
 
-def test_what_cannot_be_counted_is_refused():
+def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="a loop of unknown length: loop"):
         programs.counts(COUNTED.replace("known_trip_count", "other"))
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_counted_is_refused():
         ("mesh['a'=1,'b'=8] {'b'}", tuple(range(8))),
     ],
 )
-def test_groups_are_read_however_they_are_written(written, group):
+def test_groups_are_read_in_every_notation(written, group):
     assert programs.group_of(f", replica_groups={written}, to_apply=%sum") == group
 
 
@@ -109,11 +109,11 @@ def test_groups_are_read_however_they_are_written(written, group):
     [
         ((16, 32, 64, 32, 8), 8, 1),
         ((16, 32, 64, 32, 8), 2, 4),
-        ((16, 32, 64, 8), 2, 4),  # the last layer is whole
+        ((16, 32, 64, 8), 2, 4),  # the last layer is not divided
         ((16, 32, 32, 32, 32, 32, 8), 2, 4),
     ],
 )
-def test_a_step_does_what_the_closed_form_says(sizes, data, model):
+def test_the_counts_of_a_step_agree_with_the_closed_form(sizes, data, model):
     stack, local = len(sizes) == 7, 8
     options = {"residual": True, "stack": True} if stack else {}
     mesh = dp.mesh(data=data, model=model)
@@ -127,7 +127,7 @@ def test_a_step_does_what_the_closed_form_says(sizes, data, model):
 
 
 @pytest.mark.usefixtures("optax_types")
-def test_counts_lie_on_a_line_and_agree_with_xla():
+def test_counts_are_linear_in_the_batch_and_agree_with_xla():
     low, high, program = (
         programs.compiled_step((16, 32, 8), dp.mesh(data=8), 8 * m) for m in (32, 64, 16)
     )
@@ -141,7 +141,7 @@ def test_counts_lie_on_a_line_and_agree_with_xla():
     )
 
 
-def test_formulas_of_exchanges():
+def test_the_formulas_for_exchanges():
     assert clusters.ring(100, 2, 10, 1) == 100 / 10 + 2  # half and half, there and back
     assert clusters.ring(100, 4, 10, 1) == pytest.approx(15 + 6)
     assert clusters.tree(100, 8, 10, 1) == pytest.approx(17.5 + 6)
@@ -157,7 +157,7 @@ SIMPLE = clusters.Hardware(
 ALL = clusters.Shares(products=1.0, hbm=1.0, links=1.0)
 
 
-def test_an_all_reduce_goes_through_nodes():
+def test_an_all_reduce_sums_in_and_between_nodes():
     inside = 1.5 * 40 / 20 + 6 * 0.1
     between = 1.0 * (40 / 4) / 5 + 2 * 0.2  # two nodes; each device has its quarter
     assert clusters.all_reduce(SIMPLE, 40, 1, 1, ALL) == 0
@@ -169,7 +169,7 @@ def test_an_all_reduce_goes_through_nodes():
     assert clusters.all_reduce(SIMPLE, 40, 2, 4, ALL) == pytest.approx(apart)
 
 
-def test_a_step_is_the_sum_of_its_parts_or_exchanges_on_the_way():
+def test_a_step_is_the_sum_of_its_parts_or_overlaps_exchanges():
     gradients = programs.Exchange("all-reduce", 40, (0, 4), 1)
     activations = programs.Exchange("all-gather", 40, (0, 1, 2, 3), 3)
     counts = programs.Counts(300, 100, 25, 10, (gradients, activations))

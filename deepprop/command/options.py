@@ -1,0 +1,225 @@
+"""The options of each command, their help texts, and what counts as a valid value."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from deepprop.activations import ACTIVATIONS
+from deepprop.command import train
+from deepprop.costs import COSTS, OUTPUTS
+from deepprop.files.program import PLATFORMS
+from deepprop.network import INITIALISERS
+
+NARROW = ["bfloat16", "float16"]
+DIGITS = "default: the handwritten digits that come with deepprop"
+
+
+class _FormerName(argparse.Action):
+    """An option under its former name: stores the value, and prints the new name."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, name: str | None = None) -> None:
+        """Store the value under the new name."""
+        print(f"{name} is now --{self.dest.replace('_', '-')}", file=sys.stderr)
+        setattr(namespace, self.dest, value)
+
+
+def train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `deepprop train`."""
+    parser.usage = "%(prog)s [options]"
+    parser.description = "Train a network, print its progress, and check its gradients at the end."
+    _data_options(parser.add_argument_group("data"))
+    network = parser.add_argument_group("network")
+    _network_options(network, hidden="256,128", output="the one that suits the data")
+    _depth_options(network)
+    _optimizer_options(parser.add_argument_group("training"))
+    _output_options(parser.add_argument_group("output"))
+
+
+def _data_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--data", metavar="FILE.npz", help="the arrays x_train, y_train, x_test and y_test, or X"
+        f" and y, with one example per row ({DIGITS})")  # fmt: skip
+    add("--standardize", action="store_true",
+        help="scale each input to mean 0 and variance 1")  # fmt: skip
+    add("--held-out", type=_positive, default=0.2, metavar="SHARE", help="share of the examples to"
+        " hold out if the data has no test set (default: %(default)s)")  # fmt: skip
+    add("--class-weights", choices=["balanced"], help="weight the classes equally, however many"
+        " examples they have")  # fmt: skip
+    add("--validation", type=_positive, metavar="SHARE", help="share of the training examples to"
+        " measure on after each epoch, instead of the held-out ones (default: none; with --patience"
+        f" {train.VALIDATION})")  # fmt: skip
+
+
+def _network_options(group: argparse._ActionsContainer, hidden: str | None, output: str) -> None:
+    default = "16,12" if hidden is None else hidden
+    group.add_argument(
+        "--hidden", type=_sizes, default=hidden, metavar="N,N,...",
+        help="units of each hidden layer; 64x20 means 20 layers of 64, none means no hidden layer"
+        f" (default: {default})",
+    )  # fmt: skip
+    group.add_argument(
+        "--activation", metavar="NAME",
+        help=f"{', '.join(ACTIVATIONS)}, or module:name for your own; one name for all"
+        " hidden layers, or one per hidden layer, separated by commas (default: relu)",
+    )  # fmt: skip
+    group.add_argument(
+        "--output", metavar="NAME",
+        help=f"{', '.join(OUTPUTS)}; activation+cost, where the costs are {', '.join(COSTS)}; or"
+        f" module:name for your own (default: {output})",
+    )  # fmt: skip
+
+
+def _depth_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--init", choices=sorted(INITIALISERS), metavar="NAME", help="initial weights:"
+        f" {', '.join(sorted(INITIALISERS))} (default: the one that suits each"
+        " activation)")  # fmt: skip
+    add("--residual", action="store_true", help="add the input of a hidden layer to its output"
+        " where both have the same size, and store equal layers as a stack; deep networks need"
+        " this, and a smaller --learning-rate")  # fmt: skip
+    add("--keep", type=_keep, metavar="K", help="store equal hidden layers as a stack, keep A of"
+        " every K-th layer for the backward pass, and recompute the others; 'sqrt' takes about"
+        " the square root of their number")  # fmt: skip
+    add("--compute-dtype", choices=NARROW, help="dtype of the factors of matrix products (default:"
+        " float32)")  # fmt: skip
+    add("--products", dest="compute_dtype", action=_FormerName, choices=NARROW,
+        help=argparse.SUPPRESS)  # fmt: skip
+
+
+def _optimizer_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--optimizer", choices=train.OPTIMIZERS, default="adam", metavar="NAME",
+        help=f"{', '.join(train.OPTIMIZERS)} (default: %(default)s)")  # fmt: skip
+    add("--learning-rate", type=_positive, metavar="RATE",
+        help=f"default: {train.LEARNING_RATE}; kfac needs none")  # fmt: skip
+    add("--schedule", choices=train.SCHEDULES, default="constant", metavar="NAME",
+        help="schedule of the learning rate over all steps:"
+        f" {', '.join(train.SCHEDULES)} (default: %(default)s)")  # fmt: skip
+    add("--epochs", type=_count, default=30, metavar="N",
+        help="passes through the training examples (default: %(default)s)")  # fmt: skip
+    add("--batch-size", type=_count, metavar="N", help="examples per step (default:"
+        f" {train.BATCH_SIZE}, or all if there are fewer)")  # fmt: skip
+    add("--seed", type=_seed, default=0, metavar="N", help="seed of the held-out examples, the"
+        " initial parameters and the order of the examples (default: %(default)s)")  # fmt: skip
+    add("--patience", type=_count, metavar="EPOCHS", help="stop when the validation cost has not"
+        " fallen for this many epochs, and return the network of the best epoch")  # fmt: skip
+
+
+def _output_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--save", type=Path, metavar="MODEL.npz", help="write the trained network, with the scaling"
+        " and the classes")  # fmt: skip
+    add("--checkpoint", type=Path, metavar="FOLDER",
+        help="write checkpoints there, and resume from the newest")  # fmt: skip
+    add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS",
+        help="epochs from one checkpoint to the next (default: %(default)s)")  # fmt: skip
+    add("--plot", type=Path, metavar="FILE.png",
+        help="draw the cost and the accuracy of each epoch")  # fmt: skip
+    add("--diagnose", type=Path, nargs="?", const=True, metavar="FILE.png", help="print the health"
+        " of each layer at the first and the last recorded step; with a file, draw it"
+        " too")  # fmt: skip
+    add("--no-check", action="store_true",
+        help="skip the gradient check at the end")  # fmt: skip
+
+
+def predict_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `deepprop predict`."""
+    parser.add_argument("model", metavar="MODEL.npz", help="the saved network")
+    parser.add_argument(
+        "--data", metavar="FILE.npz",
+        help=f"the examples, x_test or X, and their labels if there are any ({DIGITS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.csv", help="write every prediction, one example per line"
+    )
+    _own_option(parser)
+
+
+def export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `deepprop export`."""
+    parser.description = (
+        "Write a saved network as a StableHLO program, which runs without deepprop. The program"
+        " takes raw inputs: it scales them itself."
+    )
+    parser.add_argument("model", metavar="MODEL.npz", help="the saved network")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", required=True, help="the file to write the program to"
+    )
+    parser.add_argument(
+        "--platforms", default=",".join(PLATFORMS), metavar="NAME,NAME,...",
+        help="platforms that the program runs on (default: %(default)s)",
+    )  # fmt: skip
+    _own_option(parser)
+
+
+def check_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `deepprop check`."""
+    parser.usage = "%(prog)s [MODEL.npz] [options]"
+    parser.description = (
+        "Compare gradients with central differences, parameter by parameter: those of a saved"
+        " network, of a new network with the given --hidden, --activation and --output, or, without"
+        " arguments, of small networks with every activation, output and cost."
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL.npz", help="a saved network")
+    _own_option(parser)
+    _network_options(parser, hidden=None, output="softmax")
+    add = parser.add_argument
+    add("--examples", type=_count, default=8, metavar="N",
+        help="number of random examples (default: %(default)s)")  # fmt: skip
+    add("--sample", type=_count, metavar="N",
+        help="number of parameters to check, evenly spread (default: all)")  # fmt: skip
+    add("--tolerance", type=_positive, default=1e-5, metavar="T",
+        help="allowed relative error (default: %(default)s)")  # fmt: skip
+    add("--seed", type=_seed, default=0, metavar="N",
+        help="seed of the parameters and the examples (default: %(default)s)")  # fmt: skip
+
+
+def _own_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--own", action="append", default=[], metavar="module:name",
+        help="your own activation, cost or output in the saved network; repeat it for each one",
+    )  # fmt: skip
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number above 0 (and below 2^31), got {text!r}"
+        )
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def _keep(text: str) -> int | str:
+    return text if text == "sqrt" else _count(text)
+
+
+def _sizes(text: str) -> list[int]:
+    """Return the units of each layer, from text such as 256,64x20: 64x20 means 20 layers of 64."""
+    if text.strip() in ("", "none"):
+        return []
+    sizes = []
+    for part in text.split(","):
+        n, _, times = (piece.strip() for piece in part.partition("x"))
+        if not n:
+            raise argparse.ArgumentTypeError(
+                f"must be numbers of units separated by commas, such as 256,64x20, got {text!r}"
+            )
+        sizes += [_count(n)] * _count(times or "1")
+    return sizes

@@ -182,16 +182,16 @@ def product(
 
 def _product(P: Array, Q: Array) -> Array:
     """Return P Q in the wide dtype, for P and Q of one dtype."""
-    multiply = partial(jnp.matmul, preferred_element_type=wide(P.dtype))
+    matmul = partial(jnp.matmul, preferred_element_type=wide(P.dtype))
     if P.dtype == wide(P.dtype):
-        return multiply(Q.mT, P.mT).mT
+        return matmul(Q.mT, P.mT).mT
     # For narrow dtypes XLA's CPU backend lacks the products of some shapes; widening is exact.
-    PQ: Array = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(multiply), default=multiply)
+    PQ: Array = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(matmul), default=matmul)
     return PQ.mT
 
 
-def _widened(multiply: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    return lambda P, Q: multiply(P.astype(wide(P.dtype)), Q.astype(wide(Q.dtype)))
+def _widened(matmul: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda P, Q: matmul(P.astype(wide(P.dtype)), Q.astype(wide(Q.dtype)))
 
 
 def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:

@@ -246,6 +246,9 @@ def check_elementwise(entry: Activation) -> None:
 def activation(choice: str | Activation) -> Activation:
     """Return the activation of that name, such as "relu" or, with a parameter, "leaky_relu(0.2)".
 
+    The names are identity, sigmoid, tanh, relu, leaky_relu, elu, selu, softplus, silu, gelu and
+    gelu_tanh; leaky_relu takes its slope in brackets, and elu its alpha.
+
     >>> activation("leaky_relu(0.2)").g(jnp.array([-1.0, 1.0]))
     Array([-0.2,  1. ], dtype=float32)
 

@@ -30,6 +30,8 @@ Backward = Callable[[Cache, Array, Array | None], Params]  # cache, Y and weight
 def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
     """The error signals: dZ[L] from the cost, and dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l]) below.
 
+    `walk.down` goes down the layers; the two equations of each layer are in equations.py.
+
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2], output="identity")
     >>> A, cache = dp.forward(params, jnp.ones((3, 5)))
@@ -109,7 +111,11 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
 
 
 def mean_gradient(cache: Cache, Y: ArrayLike, w: Array | None) -> Params:
-    """Compute the gradients of J from arguments that were checked; w is at most about 1."""
+    """Compute the gradients of J in one walk down, from arguments that were checked.
+
+    Each layer's gradient is taken as soon as its dZ is there, so that no dZ has to be stored. The
+    largest entry of w is about 1.
+    """
     gradient = gradient_of(cache, w)
     return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
 

@@ -68,7 +68,8 @@ def init_params(
     Args:
         key: a JAX random key.
         sizes: units per layer, n_0 to n_L, the inputs first.
-        hidden: the activation of the hidden layers, or a sequence of L - 1 activations.
+        hidden: the activation of the hidden layers, or a sequence of L - 1 activations: see
+            `deepprop.activation`.
         output: the output layer and the cost: see `deepprop.output`.
         init: "he", "glorot" or "lecun", with "_normal" or "_uniform"; None takes the one that suits
             each layer's activation.
@@ -201,7 +202,7 @@ def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:
 
 
 def mean_loss(cache: Cache, Y: Array, w: Array | None) -> Array:
-    """Compute J from arguments that were checked; w is at most about 1."""
+    """Compute J from arguments that were checked; the largest entry of w is about 1."""
     output, m = output_of(cache.params), Y.shape[1]
     losses = output.loss(cache.Z[-1], Y)
     if losses.shape != (m,):

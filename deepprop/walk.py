@@ -1,8 +1,12 @@
 """The walk through the layers: up, down, or each layer by itself.
 
-Of all that computes with the layers, only this file tells a stack from a single layer and computes
-Z and A again where the cache does not store them. A function that reads (cache, dZ) is therefore
-written for one layer, and `each_layer` applies it to all of them.
+Whatever computes with layers does so through this file: it alone tells a stack from a single layer
+and recomputes any Z and A that the cache does not store. A function that reads (cache, dZ) is
+therefore written for one layer:
+
+    each_layer(f, cache, dZ)         f(layer, dZ[l], A[l-1]) of each layer
+    layer_map(f, layers, *entries)   the same for entries of any kind, such as `columns` returns
+    layer_scan(f, start, ...)        a sum over the layers, without storing a term for each
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +68,7 @@ def down(
         ValueError, TypeError: Y does not fit the cache.
     """
     Y, states = targets(cache, Y), list(states or [None] * len(cache.params))
-    dA = jnp.zeros_like(Y)  # not read: dZ[L] comes from the cost
+    dA = jnp.zeros_like(Y)  # not read: dZ[L] comes from the cost, and layer L is never residual
     for i in reversed(range(len(states))):
         layer, Z, A, A_below = cache.params[i], cache.Z[i], cache.A[i + 1], top(cache.A[i])
         if is_stack(layer):
@@ -72,7 +76,10 @@ def down(
             states[i], dA = down_stack(stack, states[i], visit, (Z, A, A_below), dA)
             continue
         last = i == len(states) - 1
-        dZ = output_signal(layer, Z, A, Y) if last else error_signal(layer, dA, Z, A)
+        if last:  # noqa: SIM108 - a line for each equation
+            dZ = output_signal(layer, Z, A, Y)
+        else:
+            dZ = error_signal(layer, dA, Z, A)  # dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l])
         states[i] = visit(states[i], layer, dZ, A_below)
         dA = signal_below(layer, dZ, dA) if i else dA
     return states

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 import deepprop as dp
+from deepprop.activations import ACTIVATIONS
 
-HIDDEN = [
-    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "leaky_relu(0.3)", "elu", "elu(0.7)",
-    "selu", "softplus", "silu", "gelu", "gelu_tanh",
-]  # fmt: skip
+HIDDEN = [*ACTIVATIONS, "leaky_relu(0.3)", "elu(0.7)"]
 OUTPUTS = [
     "softmax", "sigmoid", "identity", "exp", "tanh+absolute_error", "tanh+huber(0.4)",
     "sigmoid+squared_error", "softplus+huber",

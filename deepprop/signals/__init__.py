@@ -1,4 +1,4 @@
-"""What the cache and the error signals give: each function reads (cache, dZ) and nothing else.
+"""What the cache and the error signals give.
 
 Column i of dZ[l] is the derivative of example i's own loss, and column i of A[l-1] is what entered
 layer l. The gradient of one example is an outer product of the two, so sums, norms, products and

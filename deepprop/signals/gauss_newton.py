@@ -1,8 +1,8 @@
 """The Gauss-Newton matrix: its diagonal, and its product with a direction, without the matrix.
 
-It is 1/m sum_i J_i^T H_i J_i, where J_i is the derivative of example i's Z[L] by the parameters and
-H_i the second derivative of its loss by Z[L]. For the four canonical outputs it is the Fisher
-matrix.
+It is 1/m sum_i J_i^T H_i J_i, where J_i is the derivative of example i's Z[L] with respect to the
+parameters, and H_i the second derivative of its loss with respect to Z[L]. For the four canonical
+outputs it is the Fisher matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ from deepprop.walk import inputs_of_layers, layer_scan, recomputed
 def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Params:
     """Compute the diagonal of the Gauss-Newton matrix 1/m sum_i J_i^T H_i J_i, exactly.
 
-    J_i is the derivative of example i's Z[L] by the parameters, and H_i the second derivative of
-    its loss by Z[L]. Write H_i = S S^T; the diagonal is the sum, over the columns s of S, of the
-    squared gradients that follow from dZ[L] = s. This takes n_L backward passes.
-    `squared_gradients` with `sampled_targets` estimates the same in one.
+    J_i is the derivative of example i's Z[L] with respect to the parameters, and H_i the second
+    derivative of its loss with respect to Z[L]. Write H_i = S S^T; the diagonal is the sum, over
+    the columns s of S, of the squared gradients that follow from dZ[L] = s. This takes n_L backward
+    passes. `squared_gradients` with `sampled_targets` estimates the same in one.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 2], output="identity")

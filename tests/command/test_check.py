@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("optax_types")
 @pytest.mark.thorough
 def test_check_of_everything(run):
     status, out, _ = run("check", "--examples", "2")
-    assert status == 0
+    assert status == 0, out
     assert out.count("ok ") == len(out.splitlines()) >= 11 + 4 + 3
 
 

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from scipy import special
 
 import deepprop as dp
+from deepprop.activations import ACTIVATIONS
 from tests.problems import HIDDEN, exactly, problem
 
 # Every g again, in NumPy and SciPy.
@@ -29,6 +31,12 @@ REFERENCE = {
     "gelu_tanh": lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
 }
 Z = np.concatenate([np.linspace(-9, 9, 401) + 0.01, [-300.0, 300.0]])  # 0 is not among them
+
+
+def test_every_activation_has_its_formula_here_and_is_named_in_the_reference():
+    assert not set(HIDDEN) - set(REFERENCE), "these need a formula in REFERENCE"
+    listed = set(re.findall(r"\w+", dp.activation.__doc__))
+    assert not set(ACTIVATIONS) - listed, "add these to the docstring of dp.activation"
 
 
 @pytest.mark.usefixtures("x64")

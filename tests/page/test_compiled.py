@@ -43,8 +43,8 @@ def test_no_more_operations_and_bytes_than_jax_grad(name):
 
     The page has 1/m in dW = 1/m dZ A^T, so that a column of dZ is one example's. Autodiff has it in
     the loss, at (n_L, m). So one division a parameter is counted beyond jax.grad's operations here,
-    at the most. And the exponential of softplus, elu and silu and the erfc of gelu are computed
-    anew for g', instead of keeping another array: beyond that, at the most one evaluation of g.
+    at most. And the exponential of softplus, elu and silu and the erfc of gelu may be recomputed
+    for g', instead of storing another array: at most one evaluation of g.
     """
     sizes, m, hidden, _ = ARCHITECTURES[name]
     args = problem(0, *ARCHITECTURES[name], dtype=np.float32)[:3]

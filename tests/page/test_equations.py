@@ -86,7 +86,7 @@ def test_one_example_db_is_dz(page):
 
 
 def test_one_example_da_is_W_transposed_dz(page):
-    """da[l-1] = W[l]^T dz[l], the derivative of the example's loss by a[l-1]."""
+    """da[l-1] = W[l]^T dz[l], the derivative of the example's loss with respect to a[l-1]."""
     params, Y = page["params"], page["Y"][:, 2:3]
     for l in (1, 2, 3):
         rest = params[l - 1 :]

@@ -190,7 +190,7 @@ def test_only_ratios_of_weights_matter(dtype, scale):
 
 @pytest.mark.usefixtures("x64")
 def test_grad_and_vmap_through_forward():
-    """As README says: the derivative by X, and a network per key."""
+    """As README says: the derivative with respect to X, and a network per key."""
     params, X, Y, _ = problem(0, [3, 5, 4, 2], 6)
     by_X = jax.jit(jax.grad(lambda X: public_cost(params, X, Y)))(X)
     dZ = dp.error_signals(dp.forward(params, X)[1], Y)

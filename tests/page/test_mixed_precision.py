@@ -43,7 +43,7 @@ class ErrorBounds:
     terms and of what follows it in float32; u_dZ that of dA and dZ as they are kept. Numbers of
     float16 round by at least half of the distance of those next to 0; where they were scaled, by
     that over 2^13 of the largest. |A| <= 1 here, and each g' is (1 - A)(1 + A) or A (1 - A): three
-    roundings, and A's own times 2 at the most. To evaluate g costs a few, 4 u here.
+    roundings, and A's own times 2 at most. To evaluate g costs a few, 4 u here.
     """
 
     def __init__(self, kind, params, X, Y):

@@ -12,25 +12,10 @@ import deepprop as dp
 from tests.page.narrow import NARROW, U_SUM, U, backward, errors, flat, forward, mixed, plain
 from tests.problems import exactly, problem
 from tests.project.test_autodiff_free import capabilities, everything, primitives
+from tests.readers import READERS, read
 
-# Everything that reads (cache, dZ).
-
-CAPABILITIES = {
-    "per_example_norms": lambda c, dZ, Y, w, V: dp.per_example_norms(c, dZ, per_layer=True),
-    "per_example_products": lambda c, dZ, Y, w, V: dp.per_example_products(c, dZ, c, dZ),
-    "per_example_gradients": lambda c, dZ, Y, w, V: dp.per_example_gradients(c, dZ),
-    "gradients": lambda c, dZ, Y, w, V: dp.gradients(c, dZ, w),
-    "clipped_backward": lambda c, dZ, Y, w, V: dp.clipped_backward(c, Y, 0.5, weights=w),
-    "kfac_factors": lambda c, dZ, Y, w, V: dp.kfac_factors(c, dZ, w),
-    "gauss_newton_product": lambda c, dZ, Y, w, V: dp.gauss_newton_product(c, V, w),
-    "gauss_newton_diagonal": lambda c, dZ, Y, w, V: dp.gauss_newton_diagonal(c, w),
-    "squared_gradients": lambda c, dZ, Y, w, V: dp.squared_gradients(c, dZ, w),
-    "gradient_variance": lambda c, dZ, Y, w, V: dp.gradient_variance(c, dZ, w),
-    "gradient_noise_scale": lambda c, dZ, Y, w, V: dp.gradient_noise_scale(c, dZ),
-    "diagnose": lambda c, dZ, Y, w, V: dp.diagnose(c, dZ, V),
-}
-WITHOUT_PRODUCTS = {  # which are exact but for float32, given the cache and dZ
-    "per_example_norms", "per_example_products", "per_example_gradients", "kfac_factors",
+WITHOUT_PRODUCTS = {  # given the cache and dZ, these are exact except for float32
+    "per_example_norms", "per_example_norms, per layer", "per_example_products", "per_example_gradients", "kfac_factors",
     "squared_gradients", "gradient_variance", "gradient_noise_scale",
 }  # fmt: skip
 
@@ -52,20 +37,15 @@ def test_capabilities_agree_with_float32s_within_rounding(kind):
     args = (4, 6, 6, 3), 32, "tanh", "softmax", True
     params, X, Y, w = mixed(kind, *args)
 
-    @jax.jit
-    def run(params):
-        cache = dp.forward(params, X)[1]
-        dZ, V = dp.error_signals(cache, Y), jax.tree.map(lambda p: 0.1 * p, params)
-        return {name: f(cache, dZ, Y, w, V) for name, f in CAPABILITIES.items()}
-
+    run = jax.jit(lambda params: read(dp.forward(params, X)[1], Y, w))
     found, expected, stacked = run(params), run(plain(params)), run(dp.stack(params, 2))
-    for name in CAPABILITIES:
+    for name in READERS:
         assert max(errors(found[name], expected[name])) <= 2 * 33 * U[kind], name
         assert max(errors(stacked[name], found[name])) <= 2 * 33 * U[kind], name
     # What needs no further product is exact but for float32, given the cache and dZ.
     cache = jax.jit(dp.forward)(params, X)[1]
     dZ = jax.jit(dp.error_signals)(cache, Y)
-    without = lambda c, dZ, Y, w: {name: CAPABILITIES[name](c, dZ, Y, w, None) for name in WITHOUT_PRODUCTS}  # noqa: E731  # fmt: skip
+    without = lambda c, dZ, Y, w: {name: READERS[name](c, dZ, Y, w, None) for name in WITHOUT_PRODUCTS}  # noqa: E731  # fmt: skip
     found = jax.jit(without)(cache, dZ, Y, w)
     with jax.enable_x64(True):
         wide = lambda tree: jax.tree.map(lambda P: jnp.asarray(np.asarray(P), jnp.float64), tree)  # noqa: E731

@@ -51,7 +51,7 @@ def test_a_root_of_squares_in_float64(x64):
 SIZES = np.array([2e19, 1e-20, 1.0, 1e30, 1e-27, 0.0, 1e-3], np.float32)
 
 
-def extreme(stack=False):
+def extreme():
     """A cache, and error signals of the sizes above, beside the same in float64."""
     params, X, _, _ = problem(3, [4, 5, 5, 5, 3], len(SIZES), "tanh", "identity", dtype=np.float32)
     rng = np.random.default_rng(1)

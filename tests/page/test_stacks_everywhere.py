@@ -10,6 +10,7 @@ import pytest
 
 import deepprop as dp
 from tests.problems import problem, thorough, worst_error
+from tests.readers import READERS, read
 
 SIZES = [4, *[6] * 8, 3]  # 7 equal layers: a prime, which no segment divides
 
@@ -22,45 +23,27 @@ def deep(hidden="tanh", output="softmax", residual=False, m=7, dtype=np.float64,
     return params, X, Y, w
 
 
-def numbers(tree, params):
+def numbers(tree):
     """The leaves, those of stacks one by one, as they come without stacks."""
     if isinstance(tree, tuple) and tree and isinstance(tree[0], dp.Layer):
         return jax.tree.leaves(dp.unstack(tree))
     return jax.tree.leaves(tree)
 
 
-CAPABILITIES = {
-    "per_example_norms": lambda c, dZ, Y, w: dp.per_example_norms(c, dZ),
-    "norms per layer": lambda c, dZ, Y, w: dp.per_example_norms(c, dZ, per_layer=True),
-    "per_example_products": lambda c, dZ, Y, w: dp.per_example_products(c, dZ, c, dZ),
-    "clipped": lambda c, dZ, Y, w: dp.clipped_backward(c, Y, 0.5, weights=w),
-    "clipped layer by layer": lambda c, dZ, Y, w: dp.clipped_backward(
-        c, Y, [0.1 * l for l in range(1, 10)]
-    ),
-    "normalised": lambda c, dZ, Y, w: dp.clipped_backward(c, Y, 0.5, gamma=0.1),
-    "squared_gradients": lambda c, dZ, Y, w: dp.squared_gradients(c, dZ, w),
-    "gradient_variance": lambda c, dZ, Y, w: dp.gradient_variance(c, dZ, w),
-    "gradient_noise_scale": lambda c, dZ, Y, w: dp.gradient_noise_scale(c, dZ),
-    "gauss_newton_diagonal": lambda c, dZ, Y, w: dp.gauss_newton_diagonal(c, w),
-}
+# What has a stack's axis in another place; tests below cover it.
+LAID_OUT_OTHERWISE = {"per_example_gradients", "kfac_factors", "gauss_newton_product"}
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("keep", "residual"), [thorough(1, False), (3, True)])
 def test_what_reads_dZ_reads_stacks(keep, residual):
+    """Against the layers one by one, which other tests hold against autodiff."""
     params, X, Y, w = deep("tanh", "softmax", residual=residual)
-
-    @jax.jit
-    def run(params):
-        _, cache = dp.forward(params, X)
-        dZ = dp.error_signals(cache, Y)
-        return {name: f(cache, dZ, Y, w) for name, f in CAPABILITIES.items()}
-
+    names = [name for name in READERS if name not in LAID_OUT_OTHERWISE]
+    run = jax.jit(lambda params: read(dp.forward(params, X)[1], Y, w, names))
     found, expected = run(dp.stack(params, keep)), run(params)
-    for name in CAPABILITIES:
-        pairs = list(
-            zip(numbers(found[name], params), numbers(expected[name], params), strict=True)
-        )
+    for name in names:
+        pairs = list(zip(numbers(found[name]), numbers(expected[name]), strict=True))
         scale = max(float(abs(e).max()) for _, e in pairs)
         for f, e in pairs:
             assert f.shape == e.shape, name

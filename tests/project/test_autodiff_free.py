@@ -13,6 +13,7 @@ import pytest
 
 import deepprop as dp
 from tests.problems import HIDDEN, OUTPUTS, problem
+from tests.readers import read
 
 AUTODIFF = {
     "grad", "value_and_grad", "vjp", "jvp", "jacfwd", "jacrev", "jacobian", "hessian", "linearize",
@@ -67,18 +68,11 @@ def test_no_jaxpr_has_a_custom_rule(output):
 
 
 def capabilities(params, X, Y, weights, key):
-    """Everything that reads (cache, dZ)."""
+    """Everything that reads (cache, dZ), with targets drawn from the network, and K-FAC."""
     _, cache = dp.forward(params, X)
-    dZ = dp.error_signals(cache, dp.sampled_targets(key, cache))
-    kfac, factors = dp.kfac(0.1), dp.kfac_factors(cache, dZ, weights)
-    grads = dp.clipped_backward(cache, Y, 1.0, weights=weights)
-    return (
-        grads, dp.per_example_norms(cache, dZ), dp.per_example_gradients(cache, dZ),
-        dp.per_example_products(cache, dZ, cache, dZ), dp.gradient_variance(cache, dZ, weights),
-        dp.gradient_noise_scale(cache, dZ), dp.gauss_newton_diagonal(cache),
-        kfac.update(grads, kfac.init(params), params, factors=factors),
-        dp.diagnose(cache, dZ, grads),
-    )  # fmt: skip
+    found = read(cache, dp.sampled_targets(key, cache), weights)
+    kfac, grads = dp.kfac(0.1), found["clipped_backward"]
+    return found, kfac.update(grads, kfac.init(params), params, factors=found["kfac_factors"])
 
 
 @pytest.mark.ordinary(2)

@@ -16,6 +16,7 @@ import deepprop as dp
 from deepprop.training.epoch import train_epoch
 from deepprop.training.shuffle import gathered, minibatches
 from tests.problems import by_hand, exactly, problem, public_cost, thorough, worst_error
+from tests.readers import read
 
 SIZES = [16, 32, 64, 32, 8]  # 4 layers: two pairs of rows and columns
 MESHES = [(8, 1), (1, 8), (4, 2), (2, 4)]
@@ -91,15 +92,7 @@ def test_what_reads_dZ_reads_it_on_a_mesh():
     params, X, Y, w = some()
 
     def everything(params, X, Y, w):
-        _, cache = dp.forward(params, X)
-        dZ = dp.error_signals(cache, Y)
-        return (
-            dp.per_example_norms(cache, dZ),
-            dp.clipped_backward(cache, Y, 0.5, weights=w),
-            dp.squared_gradients(cache, dZ),
-            dp.kfac_factors(cache, dZ),
-            dp.diagnose(cache, dZ),
-        )
+        return read(dp.forward(params, X)[1], Y, w)
 
     one = jax.jit(everything)(params, X, Y, w)
     many = jax.jit(everything)(*placed(4, 2, params, X, Y, w))

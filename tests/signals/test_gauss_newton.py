@@ -1,5 +1,7 @@
 """The Gauss-Newton diagonal and product against jax.jacobian and jax.hessian, in float64."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,19 @@ def test_gauss_newton_product(output):
         form = jax.jit(gauss_newton_form)(cache, (U, V), weights)
         both = np.stack([flat(U), flat(V)])
         np.testing.assert_allclose(form, both @ G @ both.T, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gauss_newton_of_residual_layers():
+    """The direction passes through a residual layer on both ways, above and beside g."""
+    params, X, Y, w = problem(59, [3, 4, 4, 4, 3], 5, "tanh", "softmax", True)
+    params = tuple(replace(p, residual=l in (1, 2)) for l, p in enumerate(params))
+    V = problem(61, [3, 4, 4, 4, 3], 5, "tanh", "softmax")[0]
+    G, (_, cache) = gauss_newton(params, X, Y, w), forward(params, X)
+    got = jax.jit(dp.gauss_newton_product)(cache, V, w)
+    np.testing.assert_allclose(flat(got), G @ flat(V), rtol=1e-10, atol=1e-12)
+    diagonal = jax.jit(dp.gauss_newton_diagonal)(cache, w)
+    np.testing.assert_allclose(flat(diagonal), np.diag(G), rtol=1e-10, atol=1e-14)
 
 
 def test_a_direction_of_another_network_is_refused():

@@ -1,5 +1,7 @@
 """What belongs to one example, against jax.vmap of jax.grad of its own loss, in float64."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 import deepprop as dp
 from tests.problems import OUTPUTS, problem, worst_error
 from tests.random_networks import networks
+from tests.readers import READERS
 from tests.signals.oracles import (
     every_activation,
     factors_of,
@@ -119,12 +122,15 @@ def test_bad_input():
     cache, dZ = signals_of(params, X, Y)
     with pytest.raises(TypeError, match="max_norm must be an array of real numbers"):
         dp.clipped_backward(cache, Y, "1")
-    for f in (dp.per_example_norms, dp.per_example_gradients, dp.squared_gradients,
-              dp.gradient_variance, dp.gradient_noise_scale, dp.kfac_factors):  # fmt: skip
-        with pytest.raises(ValueError, match="dZ must hold one array per layer, 2 for this cache"):
-            f(cache, dZ[:1])
-        with pytest.raises(TypeError, match=r"cache must be the dp\.Cache"):
-            f(params, dZ)
+    for name in dp.signals.__all__:
+        if name not in READERS:
+            continue
+        read = READERS[name]
+        if "dZ" in inspect.signature(getattr(dp, name)).parameters:
+            with pytest.raises(ValueError, match="dZ must hold one array per layer, 2 for this"):
+                read(cache, dZ[:1], Y, None, params)
+        with pytest.raises(TypeError, match=r"cache(_2)? must be the dp\.Cache"):
+            read(params, dZ, Y, None, params)
     others = signals_of(*problem(0, [4, 6, 3], 6)[:3])
     with pytest.raises(ValueError, match="cache_2 must be of a network with W of shapes"):
         dp.per_example_products(cache, dZ, *others)

@@ -142,12 +142,17 @@ def test_one_example_changes_the_sum_by_at_most_C(dtype, max_norm, gamma):
     assert 0.25 < length <= 0.5 + 6 * 4 * 6e-5
 
 
-def test_a_non_finite_example_is_left_out():
-    """It must neither reach the sum nor end the run, which would reveal that it is in the data."""
-    params, X, Y, _ = problem(3, [3, 6, 2], 32, output="identity", dtype=np.float32)
+@pytest.mark.parametrize(("hidden", "size"), [("tanh", 1e38), ("identity", 3e38)])
+def test_an_example_out_of_range_is_clipped_or_left_out(hidden, size):
+    """It must not end the run, which would reveal that it is in the data.
+
+    Through tanh its gradient is finite, and is clipped. Through the identity its Z is infinite.
+    """
+    params, X, Y, _ = problem(3, [3, 6, 2], 32, hidden, "identity", dtype=np.float32)
+    params = jax.tree.map(jnp.abs, params)
     whole, *_ = epoch(params, X, Y, 1.0, 32)
-    Y[:, 7] = 1e38
-    X[:, 7] = 1e38
+    Y[:, 7] = size
+    X[:, 7] = size
     without, _, row, finite = epoch(params, X, Y, 1.0, 32)
     assert finite
     assert not np.isfinite(row["cost"])

@@ -56,6 +56,17 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
 
 
+def test_whoever_reads_the_old_file_still_has_it(tmp_path):
+    """The new file takes the name; it does not overwrite the bytes, which a crash could cut off."""
+    path = tmp_path / "m.npz"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        with atomic_write(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
 def test_writing_preserves_links_and_permissions(tmp_path):
     params = dp.init_params(jax.random.key(0), [2, 1])
     (tmp_path / "real.npz").write_bytes(b"old")

@@ -5,11 +5,11 @@ L layers; m examples, one per column; n_l units in layer l:
     W[l] (n_l, n_{l-1})    b[l] (n_l, 1)    Z[l], A[l] (n_l, m)    A[0] = X (n_0, m)    Y (n_L, m)
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -28,19 +28,10 @@ from deepprop._checks import (
 from deepprop._renamed import renamed_argument
 from deepprop.activations import Activation, activation
 from deepprop.costs import Cost, Output
+from deepprop.initialisers import INITIALISERS, Wanted, initial_arrays
 from deepprop.layers import Cache, Layer, Params
 from deepprop.mixed_precision import with_compute_dtype
-from deepprop.stacks import one_by_one
 from deepprop.walk import to_the_top, up
-
-INITIALISERS = {
-    "he_normal": jax.nn.initializers.he_normal,
-    "he_uniform": jax.nn.initializers.he_uniform,
-    "glorot_normal": jax.nn.initializers.glorot_normal,
-    "glorot_uniform": jax.nn.initializers.glorot_uniform,
-    "lecun_normal": jax.nn.initializers.lecun_normal,
-    "lecun_uniform": jax.nn.initializers.lecun_uniform,
-}
 
 
 @renamed_argument("products", "compute_dtype")
@@ -110,18 +101,18 @@ def init_params(
         raise ValueError(
             f"residual needs a hidden layer with as many units as the one below, got sizes {sizes}"
         )
-    share = 1 / max(1, sum(adds))
-    keys = jax.random.split(key, L)
-    kinds = list(zip(sizes, sizes[1:], g, adds, strict=False))  # n_{l-1}, n_l, g[l], residual
-    params: list[Layer] = []
-    for (n_below, n, g_l, add), run in groupby(range(L), key=kinds.__getitem__):
-        make, _ = by_name("init", init or g_l.init, INITIALISERS)
-        draw = partial(make(in_axis=-1, out_axis=-2), shape=(n, n_below), dtype=dtype)
-        W = jax.vmap(draw)(keys[jnp.array(list(run))])
-        W = W * jnp.asarray(share, dtype) if add else W
-        equal = Layer(W, jnp.zeros((len(W), n, 1), dtype), g_l, residual=add)
-        params += [equal] if stack and len(W) > 1 else one_by_one(equal)
-    return with_compute_dtype(tuple(params), compute_dtype)
+    kinds = zip(sizes, sizes[1:], g, adds, strict=False)  # n_{l-1}, n_l, g[l], residual
+    layers, wanted = [], []
+    for (n_below, n, g_l, add), run in groupby(kinds):
+        (variance, draw), _ = by_name("init", init or g_l.init, INITIALISERS)
+        deviation = math.sqrt(variance(n_below, n)) / (sum(adds) if add else 1)
+        K = len(list(run))
+        shapes = [(K, n, n)] if stack and K > 1 else [(n, n_below)] * K
+        wanted += [Wanted(shape, draw, deviation) for shape in shapes]
+        layers += [partial(Layer, activation=g_l, residual=add)] * len(shapes)
+    arrays = initial_arrays(key, tuple(wanted), jnp.dtype(dtype))
+    params = tuple(layer(W, b) for layer, (W, b) in zip(layers, arrays, strict=True))
+    return with_compute_dtype(params, compute_dtype)
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:

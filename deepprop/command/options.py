@@ -9,7 +9,7 @@ from deepprop.activations import ACTIVATIONS
 from deepprop.command import train
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.files.program import PLATFORMS
-from deepprop.network import INITIALISERS
+from deepprop.initialisers import INITIALISERS
 
 NARROW = ["bfloat16", "float16"]
 DIGITS = "default: the handwritten digits that come with deepprop"

@@ -28,7 +28,7 @@ class Initialiser(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What to draw for a layer or a stack.
+    """What to draw for a layer, or for a run of K equal layers.
 
     Attributes:
         shape: of W: (n_l, n_{l-1}), or (K, n, n).
@@ -67,15 +67,20 @@ INITIALISERS: Mapping[str, Initialiser] = {
 def initial_arrays(
     key: Array, layers: tuple[Wanted, ...], dtype: DTypeLike
 ) -> list[tuple[Array, Array]]:
-    """Return W and b = 0 of all layers; W are slices of one draw for each distribution in use."""
-    sizes = {draw: sum(math.prod(w.shape) for w in layers if w.draw == draw) for draw in DRAWS}
-    rest = {
-        draw: DRAWS[draw](jax.random.fold_in(key, i), (size,), dtype)
-        for i, (draw, size) in enumerate(sizes.items())
-    }
-    arrays = []
-    for shape, draw, deviation in layers:
-        n = math.prod(shape)
-        W, rest[draw] = rest[draw][:n].reshape(shape), rest[draw][n:]
-        arrays.append((W * jnp.asarray(deviation, dtype), jnp.zeros((*shape[:-1], 1), dtype)))
-    return arrays
+    """Return W and b = 0 of each layer or run; the W are slices of one draw per distribution."""
+    ends: dict[str, int] = dict.fromkeys(DRAWS, 0)
+    places = []
+    for shape, draw, _ in layers:
+        start, ends[draw] = ends[draw], ends[draw] + math.prod(shape)
+        places.append(slice(start, ends[draw]))
+    keys = zip(ends.items(), jax.random.split(key, len(ends)), strict=True)
+    drawn = {draw: DRAWS[draw](own, (size,), dtype) for (draw, size), own in keys}
+    # Without this barrier XLA would compile the draw again for each slice.
+    drawn = jax.lax.optimization_barrier(drawn)  # type: ignore[no-untyped-call]
+    return [
+        (
+            drawn[draw][place].reshape(shape) * jnp.asarray(deviation, dtype),
+            jnp.zeros((*shape[:-1], 1), dtype),
+        )
+        for place, (shape, draw, deviation) in zip(places, layers, strict=True)
+    ]

@@ -7,8 +7,8 @@ L layers; m examples, one per column; n_l units in layer l:
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import groupby
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,7 @@ from deepprop.costs import Cost, Output
 from deepprop.initialisers import INITIALISERS, Wanted, initial_arrays
 from deepprop.layers import Cache, Layer, Params
 from deepprop.mixed_precision import with_compute_dtype
+from deepprop.stacks import one_by_one
 from deepprop.walk import to_the_top, up
 
 
@@ -85,34 +86,21 @@ def init_params(
     check_key(key)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
-    sizes = _checked_sizes(list(sizes))
-    L = len(sizes) - 1
-    if isinstance(hidden, str | Activation):
-        hidden = [hidden] * (L - 1)
-    hidden = list(hidden)
-    if len(hidden) != L - 1:
-        raise ValueError(
-            f"hidden must name one activation, or L - 1 = {L - 1} of them for {L} layers,"
-            f" got {len(hidden)}"
-        )
-    g: list[Activation | Output] = [*map(activation, hidden), costs.output(output)]
-    adds = [residual and l < L and sizes[l] == sizes[l - 1] for l in range(1, L + 1)]
-    if residual and not any(adds):
-        raise ValueError(
-            f"residual needs a hidden layer with as many units as the one below, got sizes {sizes}"
-        )
-    kinds = zip(sizes, sizes[1:], g, adds, strict=False)  # n_{l-1}, n_l, g[l], residual
-    layers, wanted = [], []
-    for (n_below, n, g_l, add), run in groupby(kinds):
-        (variance, draw), _ = by_name("init", init or g_l.init, INITIALISERS)
-        deviation = math.sqrt(variance(n_below, n)) / (sum(adds) if add else 1)
-        K = len(list(run))
-        shapes = [(K, n, n)] if stack and K > 1 else [(n, n_below)] * K
-        wanted += [Wanted(shape, draw, deviation) for shape in shapes]
-        layers += [partial(Layer, activation=g_l, residual=add)] * len(shapes)
+    runs = _runs_of_equal_layers(
+        _checked_sizes(list(sizes)), hidden, costs.output(output), residual
+    )
+    R = sum(K for (*_, adds), K in runs if adds)  # residual layers
+    wanted = []
+    for (n_below, n, g, adds), K in runs:
+        (variance, draw), _ = by_name("init", init or g.init, INITIALISERS)
+        deviation = math.sqrt(variance(n_below, n)) / (R if adds else 1)
+        wanted.append(Wanted((n, n_below) if K == 1 else (K, n, n), draw, deviation))
+    params: list[Layer] = []
     arrays = initial_arrays(key, tuple(wanted), jnp.dtype(dtype))
-    params = tuple(layer(W, b) for layer, (W, b) in zip(layers, arrays, strict=True))
-    return with_compute_dtype(params, compute_dtype)
+    for ((*_, g, adds), _), (W, b) in zip(runs, arrays, strict=True):
+        equal = Layer(W, b, g, residual=adds)
+        params += [equal] if stack else one_by_one(equal)
+    return with_compute_dtype(tuple(params), compute_dtype)
 
 
 def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
@@ -214,3 +202,28 @@ def _checked_sizes(sizes: Sequence[int]) -> list[int]:
     if len(units) < 2 or min(units) < 1:
         raise ValueError(f"sizes must be at least two numbers above 0, n_0 to n_L, got {units}")
     return units
+
+
+def _runs_of_equal_layers(
+    sizes: list[int], hidden: Any, output: Output, residual: bool
+) -> list[tuple[tuple[int, int, Activation | Output, bool], int]]:
+    """Return (n_{l-1}, n_l, g[l], whether it is residual) of each run of equal layers, and K.
+
+    Raises:
+        ValueError: `hidden` is a sequence of another length than L - 1, or no layer can be
+            residual.
+    """
+    L = len(sizes) - 1
+    hidden = [hidden] * (L - 1) if isinstance(hidden, str | Activation) else list(hidden)
+    if len(hidden) != L - 1:
+        raise ValueError(
+            f"hidden must name one activation, or L - 1 = {L - 1} of them for {L} layers,"
+            f" got {len(hidden)}"
+        )
+    adds = [residual and l < L and sizes[l] == sizes[l - 1] for l in range(1, L + 1)]
+    if residual and not any(adds):
+        raise ValueError(
+            f"residual needs a hidden layer with as many units as the one below, got sizes {sizes}"
+        )
+    kinds = zip(sizes, sizes[1:], [*map(activation, hidden), output], adds, strict=False)
+    return [(kind, len(list(equal))) for kind, equal in groupby(kinds)]

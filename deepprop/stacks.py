@@ -76,7 +76,8 @@ def one_by_one(layer: Layer) -> list[Layer]:
     """Return the layers of a stack, or a single layer by itself, as a list."""
     if not is_stack(layer):
         return [layer]
-    return [replace(layer, W=W, b=b, keep=1) for W, b in zip(layer.W, layer.b, strict=True)]
+    K = layer.W.shape[0]
+    return [replace(layer, W=layer.W[k], b=layer.b[k], keep=1) for k in range(K)]
 
 
 def _kind(numbered: tuple[int, Layer]) -> Any:

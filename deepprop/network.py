@@ -225,5 +225,6 @@ def _runs_of_equal_layers(
         raise ValueError(
             f"residual needs a hidden layer with as many units as the one below, got sizes {sizes}"
         )
-    kinds = zip(sizes, sizes[1:], [*map(activation, hidden), output], adds, strict=False)
+    g: list[Activation | Output] = [*map(activation, hidden), output]
+    kinds = zip(sizes, sizes[1:], g, adds, strict=False)
     return [(kind, len(list(equal))) for kind, equal in groupby(kinds)]

@@ -53,17 +53,25 @@ def inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
         ValueError: a shape does not fit, or X holds numbers beyond the dtype's range.
         TypeError: the parameters are not layers, or X is not real numbers.
     """
+    X = real_array(name, X, type_of_inputs(params))
+    check_shape(name, X.shape, params[0].W.shape[-1], None)
+    return X
+
+
+def type_of_inputs(params: Params) -> np.dtype:
+    """Check the parameters and return the dtype of A[0].
+
+    Raises:
+        ValueError, TypeError: as `check_params`; or they are float64 while x64 is off.
+    """
     check_params(params)
     first = params[0]
-    n_0, dtype = first.W.shape[-1], first.compute_dtype or first.W.dtype
     if first.W.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise TypeError(
             "params must not be float64 while jax's x64 is off: turn it on, by"
             ' jax.config.update("jax_enable_x64", True), or cast W and b to float32'
         )
-    X = real_array(name, X, dtype)
-    check_shape(name, X.shape, n_0, None)
-    return X
+    return np.dtype(first.compute_dtype or first.W.dtype)
 
 
 def targets(cache: Cache, Y: ArrayLike) -> Array:

@@ -26,7 +26,7 @@ def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
     """
     value = dense_array(name, value)
     if dtype is not None:
-        _check_range(name, value, np.dtype(dtype))
+        check_range(name, value, np.dtype(dtype))
     return jnp.asarray(value, dtype=dtype)
 
 
@@ -67,7 +67,7 @@ def check_unmasked(name: str, value: Any) -> None:
                 check_unmasked(f"{name}[{i}]", part)
 
 
-def _check_range(name: str, value: Any, dtype: np.dtype) -> None:
+def check_range(name: str, value: Any, dtype: np.dtype) -> None:
     """Raise if a finite value, where known, would be infinite in `dtype`."""
     if not jnp.issubdtype(dtype, jnp.floating) or not value.size or not is_known(value):
         return

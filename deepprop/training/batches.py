@@ -29,12 +29,13 @@ from deepprop.backprop import Backward
 from deepprop.layers import Params
 from deepprop.training.advice import advice_for
 from deepprop.training.epoch import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.training.examples import Data, examples
+from deepprop.training.examples import examples
 from deepprop.training.identity import name_of
 from deepprop.training.loop import Training
 from deepprop.training.programs import Programs
 
 LARGE = 1e20  # the largest sum of a batch's weights; its inverse is the smallest
+Rows = tuple[Array, Array, Array | None]  # X (m, n_0), Y (m, n_L), weights (m,)
 Batch = Sequence[ArrayLike]  # X (n_0, m), Y (n_L, m), and perhaps weights (m,)
 Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 
@@ -92,7 +93,9 @@ def batches_training(
     train = partial(
         _epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward, latest=latest
     )
-    return Training(train, {"backward": backward}, lambda state: advice_for(latest[0], state))
+    return Training(
+        train, lambda: {"backward": backward}, lambda state: advice_for(latest[0], state)
+    )
 
 
 def _epoch_of_batches(
@@ -151,8 +154,8 @@ _end_of_epoch = jax.jit(end_of_epoch)
 
 
 def _ahead(
-    copy: Callable[[Batch, str], Data], batches: Iterable[Batch], epoch: int
-) -> Iterator[Data]:
+    copy: Callable[[Batch, str], Rows], batches: Iterable[Batch], epoch: int
+) -> Iterator[Rows]:
     """Yield copies of the batches; a thread draws each while the one before is in use.
 
     `copy` has finished before the next batch is drawn, which may reuse the memory.
@@ -169,7 +172,7 @@ def _ahead(
             yield copied
 
 
-def _checked_copy(params: Params, batch: Batch, which: str) -> Data:
+def _checked_copy(params: Params, batch: Batch, which: str) -> Rows:
     """Check a batch, and copy it with one example per row.
 
     Raises:
@@ -181,11 +184,9 @@ def _checked_copy(params: Params, batch: Batch, which: str) -> Data:
     X, Y = examples(params, batch[0], batch[1], which)
     w = None
     if len(batch) == 3:
-        w = jnp.array(plain_weights(f"{which}weights", batch[2], X.shape[1], Y.dtype))
+        w = jnp.array(plain_weights(f"{which}weights", batch[2], X.shape[0], Y.dtype))
         _check_sum(f"{which}weights", w)
-    copied = jnp.array(X.T), jnp.array(Y.T), w
-    jax.block_until_ready(copied)  # type: ignore[no-untyped-call]
-    return copied
+    return X, Y, w
 
 
 def _check_sum(name: str, w: Array) -> None:
@@ -202,7 +203,7 @@ def _check_sum(name: str, w: Array) -> None:
         )
 
 
-def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Data:
+def _filled(X: Array, Y: Array, w: Array | None, size: int) -> Rows:
     """Return the batch, filled up to `size` with examples of weight 0 if it is shorter."""
     lacking = size - X.shape[0]
     if not lacking:

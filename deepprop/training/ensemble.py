@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +16,6 @@ from deepprop._checks import check_key, real_array, whole_number
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Params
 from deepprop.optimizers.optax_calls import started
-from deepprop.training.advice import advice_for
 from deepprop.training.checkpoint import Checkpoint
 from deepprop.training.epoch import Trained, check_training, one_epoch
 from deepprop.training.examples import identity_of_data, in_memory
@@ -122,15 +120,16 @@ def fit_ensemble(
             optimizer=optimizer, backward=backward, batch_size=batch_size,
         )  # fmt: skip
 
-    identity = identity_of_data(data, key, batch_size, backward)
-    identity["sweep"] = {name: values.tolist() for name, values in entries.items()}
+    def identity() -> dict[str, Any]:
+        values = {name: values.tolist() for name, values in entries.items()}
+        return {**identity_of_data(data, key, batch_size, backward), "sweep": values}
 
     def init(params: Params, entries: Mapping[str, Array]) -> Any:
         return started(_optimizer_of(optimizer, entries, backward), params)
 
     state = initial_state(state, jax.vmap(init), params, entries)
     return run_or_resume(
-        Training(train, identity, partial(advice_for, data[0])), measure,
+        Training(train, identity, data.advice), measure,
         Progress(params, state, (), params), checkpoint,
         epochs=epochs, first_epoch=first_epoch, callbacks=callbacks,
     )  # fmt: skip
@@ -145,6 +144,7 @@ def _one_epoch(
     X: Array,
     Y: Array,
     weights: Array | None,
+    m: Array | None,
     *,
     optimizer: Optimizer,
     backward: Backward,
@@ -154,7 +154,7 @@ def _one_epoch(
 
     def of_network(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
         return one_epoch(
-            params, state, key, epoch, X, Y, weights, backward=backward, batch_size=batch_size,
+            params, state, key, epoch, X, Y, weights, m, backward=backward, batch_size=batch_size,
             optimizer=_optimizer_of(optimizer, entries, backward),
         )  # fmt: skip
 

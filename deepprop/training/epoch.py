@@ -173,6 +173,7 @@ def one_epoch(
     X: Array,
     Y: Array,
     weights: Array | None = None,
+    m: Array | None = None,
     *,
     optimizer: optax.GradientTransformation,
     backward: Backward = manual_backward,
@@ -192,9 +193,11 @@ def one_epoch(
         state: the optimizer's state.
         key: a JAX random key, for the order.
         epoch: its number; the order depends on `key` and this number.
-        X: (m, n_0), one example per row.
-        Y: (m, n_L), one example per row.
-        weights: (m,), one per example.
+        X: (M, n_0), one example per row.
+        Y: (M, n_L), one example per row.
+        weights: (M,), one per example.
+        m: the number of examples, if the last rows are none; M is then a multiple of the batch
+            size, and there is one shard. None if all rows are examples.
         optimizer: an optax transformation.
         backward: maps (cache, Y, weights) to gradients like params.
         batch_size: examples per step.
@@ -207,11 +210,16 @@ def one_epoch(
         The result of `end_of_epoch`. "cost" is the mean of every J before its step. Records have a
         leading axis.
     """
-    m = X.shape[0]
-    index, counted = minibatches(jax.random.fold_in(key, epoch), m, batch_size, shards)
-    steps, w = len(index), weights
-    if steps * batch_size > m and w is None:
-        w = jnp.ones(m, wide(params[0].W.dtype))
+    length, w = X.shape[0], weights
+    key = jax.random.fold_in(key, epoch)
+    index, counted = (
+        minibatches(key, length, batch_size, shards)
+        if m is None
+        else minibatches(key, m, batch_size, length=length)
+    )
+    steps = len(index)
+    if w is None and (m is not None or steps * batch_size > length):
+        w = jnp.ones(length, wide(params[0].W.dtype))
     train = partial(minibatch, optimizer=optimizer, backward=backward)
     # The scan carries the records, so their shapes must be known before it: a minibatch shows them.
     records = recorder(record, record_every, steps, params, X[:batch_size], Y[:batch_size])

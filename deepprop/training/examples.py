@@ -1,18 +1,21 @@
 """Input validation: X, Y and weights are checked here once, and trusted afterwards."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._arguments import check_domain, inputs, output_of
+from deepprop._arguments import check_domain, output_of, type_of_inputs
 from deepprop._arithmetic import wide
 from deepprop._checks import (
     check_finite,
+    check_range,
     check_shape,
+    dense_array,
     example_weights,
     is_known,
     real_array,
@@ -21,58 +24,131 @@ from deepprop._checks import (
 from deepprop.backprop import Backward
 from deepprop.layers import Cache, Params
 from deepprop.scale.devices import check_together
+from deepprop.training.advice import advice_for
+from deepprop.training.rows import Values, rows_of
 from deepprop.walk import up
 
-Data = tuple[Array, Array, Array | None]  # X (m, n_0), Y (m, n_L) and weights (m,), all checked
+
+class Data(NamedTuple):
+    """A data set that was checked, with one example per row.
+
+    If the minibatches need more than its m examples, rows of 0 follow them. How many examples there
+    are is then an argument of the compiled program, so that data sets of about the same size share
+    one: the folds of a cross-validation, for example.
+
+    Attributes:
+        X: (M, n_0), with M = m, or the next multiple of the batch size.
+        Y: (M, n_L).
+        weights: (M,), or None.
+        m: the number of examples if rows follow them; None if M = m.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    m: np.int32 | None = None
+
+    def examples(self) -> tuple[Array, Array, Array | None]:
+        """Return X, Y and the weights without the rows that follow the examples."""
+        X, Y, w = self.X[: self.m], self.Y[: self.m], self.weights
+        return X, Y, None if w is None else w[: self.m]
+
+    def advice(self, state: optax.OptState) -> str:
+        """Return what to try if the cost is not finite."""
+        return advice_for(self.X[: self.m], state)
 
 
-def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
-    """Return X and Y as finite arrays that fit the network and each other.
+def examples(
+    params: Params, X: ArrayLike, Y: ArrayLike, which: str = "", batch_size: int | None = None
+) -> tuple[Array, Array]:
+    """Return X and Y, with one example per row, as finite arrays that fit the network.
 
     Args:
         params: the layers.
         X: (n_0, m), one example per column.
         Y: (n_L, m), the targets.
         which: a prefix for the names in messages, such as "validation ".
+        batch_size: at most m; rows of 0 are added up to a multiple of it. None adds none.
+
+    Returns:
+        X (M, n_0) and Y (M, n_L).
 
     Raises:
-        ValueError: a shape does not fit, a value is not finite, or Y is not a valid target for the
-            output.
-        TypeError: X or Y is not real numbers.
+        ValueError: a shape does not fit, a value is not finite, Y is not a valid target for the
+            output, or `batch_size` is not from 1 to m.
+        TypeError: X or Y is not real numbers, or `batch_size` is not a whole number.
     """
-    X = inputs(params, X, f"{which}X")
-    Y = real_array(f"{which}Y", Y, wide(params[0].W.dtype))
-    check_shape(f"{which}Y", Y.shape, params[-1].W.shape[0], X.shape[1])
-    finite, adds_up, (least, largest) = jax.device_get(_summary(X, Y))
-    for name, P, good in zip(("X", "Y"), (X, Y), finite, strict=True):
-        if not good and is_known(P):
-            check_finite(f"{which}{name}", np.asarray(P))
-        if not good:
-            raise ValueError(f"{which}{name} must hold finite numbers")
-    check_domain(f"{which}Y", least, largest, output_of(params))
-    if output_of(params).name == "softmax" and not adds_up:
+    x_type, output = type_of_inputs(params), output_of(params)
+    inputs, targets = dense_array(f"{which}X", X), dense_array(f"{which}Y", Y)
+    check_shape(f"{which}X", inputs.shape, params[0].W.shape[-1], None)
+    m = inputs.shape[1]
+    check_shape(f"{which}Y", targets.shape, params[-1].W.shape[0], m)
+    step = 1 if batch_size is None else whole_number("batch_size", batch_size, m)
+    size = -(-m // step) * step
+    X, _ = _entered(f"{which}X", inputs, x_type, size, look=False)
+    Y, values = _entered(f"{which}Y", targets, wide(params[0].W.dtype), size, look=True)
+    check_domain(f"{which}Y", values.least, values.largest, output)
+    if output.name == "softmax" and not values.adds_up:
         raise ValueError(f"{which}Y must be one-hot, or probabilities that sum to 1 in each column")
     return X, Y
 
 
+def _entered(
+    name: str, P: np.ndarray | Array, dtype: np.dtype, size: int, *, look: bool
+) -> tuple[Array, Values]:
+    """Return the rows and values of P (n, m).
+
+    Raises:
+        ValueError: a number is not finite, or not in the dtype's range.
+    """
+    if isinstance(P, jax.Array):
+        check_range(name, P, dtype)
+    rows, values = rows_of(P, dtype, size, look=look)
+    if not values.finite:
+        if is_known(P):
+            check_range(name, P, dtype)
+            check_finite(name, np.asarray(P))
+        if isinstance(P, jax.Array):
+            raise ValueError(f"{name} must hold finite numbers")
+    return rows, values
+
+
 def in_memory(
-    params: Params, X: ArrayLike, Y: ArrayLike, weights: ArrayLike | None, batch_size: int
+    params: Params,
+    X: ArrayLike,
+    Y: ArrayLike,
+    weights: ArrayLike | None,
+    batch_size: int,
+    *,
+    fill: bool = True,
 ) -> tuple[Data, int]:
-    """Check a data set and the batch size; return both, the data with one example per row.
+    """Check a data set and the batch size; return both.
+
+    Args:
+        params: the layers.
+        X: (n_0, m), one example per column.
+        Y: (n_L, m), the targets.
+        weights: (m,), or None.
+        batch_size: at most m.
+        fill: whether to add rows up to a multiple of the batch size.
 
     Returns:
-        X (m, n_0), Y (m, n_L) and the weights (m,) or None; and the batch size as an `int`.
+        The data, with one example per row, and the batch size as an `int`.
 
     Raises:
         ValueError, TypeError: as `examples`; or the weights don't fit, the arrays are on other
             devices than params, or `batch_size` is not from 1 to m.
     """
     check_together(params, {"X": X, "Y": Y, "weights": weights})
-    X, Y = examples(params, X, Y)
-    m = X.shape[1]
+    columns = dense_array("X", X)
+    X, Y = examples(params, columns, Y, batch_size=batch_size if fill else None)
+    m, length = columns.shape[1], X.shape[0]
     batch_size = whole_number("batch_size", batch_size, m)
     w = None if weights is None else example_weights(weights, m, wide(params[0].W.dtype))
-    return (X.T, Y.T, w), batch_size
+    if length == m:
+        return Data(X, Y, w), batch_size
+    w = None if w is None else jnp.pad(w, (0, length - m))
+    return Data(X, Y, w, np.int32(m)), batch_size
 
 
 def forward_checked(params: Params, X: Array) -> Cache:
@@ -86,7 +162,7 @@ def identity_of_data(data: Data, key: Array, batch_size: int, backward: Backward
 
     Only ratios of weights matter, so they are divided by the largest, as 0.1.0 did.
     """
-    X, Y, w = data
+    X, Y, w = data.examples()
     weights = None if w is None else w / jnp.max(w)
     run = {"key": key, "batch_size": batch_size, "backward": backward}
     return {"X": X, "Y": Y, "weights": weights, **run}
@@ -116,14 +192,3 @@ def balanced_weights(Y: ArrayLike) -> Array:
     count = jnp.sum(Y, axis=1, keepdims=True)
     share = Y.shape[1] / (Y.shape[0] * jnp.maximum(count, 1))
     return jnp.sum(Y * share, axis=0)
-
-
-@jax.jit
-def _summary(X: Array, Y: Array) -> tuple[tuple[Array, Array], Array, tuple[Array, Array]]:
-    """Return whether X and Y are finite, whether columns of Y are distributions, and Y's range.
-
-    In one program, because each separate question would wait for the device.
-    """
-    finite = jnp.all(jnp.isfinite(X)), jnp.all(jnp.isfinite(Y))
-    adds_up = jnp.all((Y >= 0) & (jnp.abs(jnp.sum(Y, axis=0, keepdims=True) - 1) < 1e-3))
-    return finite, adds_up, (jnp.min(Y), jnp.max(Y))

@@ -7,6 +7,7 @@ have the loop around the epochs.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optax
 from jax import Array
@@ -18,7 +19,6 @@ from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Params
 from deepprop.optimizers.optax_calls import started
 from deepprop.scale.devices import shard_like, shards_of
-from deepprop.training.advice import advice_for
 from deepprop.training.batches import Batches, batches_training, check_batches
 from deepprop.training.checkpoint import Checkpoint
 from deepprop.training.epoch import Trained, check_training, train_epoch
@@ -114,7 +114,9 @@ def fit(
     """
     check_training(optimizer, backward)
     check_key(key)
-    data, batch_size = in_memory(params, X, Y, weights, batch_size)
+    shards = shards_of(X) if shards is None else whole_number("shards", shards)
+    fill = privacy is None and shards == 1
+    data, batch_size = in_memory(params, X, Y, weights, batch_size, fill=fill)
     epochs = whole_number("epochs", epochs)
     first_epoch = whole_number("first_epoch", first_epoch)
     record, measure = record_of(record), measure_of(params, validation)
@@ -204,41 +206,43 @@ def _plain_training(
     *,
     backward: Backward,
     record: Record | None,
-    shards: int | None,
+    shards: int,
 ) -> Training:
     """Return the way of training that goes through all examples in each epoch."""
-    X, _, _ = data
-    shards = checked_shards(shards_of(X) if shards is None else shards, X.shape[0], batch_size)
+    check_shards(shards, data.X.shape[0], batch_size)
     static = {"optimizer": optimizer, "backward": backward, "batch_size": batch_size}
     static["shards"] = shards
-    identity = identity_of_data(data, key, batch_size, backward)
-    if shards > 1:
-        identity["shards"] = shards
     if record is not None:
         static |= {"record": record.function, "record_every": record.every}
-        name = getattr(record.function, "__name__", name_of(record.function))
-        identity["record"] = f"{name} every {record.every}"
-        identity["function of record"] = record.function
+
+    def identity() -> dict[str, Any]:
+        identity = identity_of_data(data, key, batch_size, backward)
+        if shards > 1:
+            identity["shards"] = shards
+        if record is not None:
+            name = getattr(record.function, "__name__", name_of(record.function))
+            identity["record"] = f"{name} every {record.every}"
+            identity["function of record"] = record.function
+        return identity
 
     def train(params: Params, state: optax.OptState, epoch: int) -> Trained:
         trained: Trained = train_epoch(params, state, key, epoch, *data, **static)
         return trained
 
-    return Training(train, identity, partial(advice_for, X))
+    return Training(train, identity, data.advice)
 
 
-def checked_shards(shards: int, m: int, batch_size: int) -> int:
-    """Return the number of shards as an `int`.
+def check_shards(shards: int, m: int, batch_size: int) -> None:
+    """Raise unless the examples and the batch size are multiples of the number of shards.
 
     Raises:
-        ValueError: m or the batch size is not a multiple of it.
-        TypeError: it is not a whole number.
+        ValueError: one is not.
     """
-    shards = whole_number("shards", shards)
+    if shards == 1:
+        return
     for name, value in (("the examples", m), ("batch_size", batch_size)):
         if value % shards:
             raise ValueError(f"{name} must be a multiple of the {shards} shards, got {value}")
-    return shards
 
 
 def _start(

@@ -35,14 +35,14 @@ class Training(NamedTuple):
     Attributes:
         train: maps (params, state, epoch) to the params and state after that epoch, its entries of
             the history with the mean J as "cost", and whether they are finite.
-        identity: what identifies the run, besides the network, the optimizer and the validation
-            set: names, and for each an array, a function, or anything with a text. A checkpoint
-            resumes only if all of it is the same.
+        identity: returns what identifies the run, besides the network, the optimizer and the
+            validation set: names, and for each an array, a function, or anything with a text. A
+            checkpoint resumes only if all of it is the same; without one it is not called.
         advice: maps the optimizer's state to what to try if the cost is not finite.
     """
 
     train: Train
-    identity: Mapping[str, Any]
+    identity: Callable[[], Mapping[str, Any]]
     advice: Advice
 
 

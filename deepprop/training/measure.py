@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from deepprop._arithmetic import wide
 from deepprop._checks import example_weights, whole_number
 from deepprop.layers import Params
-from deepprop.network import cost, forward
-from deepprop.training.examples import examples
+from deepprop.network import mean_loss
+from deepprop.training.examples import examples, forward_checked
 from deepprop.training.programs import Programs
 
 Metric = Callable[[Array, Array], Array]
@@ -87,8 +87,8 @@ class Measure:
     """Measures "val_cost" and the metrics of params on a validation set that was checked.
 
     Attributes:
-        X: (n_0, m).
-        Y: (n_L, m).
+        X: (m, n_0), one example per row.
+        Y: (m, n_L).
         weights: (m,), for the cost; or None.
         metrics: pairs of a name and a function of (A[L], Y).
         patience: epochs without a lower cost after which to stop; None never stops.
@@ -112,8 +112,8 @@ class Measure:
     def identity(self) -> dict[str, Any]:
         """Return what identifies the validation set and the metrics: see `Training`."""
         return {
-            "validation X": self.X,
-            "validation Y": self.Y,
+            "validation X": self.X.T,
+            "validation Y": self.Y.T,
             "validation weights": self.weights,
             **{f"metric {name}": metric for name, metric in self.metrics},
         }
@@ -133,7 +133,7 @@ def measure_of(params: Params, validation: Validation | Pair | Triple | None) ->
     weights = validation.weights
     if weights is not None:
         dtype = wide(params[0].W.dtype)
-        weights = example_weights(weights, X.shape[1], dtype, "validation weights")
+        weights = example_weights(weights, X.shape[0], dtype, "validation weights")
     return Measure(X, Y, weights, tuple(validation.metrics.items()), validation.patience)
 
 
@@ -166,10 +166,13 @@ def _measure(
     metrics: tuple[tuple[str, Metric], ...],
     several: bool,
 ) -> dict[str, Array]:
+    """Return "val_cost" and the metrics. X and Y are rows; a metric sees one example per column."""
+
     def of_one(params: Params) -> dict[str, Array]:
-        A, cache = forward(params, X)
-        J = cost(cache, Y, weights)
-        return {"val_cost": J, **{f"val_{name}": metric(A, Y) for name, metric in metrics}}
+        cache = forward_checked(params, X.T)
+        A = cache.A[-1]
+        J = mean_loss(cache, Y.T.astype(A.dtype), weights)
+        return {"val_cost": J, **{f"val_{name}": metric(A, Y.T) for name, metric in metrics}}
 
     return jax.vmap(of_one)(params) if several else of_one(params)
 

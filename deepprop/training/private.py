@@ -27,7 +27,6 @@ loop that runs as often as needed. The size is chosen so that one block is almos
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -46,7 +45,6 @@ from deepprop.optimizers.optax_calls import check_state, updated
 from deepprop.signals.clipping import clip_factors, max_norms
 from deepprop.signals.per_example import per_example_norms
 from deepprop.training.accountant import noise_for, spending
-from deepprop.training.advice import advice_for
 from deepprop.training.epoch import Sums, Trained, all_finite, end_of_epoch, no_sums
 from deepprop.training.examples import Data, forward_checked, identity_of_data
 from deepprop.training.loop import Training
@@ -138,7 +136,7 @@ def private_training(
 
     The noise is computed for all epochs of this call. The history gets "epsilon", spent so far.
     """
-    X, Y, _ = data
+    X, Y = data.X, data.Y
     q, steps = sampling(X.shape[0], batch_size)
     sigma = privacy.noise_multiplier or noise_for(
         privacy.epsilon or 0.0, sampling_rate=q, steps=steps * epochs, delta=privacy.delta
@@ -153,9 +151,11 @@ def private_training(
         done = epoch - first_epoch + 1
         return params, state, {**entries, "epsilon": spent(done * steps)}, finite
 
-    identity = identity_of_data(data, key, batch_size, manual_backward)
-    identity["privacy"] = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
-    return Training(train, identity, partial(advice_for, X))
+    def identity() -> dict[str, Any]:
+        text = f"noise {sigma} of {privacy.max_norm}, {privacy.gamma}, {privacy.delta}"
+        return {**identity_of_data(data, key, batch_size, manual_backward), "privacy": text}
+
+    return Training(train, identity, data.advice)
 
 
 def sampling(m: int, batch_size: int) -> tuple[float, int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,12 @@ def run_or_resume(
     if first_epoch + epochs > 2**31:  # an epoch's number is folded into the key as an int32
         raise ValueError(f"first_epoch must leave the epochs below 2^31, got {first_epoch}")
     patience = None if measure is None else measure.patience
-    identity = {**training.identity, "patience": patience is not None, "first_epoch": first_epoch}
-    identity |= {"measured": names_of(measure), **({} if measure is None else measure.identity())}
-    setting = partial(setting_of, at, identity)
+
+    def setting() -> dict[str, str]:
+        identity: dict[str, Any] = {"patience": patience is not None, "first_epoch": first_epoch}
+        identity |= {"measured": names_of(measure), **(measure.identity() if measure else {})}
+        return setting_of(at, {**training.identity(), **identity})
+
     with checkpoints(checkpoint_of(checkpoint), setting) as (restore, save):
         return run(
             training.train, measure, restore(replace(at, first_epoch=first_epoch)), epochs=epochs,

@@ -13,6 +13,7 @@ Domains, 2002). On GPUs, Mitchell et al. shuffle this way (Bandwidth-Optimal Ran
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jax import Array
 ROUNDS = 6
 
 
-def random_order(key: Array, m: int) -> Array:
+def random_order(key: Array, m: int | Array, length: int | None = None) -> Array:
     """Return the numbers 0 to m - 1 in a random order.
 
     >>> import jax
@@ -30,34 +31,56 @@ def random_order(key: Array, m: int) -> Array:
 
     Args:
         key: a JAX random key.
-        m: the number of examples.
+        m: the number of examples. With `length` it may be traced, and the order is the same.
+        length: of the result, at least m; None for m.
 
     Returns:
-        (m,), each of 0 to m - 1 once.
+        Each of 0 to m - 1 once, in the first m entries; after them m, m + 1, ...
     """
-    rows = math.isqrt(m - 1) + 1
-    columns = -(-m // rows)
-    turns = jax.random.bits(key, (ROUNDS, columns + rows), jnp.uint32)
-    a, b = jnp.uint32(rows), jnp.uint32(columns)
+    length = int(m) if length is None else length
+    m = jnp.asarray(m, jnp.uint32)
+    a = _root(m)  # rows
+    b = (m + a - 1) // a  # columns
+    most = 2 * (math.isqrt(length - 1) + 1)  # a + b is not larger
+    # One draw in a row, so that its first entries are the same for any length.
+    turns = jax.random.bits(key, (ROUNDS * most,), jnp.uint32)
 
-    def turn(place: tuple[Array, Array], by: Array) -> tuple[tuple[Array, Array], None]:
+    def turn(place: tuple[Array, Array], round_: Array) -> tuple[tuple[Array, Array], None]:
         row, column = place
-        row = (row + by[column] % a) % a
-        column = (column + by[b + row] % b) % b
+        by = turns[round_ * (a + b) + jnp.arange(most, dtype=jnp.uint32)]
+        row = _wrapped(row + (by % a)[column], a)
+        column = _wrapped(column + (by % b)[b + row], b)
         return (row, column), None
 
     def all_rounds(walk: tuple[Array, Array]) -> tuple[Array, Array]:
         number, inside = walk
-        (row, column), _ = jax.lax.scan(turn, (number // b, number % b), turns)
+        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)
+        (row, column), _ = jax.lax.scan(turn, (number // b, number % b), rounds)
         number = jnp.where(inside, number, row * b + column)
-        return number, number < m
+        return number, inside | (number < m)
 
-    start = jnp.arange(m, dtype=jnp.uint32), jnp.zeros(m, bool)
+    number = jnp.arange(length, dtype=jnp.uint32)
+    start = number, number >= m  # those stay where they are
     number, _ = jax.lax.while_loop(lambda walk: ~jnp.all(walk[1]), all_rounds, start)
     return number
 
 
-def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[Array, Array]:
+def _root(m: Array) -> Array:
+    """Return the root of m, rounded up, exactly: float32 may be one off."""
+    root = jnp.sqrt((m - 1).astype(jnp.float32)).astype(jnp.uint32)
+    root -= (root * root > m - 1).astype(jnp.uint32)
+    root += ((root + 1) * (root + 1) <= m - 1).astype(jnp.uint32)
+    return root + 1
+
+
+def _wrapped(place: Array, size: Array) -> Array:
+    """Return place % size, for place < 2 size."""
+    return jnp.where(place < size, place, place - size)
+
+
+def minibatches(
+    key: Array, m: int | Array, batch_size: int, shards: int = 1, length: int | None = None
+) -> tuple[Array, Array]:
     """Return which examples are in each minibatch of an epoch: each once, in a random order.
 
     If batch_size does not divide m, the last minibatch is filled with examples that don't count.
@@ -73,6 +96,7 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
         batch_size: examples per minibatch.
         shards: parts of m / shards examples, which are shuffled separately. A minibatch takes
             batch_size / shards examples from each.
+        length: the places in all minibatches, if m is traced; the minibatches are the same.
 
     Returns:
         The indices of the examples, (steps, batch_size); with several shards
@@ -80,15 +104,17 @@ def minibatches(key: Array, m: int, batch_size: int, shards: int = 1) -> tuple[A
         example counts, (steps, batch_size).
     """
     m, size = m // shards, batch_size // shards
-    steps = -(-m // size)
-    if shards == 1:
-        order = random_order(key, m)[None]
+    steps = -(-int(m if length is None else length) // size)
+    place = jnp.arange(steps * size, dtype=jnp.int32)
+    ordered = partial(random_order, m=m, length=steps * size)
+    if shards == 1:  # noqa: SIM108 - a key by itself, as rbg keys draw differently under vmap
+        order = ordered(key)[None]
     else:
-        order = jax.vmap(random_order, in_axes=(0, None))(jax.random.split(key, shards), m)
-    if lacking := steps * size - m:
-        order = jnp.concatenate([order, order[:, :lacking]], axis=1)
+        order = jax.vmap(ordered)(jax.random.split(key, shards))
+    if length is not None or steps * size > m:
+        order = order[:, jnp.where(place < m, place, place - m)]  # then the first again
     index = order.reshape(shards, steps, size).swapaxes(0, 1)
-    counted = jnp.broadcast_to((jnp.arange(steps * size) < m).reshape(steps, 1, size), index.shape)
+    counted = jnp.broadcast_to((place < m).reshape(steps, 1, size), index.shape)
     index = index[:, 0] if shards == 1 else index
     return index, counted.reshape(steps, shards * size)
 

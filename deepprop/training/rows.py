@@ -1,0 +1,90 @@
+"""Data enters: one example per row, in the dtype of the parameters, copied and read once.
+
+A data set is large, so every pass over it counts. NumPy arrays are copied block by block into a
+buffer that JAX takes over as it is, and each block is checked while it is in the cache. An
+`X_rows.T` of NumPy is a view whose rows are copied as they lie. Arrays on a device are turned and
+checked by one compiled program each.
+
+The buffer may be longer than the data, so that it holds whole minibatches: data sets that differ in
+a few examples then have one shape, and run the same programs.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from deepprop._arithmetic import wide
+
+BLOCK = 2**18  # numbers that are copied and checked at a time
+ALIGNED = 64  # bytes; arrays that are aligned less are copied by JAX
+
+
+class Values(NamedTuple):
+    """What the checks need to know about the numbers of an array.
+
+    Attributes:
+        finite: whether all are finite. Of a NumPy array this may also be False because their sum is
+            out of range.
+        least, largest: their range; None for X, where nothing depends on it.
+        adds_up: whether every row is a distribution: none below 0, and the sum is 1.
+    """
+
+    finite: Any
+    least: Any = None
+    largest: Any = None
+    adds_up: Any = None
+
+
+def rows_of(
+    P: np.ndarray | Array, dtype: np.dtype, size: int, *, look: bool
+) -> tuple[Array, Values]:
+    """Return P (n, m) as rows (size, n) on the device, those after m being 0, and its values.
+
+    Args:
+        P: (n, m), a NumPy array, or an array on a device.
+        dtype: of the result.
+        size: rows of the result, at least m.
+        look: whether to look at the range and the sums of the rows, too.
+    """
+    if isinstance(P, jax.Array):
+        rows, values = _turned(P, dtype=dtype, size=size, look=look)
+        return rows, jax.device_get(values)
+    n, m = P.shape
+    rows, step = _aligned((size, n), dtype), max(1, BLOCK // n)
+    rows[m:] = 0
+    finite = True
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller finds out which number it was
+        for start in range(0, m, step):
+            block = rows[start : min(start + step, m)]
+            np.copyto(block, P.T[start : start + len(block)], casting="unsafe")
+            finite &= bool(np.isfinite(block.sum(dtype=wide(dtype))))
+        values = _values(np, rows[:m], finite, look=look)
+    return jax.device_put(rows), values
+
+
+@partial(jax.jit, static_argnames=("dtype", "size", "look"))
+def _turned(P: Array, *, dtype: np.dtype, size: int, look: bool) -> tuple[Array, Values]:
+    """Return the rows and their values in one program: each question by itself would wait."""
+    rows = P.T.astype(dtype)
+    values = _values(jnp, rows, jnp.all(jnp.isfinite(rows)), look=look)
+    return jnp.pad(rows, ((0, size - rows.shape[0]), (0, 0))), values
+
+
+def _values(xp: Any, rows: Any, finite: Any, *, look: bool) -> Values:
+    """Return the values of rows, with the functions of NumPy or of JAX."""
+    if not look:
+        return Values(finite)
+    least, sums = xp.min(rows), xp.sum(rows, axis=1, dtype=wide(rows.dtype))
+    return Values(finite, least, xp.max(rows), (least >= 0) & xp.all(xp.abs(sums - 1) < 1e-3))
+
+
+def _aligned(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Return an array, not initialised, that JAX's CPU backend takes over without a copy."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    memory = np.empty(size + ALIGNED, np.uint8)
+    start = -memory.ctypes.data % ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)

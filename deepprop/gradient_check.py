@@ -24,16 +24,17 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._arguments import check_params, output_of, targets
-from deepprop._checks import dense_array, whole_number
+from deepprop._arguments import check_params, inputs, output_of, targets
+from deepprop._checks import dense_array, example_weights, whole_number
 from deepprop._own_backward import as_layers
-from deepprop.backprop import manual_backward
+from deepprop.backprop import manual_backward, mean_gradient
 from deepprop.equations import forward_layer, slope
 from deepprop.gradient_report import GradientError, GradientReport
-from deepprop.layers import Cache, Params
+from deepprop.layers import Cache, Params, is_stack
 from deepprop.mixed_precision import with_compute_dtype
-from deepprop.network import cost, forward
+from deepprop.network import mean_loss
 from deepprop.stacks import unstack
+from deepprop.walk import up
 
 EPS = float(np.finfo(np.float64).eps)
 BYTES_AT_ONCE = 2**23  # for the perturbed Z and A of one chunk of parameters
@@ -90,11 +91,11 @@ def check_gradients(
         raise ValueError(f"tolerance must be from 1e-9 to below 1, got {tolerance}")
     check_params(params)
     X, Y = dense_array("X", X), dense_array("Y", Y)
-    weights = None if weights is None else np.asarray(dense_array("weights", weights))
     with jax.enable_x64(True):
-        params, X, Y, weights = _in_float64((with_compute_dtype(params, None), X, Y, weights))
-        _, cache = forward(params, X)
-        report = _check(cache, targets(cache, Y), weights, backward, tolerance, sample)
+        params, X, Y = _in_float64((with_compute_dtype(params, None), X, Y))
+        X = inputs(params, X)
+        w = None if weights is None else example_weights(weights, X.shape[1], np.float64)
+        report = _check(params, X, Y, w, backward, tolerance, sample)
     if not report.ok:
         raise GradientError(report)
     return report
@@ -111,26 +112,30 @@ def _in_float64(tree: Any) -> Any:
 
 
 def _check(
-    cache: Cache,
-    Y: Array,
-    weights: ArrayLike | None,
+    params: Params,
+    X: Array,
+    Y: ArrayLike,
+    w: Array | None,
     backward: Callable[..., Params],
     tolerance: float,
     sample: int | None,
 ) -> GradientReport:
     """Compare the gradients with differences, with smaller steps where a step crosses a kink."""
-    grads = backward(cache, Y, None if weights is None else jnp.asarray(weights))
-    grads = as_layers(grads, cache.params)
-    _, cache = forward(unstack(cache.params), cache.A[0])
-    places, by_hand, steps = _parameters(cache, unstack(grads))
+    cache = _forward(params, X)
+    Y = targets(cache, Y)
+    compiled = backward is manual_backward  # another one may be written with NumPy
+    grads = _mean_gradient(cache, Y, w) if compiled else as_layers(backward(cache, Y, w), params)
+    if any(map(is_stack, params)):
+        cache, grads = _forward(unstack(params), X), unstack(grads)
+    places, by_hand, steps = _parameters(cache, grads)
     n = by_hand.size
     chosen = (
         np.arange(n) if sample is None else np.unique(np.linspace(0, n - 1, sample).astype(int))
     )
-    J = float(cost(cache, Y, weights))
-    rounding = 10 * EPS * max(1.0, abs(J), float(jnp.abs(cache.Z[-1]).max()))
+    J, Z_L = float(_mean_loss(cache, Y, w)), np.asarray(cache.Z[-1])
+    rounding = 10 * EPS * max(1.0, abs(J), float(np.abs(Z_L).max()))
 
-    differences = partial(_differences, cache, Y, weights)
+    differences = partial(_differences, cache, Y, w)
     numeric, error = np.zeros(n), np.zeros(n)
     at_kink = chosen
     for shrink in (1, 30, 900):
@@ -214,8 +219,13 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
     return np.concatenate(places), np.concatenate(gradients), np.concatenate(steps)
 
 
+_forward = jax.jit(up)
+_mean_gradient = jax.jit(mean_gradient)
+_mean_loss = jax.jit(mean_loss)
+
+
 def _differences(
-    cache: Cache, Y: Array, weights: ArrayLike | None, places: np.ndarray, h: np.ndarray
+    cache: Cache, Y: Array, w: Array | None, places: np.ndarray, h: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the central difference of J at each place, and whether its step crosses a kink.
 
@@ -225,9 +235,7 @@ def _differences(
     n, bytes_each = h.size, 2 * 8 * sum(A.size for A in cache.A)
     chunk = min(sum(layer.W.size for layer in cache.params), max(1, BYTES_AT_ONCE // bytes_each))
     padded = np.resize(np.arange(n), math.ceil(n / chunk) * chunk)
-    parts = [
-        _differences_at_once(cache, Y, weights, places[p], h[p]) for p in padded.reshape(-1, chunk)
-    ]
+    parts = [_differences_at_once(cache, Y, w, places[p], h[p]) for p in padded.reshape(-1, chunk)]
     numeric, crossed = (np.concatenate(part)[:n] for part in zip(*parts, strict=True))
     return numeric, crossed
 
@@ -235,13 +243,13 @@ def _differences(
 @jax.jit
 @partial(jax.vmap, in_axes=(None, None, None, 0, 0))
 def _differences_at_once(
-    cache: Cache, Y: Array, weights: ArrayLike | None, place: Array, h: Array
+    cache: Cache, Y: Array, w: Array | None, place: Array, h: Array
 ) -> tuple[Array, Array]:
     """Return the difference at one place, and whether its step crosses a kink."""
 
     def at(step: Array) -> tuple[Array, tuple[Array, ...]]:
         perturbed = _perturbed(cache, place, step)
-        return cost(perturbed, Y, weights), _slopes(perturbed, Y)
+        return mean_loss(perturbed, Y, w), _slopes(perturbed, Y)
 
     J, slopes = jax.vmap(at)(jnp.stack([h, -h]))
     crossed = jnp.stack([_crosses(slope) for slope in slopes])

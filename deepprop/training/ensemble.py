@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ from deepprop.training.former_arguments import takes_former_arguments
 from deepprop.training.loop import Callback, Fit, Progress, Training
 from deepprop.training.measure import Pair, Triple, Validation, measure_of
 from deepprop.training.programs import Programs
-from deepprop.training.run import initial_state, run_or_resume, transfers_allowed
+from deepprop.training.run import fresh, initial_state, run_or_resume, transfers_allowed
 
 Optimizer: TypeAlias = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
 
@@ -124,10 +125,8 @@ def fit_ensemble(
         values = {name: values.tolist() for name, values in entries.items()}
         return {**identity_of_data(data, key, batch_size, backward), "sweep": values}
 
-    def init(params: Params, entries: Mapping[str, Array]) -> Any:
-        return started(_optimizer_of(optimizer, entries, backward), params)
-
-    state = initial_state(state, jax.vmap(init), params, entries)
+    init = partial(_new_states, optimizer=optimizer, backward=backward)
+    state = initial_state(state, init, params, entries)
     return run_or_resume(
         Training(train, identity, data.advice), measure,
         Progress(params, state, (), params), checkpoint,
@@ -163,6 +162,18 @@ def _one_epoch(
     return params, state, entries, jnp.any(finite)
 
 
+def _states(
+    params: Params, sweep: Mapping[str, Array], *, optimizer: Optimizer, backward: Backward
+) -> Any:
+    """Return the new state of each network's optimizer."""
+
+    def init(params: Params, entries: Mapping[str, Array]) -> Any:
+        return fresh(started(_optimizer_of(optimizer, entries, backward), params))
+
+    return jax.vmap(init)(params, sweep)
+
+
+_new_states = Programs(_states, static=("optimizer", "backward"))
 _train_epoch = Programs(
     _one_epoch,
     static=("optimizer", "backward", "batch_size"),

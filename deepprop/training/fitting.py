@@ -28,8 +28,9 @@ from deepprop.training.identity import name_of
 from deepprop.training.loop import Callback, Fit, Progress, Training
 from deepprop.training.measure import Pair, Triple, Validation, measure_of
 from deepprop.training.private import Privacy, check_alone, private_training
+from deepprop.training.programs import Programs
 from deepprop.training.record import Record, Recorded, record_of
-from deepprop.training.run import initial_state, run_or_resume, transfers_allowed
+from deepprop.training.run import fresh, initial_state, run_or_resume, transfers_allowed
 
 
 @takes_former_arguments
@@ -249,5 +250,15 @@ def _start(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
     """Return the progress before the first epoch."""
-    state = initial_state(state, partial(started, optimizer), params)
+    # Where the user has placed the parameters, their state is made one array at a time: by itself,
+    # zeros_like(W) is placed like W, and in a compiled program it is not.
+    init = _new_state if getattr(params[0].W, "committed", False) else _compiled_new_state
+    state = initial_state(state, partial(init, optimizer=optimizer), params)
     return Progress(params, shard_like(params, state), (), params)
+
+
+def _new_state(params: Params, *, optimizer: optax.GradientTransformation) -> optax.OptState:
+    return fresh(started(optimizer, params))
+
+
+_compiled_new_state = Programs(_new_state, static=("optimizer",))

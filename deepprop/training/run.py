@@ -68,25 +68,32 @@ def run_or_resume(
 def initial_state(state: optax.OptState | None, init: Callable[..., Any], *args: Any) -> Any:
     """Return a copy of the optimizer's state, or a new state if it is None.
 
-    A copy, because an epoch donates the state: the caller's arrays must survive, and so must params
-    if `init` returns them as part of the state.
+    A copy, because an epoch donates the state, and the caller's arrays must survive.
 
     Args:
         state: the optimizer's state, or None.
-        init: the optimizer's init.
+        init: returns a new state, which shares no array with its arguments: see `fresh`.
         *args: its arguments.
 
     Raises:
         ValueError: the state belongs to another optimizer, or to other params.
     """
     if state is None:
-        state = init(*args)
-    elif _outline(state) != _outline(jax.eval_shape(init, *args)):
+        return init(*args)
+    if _outline(state) != _outline(jax.eval_shape(init, *args)):
         raise ValueError(
             "state must be the state of this optimizer for these params, such as that of an earlier"
             f" Fit, got another {type(state).__name__}"
         )
-    return jax.tree.map(jnp.copy, state)
+    return _fresh(state)
+
+
+def fresh(tree: Any) -> Any:
+    """Copy all arrays: an optimizer's init may return params as part of its state."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+_fresh = jax.jit(fresh)
 
 
 def _outline(state: Any) -> tuple[Any, list[tuple[int, ...]]]:

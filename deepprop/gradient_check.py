@@ -106,7 +106,7 @@ def _in_float64(tree: Any) -> Any:
 
     def cast(x: Any) -> Any:
         is_floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.asarray(np.asarray(x).astype(np.float64)) if is_floating else x
+        return jax.device_put(np.asarray(x).astype(np.float64)) if is_floating else x
 
     return jax.tree.map(cast, tree)
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import deepprop as dp
@@ -13,6 +12,7 @@ from deepprop.command.data import Data, HeldOut
 from deepprop.command.words import describe, format_score, metric_of
 from deepprop.layers import Params
 from deepprop.signals.diagnosis import _of_inputs, diagnosis_of
+from deepprop.training.measure import measure_of
 from deepprop.training.report import plot_layers
 
 History = Mapping[str, np.ndarray]
@@ -70,8 +70,10 @@ def print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: flo
     if fit.stopped == "patience":
         best = int(np.argmin(fit.history["val_cost"])) + 1
         print(f"\nstopped    after epoch {done}: the cost no longer fell; epoch {best} is the best")
-    A = jax.jit(dp.predict)(fit.params, data.X_test)
-    score = format_score(metric, float(measure(A, jnp.asarray(data.Y_test))))
+    on_test = measure_of(
+        fit.params, dp.Validation(data.X_test, data.Y_test, metrics={metric: measure})
+    )
+    score = format_score(metric, float(on_test(fit.params)[f"val_{metric}"]))
     print(f"\nresult     {metric} {score} on {data.X_test.shape[1]:,} held-out examples", end="")
     print(f", after {seconds:.1f} s of training")
 

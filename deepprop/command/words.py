@@ -1,7 +1,7 @@
 """What the commands share: objects named by options, model files, and the printing of values."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -60,12 +60,26 @@ def _describe_layer(layer: Layer) -> str:
 
 def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:
     """Return the name of the metric that suits the output, and the function of (A[L], Y)."""
-    name = output_of(params).name
-    if name == "softmax":
-        return "accuracy", lambda A, Y: jnp.mean(jnp.argmax(A, 0) == jnp.argmax(Y, 0))
-    if name == "sigmoid":
-        return "accuracy", lambda A, Y: jnp.mean((A > 0.5) == (Y > 0.5))
-    return "rmse", lambda A, Y: jnp.sqrt(jnp.mean((A - Y) ** 2))
+    return METRICS.get(output_of(params).name, ("rmse", _rmse))
+
+
+def _share_of_correct_classes(A: Array, Y: Array) -> Array:
+    return jnp.mean(jnp.argmax(A, 0) == jnp.argmax(Y, 0))
+
+
+def _share_of_correct_yes_and_no(A: Array, Y: Array) -> Array:
+    return jnp.mean((A > 0.5) == (Y > 0.5))
+
+
+def _rmse(A: Array, Y: Array) -> Array:
+    return jnp.sqrt(jnp.mean((A - Y) ** 2))
+
+
+# One object per metric, because programs are compiled for each object.
+METRICS: Mapping[str, tuple[str, Callable[[Array, Array], Array]]] = {
+    "softmax": ("accuracy", _share_of_correct_classes),
+    "sigmoid": ("accuracy", _share_of_correct_yes_and_no),
+}
 
 
 def format_score(metric: str, value: float) -> str:

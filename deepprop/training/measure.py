@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import jax
 from jax import Array
@@ -119,8 +119,12 @@ class Measure:
         }
 
 
+@overload
+def measure_of(params: Params, validation: Validation) -> Measure: ...
+@overload
+def measure_of(params: Params, validation: Validation | Pair | Triple | None) -> Measure | None: ...
 def measure_of(params: Params, validation: Validation | Pair | Triple | None) -> Measure | None:
-    """The `Measure` of a validation set, or None without one.
+    """Return the `Measure` of a validation set, or None without one.
 
     Raises:
         ValueError: X, Y or weights do not fit the network.

@@ -9,6 +9,7 @@ import jax
 
 import deepprop as dp
 from deepprop.command import check, export, options, predict, train
+from deepprop.command.kept_programs import default_folder, kept_programs
 from deepprop.training.streams import tolerant_streams
 
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with tolerant_streams(whole_process=argv is None) as out:
         try:
-            status = _status(argv)
+            status = _status(argv, whole_process=argv is None)
         except SystemExit as end:  # argparse exits after a help text or for bad options
             status = int(end.code or 0)
         out.flush()
@@ -32,12 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _status(argv: Sequence[str] | None) -> int:
+def _status(argv: Sequence[str] | None, *, whole_process: bool) -> int:
     """Run the command and return its exit status; print an error in one line."""
     args = _parser().parse_args(argv)
+    keep = whole_process and not args.no_kept_programs
     try:
         _check_device()
-        return int(args.command(args))
+        with kept_programs(default_folder() if keep else None):
+            return int(args.command(args))
     except (dp.GradientError, FloatingPointError) as error:
         return _fail(1, str(error))
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
@@ -105,4 +108,5 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=does)
         sub.set_defaults(command=command)
         add_options(sub)
+        options.add_common_options(sub)
     return parser

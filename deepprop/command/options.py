@@ -175,6 +175,14 @@ def check_options(parser: argparse.ArgumentParser) -> None:
         help="seed of the parameters and the examples (default: %(default)s)")  # fmt: skip
 
 
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command."""
+    parser.add_argument(
+        "--no-kept-programs", action="store_true",
+        help="neither use compiled programs of earlier runs nor keep those of this one",
+    )  # fmt: skip
+
+
 def _own_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--own", action="append", default=[], metavar="module:name",

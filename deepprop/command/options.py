@@ -10,6 +10,7 @@ from deepprop.command import train
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.files.program import PLATFORMS
 from deepprop.initialisers import INITIALISERS
+from deepprop.optimizers.by_name import OPTIMIZERS, SCHEDULES
 
 NARROW = ["bfloat16", "float16"]
 DIGITS = "default: the handwritten digits that come with deepprop"
@@ -89,13 +90,13 @@ def _depth_options(group: argparse._ArgumentGroup) -> None:
 
 def _optimizer_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--optimizer", choices=train.OPTIMIZERS, default="adam", metavar="NAME",
-        help=f"{', '.join(train.OPTIMIZERS)} (default: %(default)s)")  # fmt: skip
+    add("--optimizer", choices=OPTIMIZERS, default="adam", metavar="NAME",
+        help=f"{', '.join(OPTIMIZERS)} (default: %(default)s)")  # fmt: skip
     add("--learning-rate", type=_positive, metavar="RATE",
         help=f"default: {train.LEARNING_RATE}; kfac needs none")  # fmt: skip
-    add("--schedule", choices=train.SCHEDULES, default="constant", metavar="NAME",
+    add("--schedule", choices=SCHEDULES, default="constant", metavar="NAME",
         help="schedule of the learning rate over all steps:"
-        f" {', '.join(train.SCHEDULES)} (default: %(default)s)")  # fmt: skip
+        f" {', '.join(SCHEDULES)} (default: %(default)s)")  # fmt: skip
     add("--epochs", type=_count, default=30, metavar="N",
         help="passes through the training examples (default: %(default)s)")  # fmt: skip
     add("--batch-size", type=_count, metavar="N", help="examples per step (default:"

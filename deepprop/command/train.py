@@ -2,8 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,28 +22,10 @@ from deepprop.command.train_output import (
 from deepprop.command.words import describe, format_score, hidden_activations, metric_of, resolve
 from deepprop.files.archive import check_writable
 from deepprop.layers import Params
+from deepprop.optimizers.by_name import optimizer_by_name, optimizer_with_rate, state_with_rate
 from deepprop.training.report import epoch_lines, plot_curves, require_matplotlib
 
-OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "sgd": optax.sgd,
-    "momentum": partial(optax.sgd, momentum=0.9),
-    "nesterov": partial(optax.sgd, momentum=0.9, nesterov=True),
-    "rmsprop": optax.rmsprop,
-    "lamb": optax.lamb,
-    "lion": optax.lion,
-    "kfac": dp.kfac,
-}
 LEARNING_RATE = 1e-3
-SCHEDULES: dict[str, Callable[[float, int], Any]] = {  # of the learning rate and number of steps
-    "constant": lambda rate, steps: rate,
-    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
-    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
-    "warmup_cosine": lambda rate, steps: optax.warmup_cosine_decay_schedule(
-        0.0, rate, max(1, steps // 20), steps
-    ),
-}
 BATCH_SIZE = 64
 VALIDATION = 0.1  # share of the training examples, if --patience is given
 RECORD_EVERY = 20  # steps from one diagnosis to the next
@@ -155,7 +136,7 @@ def _fit(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
         show(epoch, f"{epoch:5} {row['cost']:10.4f} {row['val_cost']:16.4f} {score:>10}")
 
     steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
-    rate = SCHEDULES[args.schedule](args.learning_rate, steps) if args.learning_rate else None
+    optimizer, state = _optimizer(args, steps, params)
     weights, held_out_weights = _class_weights(args.class_weights, data, held_out)
     validation = dp.Validation(
         held_out.X, held_out.Y, held_out_weights, {metric: measure}, patience=args.patience
@@ -163,7 +144,7 @@ def _fit(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
     checkpoint = args.checkpoint and dp.Checkpoint(args.checkpoint, args.checkpoint_every)
     with epoch_lines(args.epochs) as show:
         fit = dp.fit(
-            params, OPTIMIZERS[args.optimizer](rate), data.X, data.Y, epochs=args.epochs,
+            params, optimizer, data.X, data.Y, epochs=args.epochs, state=state,
             batch_size=args.batch_size, key=jax.random.key(args.seed),
             weights=weights, validation=validation, callbacks=[print_epoch], checkpoint=checkpoint,
             record=dp.Record(dp.diagnose, RECORD_EVERY) if args.diagnose else None,
@@ -171,6 +152,22 @@ def _fit(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
     if before := len(fit.history["cost"]) - len(trained):
         print(f"\ncheckpoint {args.checkpoint}: resumed after epoch {before}")
     return fit
+
+
+def _optimizer(
+    args: argparse.Namespace, steps: int, params: Params
+) -> tuple[optax.GradientTransformation, optax.OptState | None]:
+    """Return the optimizer, and a first state for it if that has the learning rate.
+
+    The states in checkpoints have none, as in 0.1.0: a run can be resumed at another rate.
+    """
+    kind = args.schedule, 0 if args.schedule == "constant" else steps
+    if args.optimizer == "kfac" and not args.learning_rate:
+        return dp.kfac(), None
+    if args.optimizer == "kfac" or args.checkpoint is not None:
+        return optimizer_with_rate(args.optimizer, args.learning_rate, *kind), None
+    optimizer = optimizer_by_name(args.optimizer, *kind)
+    return optimizer, state_with_rate(optimizer, params, args.learning_rate)
 
 
 def _class_weights(how: str | None, data: Data, held_out: HeldOut) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import deepprop as dp
@@ -19,6 +20,9 @@ ROWS = re.findall(
 # Rounding, and what it makes of training, differs from machine to machine in the last digits.
 INEXACT = r"\d\.\de-\d\d, at [Wb]\S+ \d+\]|\d(?=, right)|\.\d(?=%)|(?<=J = \d\.\d\d)\d"
 
+# Settings that a page changes.
+OF_JAX = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+
 
 def name(page):
     return str(page.relative_to(ROOT))
@@ -27,9 +31,11 @@ def name(page):
 @pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=name)
-def test_code_prints_what_is_shown(page, capsys, tmp_path, monkeypatch):
+def test_code_prints_what_is_shown(page, capsys, tmp_path, monkeypatch, request):
     """The blocks of a page are one session, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+    settings = {name: getattr(jax.config, name) for name in OF_JAX}
+    request.addfinalizer(lambda: [jax.config.update(*setting) for setting in settings.items()])
     session = {}
     for code, output in BLOCK.findall(page.read_text()):
         exec(compile(code, name(page), "exec"), session)

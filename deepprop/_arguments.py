@@ -83,12 +83,20 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
         TypeError: Y is not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
-    A_L = cache.A[-1]
-    Y = real_array("Y", Y, A_L.dtype)
-    check_shape("Y", Y.shape, A_L.shape[0], A_L.shape[1])
+    return targets_like(cache.A[-1], cache.params, Y)
+
+
+def targets_like(A: Any, params: Params, Y: ArrayLike) -> Array:
+    """Return Y as an array of the shape and dtype of A, which is A[L] or has its shape and dtype.
+
+    Raises:
+        ValueError, TypeError: as `targets`.
+    """
+    Y = real_array("Y", Y, A.dtype)
+    check_shape("Y", Y.shape, *A.shape)
     if is_known(Y):
         numbers = np.asarray(Y)
-        check_domain("Y", numbers.min(), numbers.max(), output_of(cache.params))
+        check_domain("Y", numbers.min(), numbers.max(), output_of(params))
     return Y
 
 

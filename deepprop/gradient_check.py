@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._arguments import check_params, inputs, output_of, targets
+from deepprop._arguments import check_params, inputs, output_of, targets_like
 from deepprop._checks import dense_array, example_weights, whole_number
 from deepprop._own_backward import as_layers
 from deepprop.backprop import manual_backward, mean_gradient
@@ -121,19 +121,19 @@ def _check(
     sample: int | None,
 ) -> GradientReport:
     """Compare the gradients with differences, with smaller steps where a step crosses a kink."""
-    cache = _forward(params, X)
-    Y = targets(cache, Y)
-    compiled = backward is manual_backward  # another one may be written with NumPy
-    grads = _mean_gradient(cache, Y, w) if compiled else as_layers(backward(cache, Y, w), params)
+    Y = targets_like(np.empty((params[-1].W.shape[0], X.shape[1])), params, Y)
+    cache, J, grads = _passes(params, X, Y, w)
+    if backward is not manual_backward:  # not compiled, as it may be written with NumPy
+        grads = as_layers(backward(cache, Y, w), params)
     if any(map(is_stack, params)):
-        cache, grads = _forward(unstack(params), X), unstack(grads)
+        (cache, *_), grads = _passes(unstack(params), X, Y, w), unstack(grads)
     places, by_hand, steps = _parameters(cache, grads)
     n = by_hand.size
     chosen = (
         np.arange(n) if sample is None else np.unique(np.linspace(0, n - 1, sample).astype(int))
     )
-    J, Z_L = float(_mean_loss(cache, Y, w)), np.asarray(cache.Z[-1])
-    rounding = 10 * EPS * max(1.0, abs(J), float(np.abs(Z_L).max()))
+    largest = float(np.abs(cache.Z[-1]).max())
+    rounding = 10 * EPS * max(1.0, abs(float(J)), largest)
 
     differences = partial(_differences, cache, Y, w)
     numeric, error = np.zeros(n), np.zeros(n)
@@ -219,9 +219,11 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
     return np.concatenate(places), np.concatenate(gradients), np.concatenate(steps)
 
 
-_forward = jax.jit(up)
-_mean_gradient = jax.jit(mean_gradient)
-_mean_loss = jax.jit(mean_loss)
+@jax.jit
+def _passes(params: Params, X: Array, Y: Array, w: Array | None) -> tuple[Cache, Array, Params]:
+    """Return the cache, J and the gradients by hand, from one compiled program."""
+    cache = up(params, X)
+    return cache, mean_loss(cache, Y, w), mean_gradient(cache, Y, w)
 
 
 def _differences(

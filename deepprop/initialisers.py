@@ -73,8 +73,12 @@ def initial_arrays(
     for shape, draw, _ in layers:
         start, ends[draw] = ends[draw], ends[draw] + math.prod(shape)
         places.append(slice(start, ends[draw]))
-    keys = zip(ends.items(), jax.random.split(key, len(ends)), strict=True)
-    drawn = {draw: DRAWS[draw](own, (size,), dtype) for (draw, size), own in keys}
+    sizes = {draw: size for draw, size in ends.items() if size}
+    keys = jax.random.split(key, len(sizes)) if len(sizes) > 1 else [key]
+    drawn = {
+        draw: DRAWS[draw](own, (size,), dtype)
+        for (draw, size), own in zip(sizes.items(), keys, strict=True)
+    }
     # Without this barrier XLA would compile the draw again for each slice.
     drawn = jax.lax.optimization_barrier(drawn)  # type: ignore[no-untyped-call]
     return [

@@ -30,7 +30,7 @@ BATCH_SIZE = 64
 VALIDATION = 0.1  # share of the training examples, if --patience is given
 RECORD_EVERY = 20  # steps from one diagnosis to the next
 CHECK_EXAMPLES = 8  # of the gradient check after training
-CHECK_ALL, CHECK_SAMPLE = 20_000, 10_000  # parameters: above the first, it checks a sample
+CHECK_ALL, CHECK_SAMPLE = 5_000, 2_000  # parameters: above the first, it checks a sample
 
 
 def train(args: argparse.Namespace) -> int:

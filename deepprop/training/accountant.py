@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special
 
 from deepprop._checks import check_above_zero, missing
 
@@ -84,6 +83,8 @@ def noise_for(epsilon: float, *, sampling_rate: float, steps: int, delta: float)
         ValueError: an argument is out of its range.
         ImportError: dp-accounting is missing; the message says what to install.
     """
+    from scipy import optimize
+
     check_above_zero("epsilon", epsilon)
     _check(1.0, sampling_rate, steps, delta)
     # The noise multipliers found to be enough; the first would be even if q were 1.
@@ -166,6 +167,8 @@ def _grids(sigma: float, q: float, steps: int) -> Iterator[tuple[float, int]]:
     single loss, and the tail of each block is truncated before the blocks are composed. Short grids
     also compose faster in blocks.
     """
+    from scipy import special
+
     z = np.linspace(-10, 10, 4001)
     density = special.softmax(-np.square(z) / 2)
     with np.errstate(all="ignore"):  # extreme noise: no grid
@@ -205,6 +208,8 @@ def _gaussian_epsilon(mu: float, delta: float) -> float:
     delta = Phi(a) - e^epsilon Phi(a - mu) is solved for a, with epsilon = mu (mu / 2 - a). Then
     e^epsilon phi(a - mu) = phi(a), so that no term overflows.
     """
+    from scipy import optimize, special
+
     mu = max(mu, 1e-7)  # below, the difference is only rounding; at 1e-7, epsilon is 4e-6
 
     def excess(a: float) -> float:
@@ -239,6 +244,7 @@ def _renyi_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
     The divergence of order alpha needs E (p / p_0)^alpha - 1, which without cancellation is
     sum_i C(alpha, i) (1 - q)^(alpha - i) q^i (e^((i^2 - i) / 2 sigma^2) - 1)
     """
+    from scipy import special
 
     def by_order(alpha: int) -> float:
         i = np.arange(2.0, alpha + 1)

@@ -1,6 +1,7 @@
 """The command line: its four commands, its exit status, and its errors of one line each."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,6 +13,8 @@ from deepprop.command import check, export, options, predict, train
 from deepprop.command.kept_programs import default_folder, kept_programs
 from deepprop.training.streams import tolerant_streams
 
+GARBAGE = 100_000  # new objects from one collection to the next
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
@@ -22,6 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 for success, 1 for a failure such as a wrong gradient, 2 for bad input, 130 for Ctrl-C.
     """
+    if (
+        argv is None
+    ):  # imports and tracing leave few objects that are garbage, and millions that aren't
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
     with tolerant_streams(whole_process=argv is None) as out:
         try:
             status = _status(argv, whole_process=argv is None)

@@ -1,8 +1,10 @@
 """deepprop train: train a network on the handwritten digits, or on a file of arrays."""
 
 import argparse
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,8 @@ def train(args: argparse.Namespace) -> int:
     elif not args.learning_rate and args.schedule != "constant":
         raise ValueError("--schedule needs --learning-rate if the optimizer is kfac")
     print_setup(args, data, held_out, params)
+    if not args.no_check:
+        _compile_check(data, params)
     start = time.perf_counter()
     try:
         fit = _fit(args, data, held_out, params)
@@ -201,6 +205,20 @@ def _save(path: Path | None, params: Params, data: Data) -> None:
     if path is not None:
         dp.save(path, params, scaling=data.scaling, classes=data.classes)
         print(f"saved      {path}", flush=True)
+
+
+def _compile_check(data: Data, params: Params) -> None:
+    """Check the gradients of the initial network in another thread, while training compiles.
+
+    Only the programs matter here: the check of the trained network runs them again. Compilation
+    takes most of a short run, and one program does not occupy two cores.
+    """
+
+    def check() -> None:
+        with suppress(Exception):  # the check after training will say it
+            _gradient_check(data, params)
+
+    threading.Thread(target=check).start()
 
 
 def _gradient_check(data: Data, params: Params) -> dp.GradientReport:

@@ -10,8 +10,8 @@ from functools import cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
+from jax import Array
 
 from deepprop.layers import Params
 from deepprop.optimizers.natural_gradient import kfac
@@ -72,12 +72,17 @@ def state_with_rate(
     optimizer: optax.GradientTransformation, params: Params, rate: float
 ) -> optax.OptState:
     """Return the first state of an `optimizer_by_name`, with this learning rate."""
-    state: Any = _first_state(optimizer)(params)
-    hyperparams = state.hyperparams
-    dtype = hyperparams["learning_rate"].dtype
-    return state._replace(hyperparams={**hyperparams, "learning_rate": jnp.asarray(rate, dtype)})
+    return _first_state(optimizer)(params, rate)
 
 
 @cache
-def _first_state(optimizer: optax.GradientTransformation) -> Any:
-    return jax.jit(optimizer.init)
+def _first_state(optimizer: optax.GradientTransformation) -> Callable[[Params, float], Any]:
+    """Return the function of params and a rate that makes the state, in one program."""
+
+    @jax.jit
+    def of_rate(params: Params, rate: Array) -> Any:
+        state: Any = optimizer.init(params)
+        rate = rate.astype(state.hyperparams["learning_rate"].dtype)
+        return state._replace(hyperparams={**state.hyperparams, "learning_rate": rate})
+
+    return of_rate

@@ -43,19 +43,19 @@ def random_order(key: Array, m: int | Array, length: int | None = None) -> Array
     b = (m + a - 1) // a  # columns
     most = 2 * (math.isqrt(length - 1) + 1)  # a + b is not larger
     # One draw in a row, so that its first entries are the same for any length.
-    turns = jax.random.bits(key, (ROUNDS * most,), jnp.uint32)
+    bits = jax.random.bits(key, (ROUNDS * most,), jnp.uint32)
+    rounds, places = (jnp.arange(n, dtype=jnp.uint32) for n in (ROUNDS, most))
+    turns = bits[rounds[:, None] * (a + b) + places[None]]
 
-    def turn(place: tuple[Array, Array], round_: Array) -> tuple[tuple[Array, Array], None]:
+    def turn(place: tuple[Array, Array], by: Array) -> tuple[tuple[Array, Array], None]:
         row, column = place
-        by = turns[round_ * (a + b) + jnp.arange(most, dtype=jnp.uint32)]
         row = _wrapped(row + (by % a)[column], a)
         column = _wrapped(column + (by % b)[b + row], b)
         return (row, column), None
 
     def all_rounds(walk: tuple[Array, Array]) -> tuple[Array, Array]:
         number, inside = walk
-        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)
-        (row, column), _ = jax.lax.scan(turn, (number // b, number % b), rounds)
+        (row, column), _ = jax.lax.scan(turn, (number // b, number % b), turns)
         number = jnp.where(inside, number, row * b + column)
         return number, inside | (number < m)
 

@@ -3,15 +3,22 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
 import pytest
 
-from deepprop.command import kept_programs
-from deepprop.command.kept_programs import _delete_oldest, _is_safe, default_folder
+from deepprop.command import kept_programs as module
+from deepprop.command.kept_programs import (
+    _delete_oldest,
+    _is_safe,
+    default_folder,
+    kept_programs,
+)
 
 RUN = [sys.executable, "-m", "deepprop", "check", "--activation", "tanh", "--hidden", "3"]
+SETTINGS = ["jax_compilation_cache_dir", *module.SETTINGS]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
 
 
@@ -78,7 +85,7 @@ def test_a_folder_that_is_not_the_users_own_is_not_used(tmp_path, make):
     make(folder)
     assert not _is_safe(folder)
     before = jax.config.jax_compilation_cache_dir
-    with kept_programs.kept_programs(folder):
+    with kept_programs(folder):
         assert jax.config.jax_compilation_cache_dir == before
 
 
@@ -115,3 +122,23 @@ def test_the_oldest_programs_are_deleted_first(tmp_path):
     _delete_oldest(tmp_path, 11)
     assert sorted(kept(tmp_path)) == ["0", "1"]
     _delete_oldest(tmp_path / "none", 0)
+
+
+def test_jaxs_warnings_about_kept_programs_are_not_shown(tmp_path, monkeypatch):
+    """Nor is one that reads: it makes the command delete the programs."""
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(message))
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        for what in ("writing", "reading"):
+            with kept_programs(tmp_path / "deepprop"):
+                (tmp_path / "deepprop" / "a").write_text("a")
+                for message in (f"Error {what} persistent compilation cache entry", "another"):
+                    warnings.showwarning(message, UserWarning, "file", 1)
+            assert (tmp_path / "deepprop" / "a").exists() == (what == "writing")
+            jax.config.update("jax_compilation_cache_dir", None)
+    finally:
+        for setting in before.items():
+            jax.config.update(*setting)
+    assert shown == ["another", "another"]

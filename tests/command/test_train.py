@@ -1,5 +1,6 @@
 """`deepprop train`."""
 
+import os
 import re
 import signal
 import subprocess
@@ -280,3 +281,16 @@ def test_ctrl_c_saves_the_network(tmp_path):
     assert run.returncode == 130
     assert "by Ctrl-C, after epoch" in out
     assert (tmp_path / "m.npz").exists()
+
+
+def test_the_command_compiles_few_programs():
+    """Each costs a person 10 to 1,000 ms; before they were counted, there were 124."""
+    command = [sys.executable, "-m", "deepprop", "train", "--epochs", "2", "--no-kept-programs"]
+    of_jax = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(of_jax)}
+    done = subprocess.run(
+        command, env={**environment, "JAX_LOG_COMPILES": "1"}, capture_output=True, text=True,
+        timeout=300, check=True,
+    )  # fmt: skip
+    assert "parameters agree" in done.stdout
+    assert 5 < done.stderr.count("Finished XLA compilation of") <= 15

@@ -17,6 +17,7 @@ from deepprop._arguments import check_params
 from deepprop._checks import check_key, whole_number
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Params
+from deepprop.optimizers.fused_update import InBackward
 from deepprop.optimizers.optax_calls import started
 from deepprop.scale.devices import shard_like, shards_of
 from deepprop.training.batches import Batches, batches_training, check_batches
@@ -250,9 +251,10 @@ def _start(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
     """Return the progress before the first epoch."""
-    # Where the user has placed the parameters, their state is made one array at a time: by itself,
-    # zeros_like(W) is placed like W, and in a compiled program it is not.
-    init = _new_state if getattr(params[0].W, "committed", False) else _compiled_new_state
+    # Two kinds of state are not made by a compiled program. Where the user has placed the parameters,
+    # zeros_like(W) by itself is placed like W. And in_backward checks the optimizer with numbers.
+    placed = getattr(params[0].W, "committed", False)
+    init = _new_state if placed or isinstance(optimizer, InBackward) else _compiled_new_state
     state = initial_state(state, partial(init, optimizer=optimizer), params)
     return Progress(params, shard_like(params, state), (), params)
 

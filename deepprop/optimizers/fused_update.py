@@ -45,7 +45,7 @@ def in_backward(optimizer: optax.GradientTransformation) -> InBackward:
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 8, 1], hidden="tanh", output="identity")
     >>> X = jnp.linspace(-1, 1, 64).reshape(1, 64)
-    >>> fit = dp.fit(params, dp.in_backward(optax.sgd(0.3)), X, X**2, epochs=60, batch_size=16,
+    >>> fit = dp.fit(params, dp.in_backward(optax.sgd(0.3)), X, X**2, epochs=100, batch_size=16,
     ...              key=jax.random.key(1))
     >>> bool(fit.history["cost"][-1] < 0.01)
     True

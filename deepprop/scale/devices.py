@@ -177,7 +177,7 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
     >>> params = dp.init_params(jax.random.key(0), [1, 8, 8, 1], hidden="tanh", output="identity",
     ...                         stack=True)
     >>> X, = dp.place_examples(mesh, jnp.linspace(-1, 1, 64).reshape(1, 64))
-    >>> fit = dp.fit(dp.place(params, mesh), optax.sgd(0.3), X, X**2, epochs=60, batch_size=16,
+    >>> fit = dp.fit(dp.place(params, mesh), optax.sgd(0.3), X, X**2, epochs=100, batch_size=16,
     ...              key=jax.random.key(1), backward=data_parallel(mesh))
     >>> bool(fit.history["cost"][-1] < 0.01)
     True

@@ -25,6 +25,7 @@ SETTINGS = {  # of JAX: keep every program, however small it is
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
+QUIET = (0, 10, 2)  # earlier releases of JAX print an error whenever they read a program
 ABOUT_PROGRAMS = "persistent compilation cache entry"  # in JAX's warnings
 
 
@@ -38,7 +39,8 @@ def kept_programs(folder: Path | None) -> Iterator[None]:
         folder: such as `default_folder()`; None keeps no programs.
     """
     of_jax: Any = jax.config
-    if folder is None or of_jax.jax_compilation_cache_dir or not _is_safe(folder):
+    elsewhere = of_jax.jax_compilation_cache_dir or jax.__version_info__ < QUIET
+    if folder is None or elsewhere or not _is_safe(folder):
         yield
         return
     damaged = False

@@ -251,7 +251,7 @@ def _start(
     params: Params, optimizer: optax.GradientTransformation, state: optax.OptState | None
 ) -> Progress:
     """Return the progress before the first epoch."""
-    # Two kinds of state are not made by a compiled program. Where the user has placed the parameters,
+    # Two kinds of state are not made by a compiled program. Where the user has placed params,
     # zeros_like(W) by itself is placed like W. And in_backward checks the optimizer with numbers.
     placed = getattr(params[0].W, "committed", False)
     init = _new_state if placed or isinstance(optimizer, InBackward) else _compiled_new_state

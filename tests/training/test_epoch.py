@@ -8,6 +8,7 @@ import pytest
 
 import deepprop as dp
 from deepprop.training.epoch import train_epoch
+from deepprop.training.examples import in_memory
 from deepprop.training.shuffle import random_order
 from tests.problems import problem, public_cost
 
@@ -101,6 +102,23 @@ def test_an_epoch_equals_its_steps_taken_one_at_a_time(batch_size, weighted):
     assert float(seen["cost"]) == pytest.approx(total / weight, rel=1e-12)
     for p, e in zip(jax.tree.leaves(trained), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(p, e, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_after_the_examples_change_nothing(weighted):
+    """Without them the number of examples is a constant of the program, with them an argument."""
+    params, X, Y, w = problem(0, [5, 6, 3], 17, weighted=weighted, dtype=np.float32)
+    data, batch_size = in_memory(params, X, Y, w, 5)
+    assert (data.X.shape, int(data.m)) == ((20, 5), 17)
+    optimizer = optax.adam(0.01)
+    data = data._replace(X=data.X.at[17:].set(np.nan), Y=data.Y.at[17:].set(np.nan))
+    of = [
+        train_epoch(params, optimizer.init(params), jax.random.key(7), 3, *arrays,
+                    optimizer=optimizer, batch_size=batch_size)
+        for arrays in (data, data.examples())
+    ]  # fmt: skip
+    for with_rows, without in zip(*map(jax.tree.leaves, of), strict=True):
+        np.testing.assert_allclose(with_rows, without, rtol=1e-6)
 
 
 def test_an_epoch_keeps_params_and_donates_the_state():

@@ -139,6 +139,27 @@ def test_a_second_call_compiles_nothing_and_programs_are_released_with_the_objec
     assert len(programs) == before
 
 
+@pytest.mark.parametrize("train", ["fit", "fit_ensemble"])
+def test_a_few_examples_more_or_fewer_run_the_same_program(train):
+    """Such as the folds of a cross-validation; with weights as well as without."""
+    optimizer, programs = (
+        optax.adam(0.1),
+        {"fit": epoch.train_epoch, "fit_ensemble": ensemble._train_epoch},
+    )
+    params, X, Y, w = problem(0, [3, 4, 2], 17, weighted=True, dtype=np.float32)
+    options = {"epochs": 2, "batch_size": 5, "key": jax.random.key(0)}
+    if train == "fit_ensemble":
+        options["key"] = jax.random.split(options["key"], 2)
+    for weights in (None, w):
+        compiled = []
+        for m in (16, 17, 19):
+            i = np.arange(m) % 17
+            of_m = None if weights is None else weights[i]
+            getattr(dp, train)(params, optimizer, X[:, i], Y[:, i], weights=of_m, **options)
+            compiled.append(programs[train]._cache_size())
+        assert compiled[0] == compiled[1] == compiled[2]
+
+
 def test_an_optimizer_is_freed_without_the_garbage_collector():
     gc.disable()
     try:

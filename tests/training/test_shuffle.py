@@ -19,6 +19,23 @@ def test_every_number_occurs_once(m):
     assert (np.sort(orders(m, 20)) == np.arange(m)).all()
 
 
+@pytest.mark.parametrize("m", [1, 2, 9, 10, 11, 12, 99, 100, 101, 997])
+def test_the_order_does_not_depend_on_the_length_that_is_compiled(m):
+    order = np.asarray(random_order(jax.random.key(m), m))
+    for length in (m, m + 1, m + 60):
+        longer = jax.jit(random_order, static_argnames="length")(
+            jax.random.key(m), m, length=length
+        )
+        np.testing.assert_array_equal(longer[:m], order)
+        np.testing.assert_array_equal(longer[m:], np.arange(m, length))
+
+
+def test_the_order_is_that_of_the_first_release():
+    """A run that 0.1.0 began resumes with the same minibatches."""
+    order = random_order(jax.random.key(0), 12)
+    assert order.tolist() == [5, 0, 8, 7, 10, 9, 1, 2, 11, 6, 3, 4]
+
+
 def test_a_large_permutation_and_another_key():
     a, b = (np.asarray(random_order(jax.random.key(seed), 60_000)) for seed in (0, 1))
     assert (np.sort(a) == np.arange(60_000)).all()

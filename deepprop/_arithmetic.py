@@ -14,8 +14,11 @@ should not show any of that, so they call these verbs:
 `multiply(types)` makes `times` for given dtypes, and `add_up(types)` makes `outer` and `total`.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -84,8 +87,7 @@ def rows(P: Array) -> Array:
     """
     if not _matters(P):
         return P
-    laid: Array = jax.lax.optimization_barrier(P.mT)  # type: ignore[no-untyped-call]
-    return laid.mT
+    return _barrier(P.mT).mT
 
 
 def elementwise(g: Callable[..., Array], *P: Array) -> Array:
@@ -100,6 +102,12 @@ def elementwise(g: Callable[..., Array], *P: Array) -> Array:
         return g(*P)
     columns = (Q.mT[..., None] for Q in P)  # (m, n, 1)
     return jax.vmap(g, in_axes=-3, out_axes=-3)(*columns)[..., 0].mT
+
+
+def _barrier(P: Array) -> Array:
+    """Return P unchanged, as an array that XLA has to make."""
+    made: Array = jax.lax.optimization_barrier(P)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _is_ours(g: Callable[..., Array]) -> bool:
@@ -185,13 +193,62 @@ def _product(P: Array, Q: Array) -> Array:
     matmul = partial(jnp.matmul, preferred_element_type=wide(P.dtype))
     if P.dtype == wide(P.dtype):
         return matmul(Q.mT, P.mT).mT
-    # For narrow dtypes XLA's CPU backend lacks the products of some shapes; widening is exact.
-    PQ: Array = jax.lax.platform_dependent(Q.mT, P.mT, cpu=_widened(matmul), default=matmul)
+    on_cpu = _laid_out(matmul) if _is_fast_on_cpu(P.dtype) else _widened(matmul)
+    PQ: Array = jax.lax.platform_dependent(Q.mT, P.mT, cpu=on_cpu, default=matmul)
     return PQ.mT
 
 
 def _widened(matmul: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Return the product of factors that are widened first, which is exact.
+
+    XLA's CPU backend lacks narrow products of some layouts.
+    """
     return lambda P, Q: matmul(P.astype(wide(P.dtype)), Q.astype(wide(Q.dtype)))
+
+
+def _laid_out(matmul: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Return the product of narrow factors in the one layout for which XLA's CPU backend has it.
+
+    Both factors and the result must lie in rows. XLA folds a transpose that comes before or after
+    into the product: then it widens the factors, which is slow, or finds no kernel and fails when
+    the program runs. A barrier around a matrix does not prevent that. Around its flat copy it does,
+    and where the matrix lies in rows already, the copy is free. Measured on two cores with
+    AVX512-BF16, for 512 examples and 1024 units: 3.0 ms; in float32 5.9 ms, and widened 6.6 ms.
+    """
+
+    def flat(P: Array) -> Array:
+        laid: Array = _barrier(P.reshape(*P.shape[:-2], -1))
+        return laid.reshape(P.shape)
+
+    return lambda P, Q: _barrier(matmul(flat(P), flat(Q)))
+
+
+def _is_fast_on_cpu(dtype: DTypeLike) -> bool:
+    """Return whether a CPU that compiles this program should multiply such factors unwidened."""
+    return dtype == jnp.bfloat16 and not _portable.get() and _cpu_has_bfloat16()
+
+
+@cache
+def _cpu_has_bfloat16() -> bool:
+    """Return whether this machine's CPU multiplies bfloat16 numbers, as far as Linux says."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "amx_bf16" in words or "avx512_bf16" in words
+
+
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Trace programs that run on other machines, too."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def _rounded(P: Array, dtype: DTypeLike) -> tuple[Array, Array | None]:

@@ -71,7 +71,7 @@ def init_params(
             size however many there are.
         stack: whether runs of equal hidden layers are stored as one, with a leading axis: see
             `deepprop.stack`.
-        compute_dtype: the dtype of the factors of matrix products: see
+        compute_dtype: the dtype of the factors of matrix products, or "auto": see
             `deepprop.with_compute_dtype`.
 
     Returns:

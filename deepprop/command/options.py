@@ -82,8 +82,8 @@ def _depth_options(group: argparse._ArgumentGroup) -> None:
     add("--keep", type=_keep, metavar="K", help="store equal hidden layers as a stack, keep A of"
         " every K-th layer for the backward pass, and recompute the others; 'sqrt' takes about"
         " the square root of their number")  # fmt: skip
-    add("--compute-dtype", choices=NARROW, help="dtype of the factors of matrix products (default:"
-        " float32)")  # fmt: skip
+    add("--compute-dtype", choices=[*NARROW, "auto"], help="dtype of the factors of matrix"
+        " products; auto measures whether bfloat16 is faster (default: float32)")  # fmt: skip
     add("--products", dest="compute_dtype", action=_FormerName, choices=NARROW,
         help=argparse.SUPPRESS)  # fmt: skip
 

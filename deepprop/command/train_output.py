@@ -42,6 +42,9 @@ def print_setup(args: argparse.Namespace, data: Data, held_out: HeldOut, params:
     for line in _input_findings(data.X, args.standardize):
         print(line)
     print(f"network    {describe(params)}; {size:,} parameters")
+    if args.compute_dtype is not None:
+        chosen = ", the faster one here" if args.compute_dtype == "auto" else ""
+        print(f"products   of {params[0].compute_dtype or 'float32'} factors{chosen}")
     print(
         f"training   {args.optimizer}, {rate}, {args.epochs} epoch{'s' * (args.epochs > 1)} of"
         f" {-(-m // args.batch_size)} steps of {args.batch_size} examples, seed {args.seed}\n"

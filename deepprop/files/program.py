@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from deepprop import network
 from deepprop._arguments import check_params
-from deepprop._arithmetic import wide
+from deepprop._arithmetic import portable, wide
 from deepprop._checks import missing
 from deepprop.files.archive import atomic_write, check_writable
 from deepprop.files.extras import checked_scaling
@@ -93,7 +93,8 @@ def export(
         (m,) = jax_export.symbolic_shape("m")
         X = jax.ShapeDtypeStruct((n_0, m), dtype)  # type: ignore[no-untyped-call]
         try:
-            exported = jax_export.export(jax.jit(program), platforms=platforms)(X)
+            with portable():
+                exported = jax_export.export(jax.jit(program), platforms=platforms)(X)
         except Exception as error:  # the user's activation may raise anything
             raise ValueError(
                 "params must have activations that jax.export can lower for"

@@ -262,11 +262,11 @@ def test_factors_are_rounded_to_the_narrow_type(kind):
 # Bad input.
 
 BAD = {
-    "int8": 'compute_dtype must be "bfloat16", "float16" or None, got \'int8\'',
-    "float32": 'compute_dtype must be "bfloat16", "float16" or None, got \'float32\'',
-    "fp16": 'compute_dtype must be "bfloat16", "float16" or None, got \'fp16\'',
-    "float8_e4m3fn": 'compute_dtype must be "bfloat16", "float16" or None',
-    3: 'compute_dtype must be "bfloat16", "float16" or None, got 3',
+    "int8": 'compute_dtype must be "bfloat16", "float16", "auto" or None, got \'int8\'',
+    "float32": 'compute_dtype must be "bfloat16", "float16", "auto" or None, got \'float32\'',
+    "fp16": 'compute_dtype must be "bfloat16", "float16", "auto" or None, got \'fp16\'',
+    "float8_e4m3fn": 'compute_dtype must be "bfloat16", "float16", "auto" or None',
+    3: 'compute_dtype must be "bfloat16", "float16", "auto" or None, got 3',
 }
 
 

@@ -9,6 +9,8 @@ import optax
 import pytest
 
 import deepprop as dp
+from deepprop._arithmetic import _cpu_has_bfloat16, product
+from deepprop.mixed_precision import time_of_bfloat16
 from tests.page.narrow import NARROW, U_SUM, U, backward, errors, flat, forward, mixed, plain
 from tests.problems import exactly, problem
 from tests.project.test_autodiff_free import capabilities, everything, primitives
@@ -188,17 +190,97 @@ NAMES = {"bfloat16": "bf16", "float16": "f16"}
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 @pytest.mark.parametrize("kind", NARROW)
 def test_products_are_of_narrow_factors_and_add_up_in_float32(kind, platform, stacked):
-    """In the StableHLO for each platform. XLA's CPU takes the same numbers in float32."""
+    """In the StableHLO for each platform. XLA's CPU takes some of them widened to float32."""
     params, X, Y, w = mixed(kind, (20, 16, 16, 16, 5), 8, "gelu", "softmax", True)
     params = dp.stack(params) if stacked else params
     exported = jax.export.export(jax.jit(passes), platforms=[platform])(params, X, Y, w)
     dots = re.findall(r"stablehlo\.dot_general.*: \((.*)\) -> (.*)", exported.mlir_module())
     # Z[l] and dW[l] of each layer, dA of each but the last; a stack's are there once.
     assert len(dots) == (8 if stacked else 11)
-    factor = "f32" if platform == "cpu" else NAMES[kind]
+    widened = platform == "cpu" and not (kind == "bfloat16" and _cpu_has_bfloat16())
+    factor = "f32" if widened else NAMES[kind]
     for factors, result in dots:
         assert re.findall(r"x([a-z]+\d+)>", factors) == [factor, factor]
         assert re.findall(r"x([a-z]+\d+)>", result)[0] == "f32"
+
+
+def operand_types(compiled):
+    """Return the types of the factors of each product in a compiled program."""
+    text = compiled.as_text()
+    types = dict(re.findall(r"%?([\w.-]+) = (\w+)\[", text))
+    types |= dict(re.findall(r"([\w.-]+): (\w+)\[", text))  # parameters of computations
+    pairs = re.findall(r" dot\(%?([\w.-]+), %?([\w.-]+)\)", text)
+    return [(types[one], types[other]) for one, other in pairs]
+
+
+@pytest.mark.skipif(not _cpu_has_bfloat16(), reason="this CPU has neither AMX-BF16 nor AVX512-BF16")
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_cpu_with_bfloat16_multiplies_narrow_factors(stacked):
+    """In the compiled program, which a layout that is folded into a product would widen."""
+    params, X, Y, w = mixed("bfloat16", (20, 16, 16, 16, 5), 8, "gelu", "softmax", True)
+    params = dp.stack(params) if stacked else params
+
+    def clipped(params, X, Y, w):
+        return dp.clipped_backward(dp.forward(params, X)[1], Y, 1.0, weights=w)
+
+    for program in (passes, clipped):
+        types = operand_types(jax.jit(program).lower(params, X, Y, w).compile())
+        assert len(types) >= 8
+        assert set(types) == {("bf16", "bf16")}
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, None), (None, 2), (2, 1)])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_products_of_bfloat16_have_a_kernel_in_every_layout(axes, turned):
+    """XLA's CPU backend finds out that it has none only when the program runs."""
+    rng = np.random.default_rng(0)
+    for n, k, m in ((1, 5, 33), (16, 32, 1), (40, 1, 2), (16, 32, 33)):
+        P, Q = rng.standard_normal((n, k)), rng.standard_normal((k, m))
+        P, Q = (np.asarray(M, np.float32).astype(jnp.bfloat16) for M in (P, Q))
+        several = [
+            M if axis is None else np.stack([M, -M, M], axis)
+            for M, axis in zip(
+                (P.T if turned[0] else P, Q.T if turned[1] else Q), axes, strict=True
+            )
+        ]
+
+        def of_one(P, Q):
+            P, Q = (M.mT if t else M for M, t in zip((P, Q), turned, strict=True))
+            return product(P, Q, jnp.float32, jnp.bfloat16)
+
+        found = np.asarray(jax.jit(jax.vmap(of_one, axes))(*several))[0]
+        exact = P.astype(np.float64) @ Q.astype(np.float64)
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_takes_bfloat16_where_a_measured_product_is_faster(monkeypatch, caplog):
+    measured = []
+
+    def share(n, n_below):
+        measured.append((n, n_below))
+        return 0.5 if n > 50 else 0.9
+
+    monkeypatch.setattr("deepprop.mixed_precision.time_of_bfloat16", share)
+    with caplog.at_level("INFO", "deepprop"):
+        wide, narrow = (
+            dp.init_params(jax.random.key(0), [20, n, 10], compute_dtype="auto") for n in (60, 40)
+        )
+    assert {layer.compute_dtype for layer in wide} == {jnp.dtype("bfloat16")}
+    assert {layer.compute_dtype for layer in narrow} == {None}
+    assert measured == [(60, 20), (40, 20)]
+    assert "compute_dtype bfloat16: a product of bfloat16 factors takes 0.50" in caplog.text
+    halves = dp.init_params(jax.random.key(0), [3, 2], dtype=jnp.float16, compute_dtype="auto")
+    assert halves[0].compute_dtype is None
+
+
+def test_the_time_of_bfloat16_is_measured_once_also_under_jit():
+    time_of_bfloat16.cache_clear()
+    make = jax.jit(lambda key: dp.init_params(key, [8, 9, 3], compute_dtype="auto"))
+    params = make(jax.random.key(0))
+    share = time_of_bfloat16(9, 8)
+    assert 0 < share < np.inf
+    assert time_of_bfloat16.cache_info().misses == 1
+    assert (params[0].compute_dtype is not None) == (share <= 0.7)
 
 
 @pytest.mark.parametrize("kind", NARROW)

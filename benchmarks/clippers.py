@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from contenders import by_example, on_gpu, rows_loss, torch_model
-from torch_clippers import (
+
+import deepprop as dp
+from benchmarks.contenders import by_example, on_gpu, rows_loss, torch_model
+from benchmarks.torch_clippers import (
     C,
     backpack_gradients,
     backpack_norms,
@@ -28,8 +30,6 @@ from torch_clippers import (
     pytorch,
     torch_func,
 )
-
-import deepprop as dp
 
 CLOSE, NEAR = 1e-4, 1e-3  # NEAR: PyTorch's float32 norm of 13 million numbers is off by about 4e-4
 

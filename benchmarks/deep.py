@@ -1,6 +1,6 @@
 """Very deep networks: compile time, recomputation, updates in the backward pass, and 1,000 layers.
 
-    pip install -e '.[peers]' && python benchmarks/deep.py
+    pip install -e '.[peers]' && python -m benchmarks deep
 
 Programs take turns, in a new order in each round, after a check that they return the same gradient
 or the same parameters. Temporary bytes are those that XLA reports for the compiled program.
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from report import RESULTS, folder, markdown, setting, spread, today, write
 
 import deepprop as dp
+from benchmarks.report import RESULTS, folder, markdown, setting, spread, today, write
 from deepprop.command.data import load_data
 
 L, N, M = 256, 256, 256  # layers, units, examples
@@ -223,7 +223,3 @@ including compiling.
 {markdown(["seed", "accuracy", "s"], a_thousand(args.seeds, args.epochs))}
 """
     write(text, "deep", args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """K-FAC on a deep autoencoder: deepprop, kfac-jax, and Adam.
 
-    pip install -e '.[peers]' && python benchmarks/kfac.py
+    pip install -e '.[peers]' && python -m benchmarks kfac
 
 This is the standard test problem (Hinton and Salakhutdinov 2006; Martens and Grosse 2015), on the
 handwritten digits of deepprop, or at full size with `--data mnist.npz --epochs 5`. First the
@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from contenders import on_gpu
-from kfac_report import ADAM, BATCH, FIRST, OURS, best, picture, text, words
-from report import RESULTS, folder, stem
-from training import each
 
 import deepprop as dp
+from benchmarks.contenders import on_gpu
+from benchmarks.kfac_report import ADAM, BATCH, FIRST, OURS, best, picture, text, words
+from benchmarks.report import RESULTS, folder, stem
+from benchmarks.training import each
 from deepprop.command.data import load_data
 
 DOWN = {"digits": [128, 64, 32, 8], "file": [1000, 500, 250, 30]}  # from X to the code
@@ -282,7 +282,3 @@ def main():
         picture(X, measured[-1], path.with_name(f"{path.name}.png"))
     except ImportError as error:
         print(f"no picture: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,8 @@
 """The report and the picture of kfac.py."""
 
 import numpy as np
-from report import LOOKS, markdown, setting, spread, today
+
+from benchmarks.report import LOOKS, markdown, setting, spread, today
 
 ADAM, OURS = "Adam", "deepprop K-FAC, adaptive"
 BATCH = 512

@@ -1,6 +1,6 @@
 """Clipped gradients: the time and memory of several libraries for one gradient of a batch.
 
-    pip install -e '.[peers]' && python benchmarks/per_example.py
+    pip install -e '.[peers]' && python -m benchmarks per_example
 
 First, the results of all contenders from the same parameters and data must agree with deepprop's.
 Then they take turns, in a new order in each round, so that slow changes of the machine cancel. A
@@ -18,13 +18,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from clippers import BASE, CLOSE, CONTENDERS, NEAR
-from contenders import on_gpu, temporary_bytes
-from report import RESULTS, folder, markdown, setting, spread, today, write
-from torch_clippers import C
-from training import each, share_of_others
 
 import deepprop as dp
+from benchmarks.clippers import BASE, CLOSE, CONTENDERS, NEAR
+from benchmarks.contenders import on_gpu, temporary_bytes
+from benchmarks.report import RESULTS, folder, markdown, setting, spread, today, write
+from benchmarks.torch_clippers import C
+from benchmarks.training import each, share_of_others
+
+ROOT = Path(__file__).parents[1]
 
 SIZES = [5120, 2560, 1280, 10]  # as in Opacus's benchmark of ghost clipping, with an output layer
 SLOW = 1.0  # seconds; a slower contender has fewer rounds
@@ -145,8 +147,8 @@ def peak_growth(name, batch_size):
     """Return the peak temporary bytes of a call in a new process; None if they are unknown."""
     if on_gpu() or not STATUS.exists():
         return None
-    command = [sys.executable, __file__, str(batch_size), "--peak", name]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks", "per_example", str(batch_size), "--peak", name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
@@ -247,7 +249,3 @@ def main():
     contenders = {name: CONTENDERS[name] for name in there}
     measured = [measure(batch_size, contenders, args) for batch_size in args.batches]
     write(text(measured, args), "per-example", args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Private training (DP-SGD): dp.fit compared with Opacus, on the same data and the same budget.
 
-    pip install -e '.[peers,privacy]' && python benchmarks/privacy.py [--data mnist.npz]
+    pip install -e '.[peers,privacy]' && python -m benchmarks privacy [--data mnist.npz]
 
 Both train the same network from the same parameters, with the same optimizer, clipping norm, noise
 multiplier and expected batch size, from several seeds. Each draws its own Poisson samples and
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from report import RESULTS, folder, markdown, setting, spread, today, write
-from training import each
 
 import deepprop as dp
+from benchmarks.report import RESULTS, folder, markdown, setting, spread, today, write
+from benchmarks.training import each
 from deepprop.command.data import load_data
 
 MAX_NORM = 1.0
@@ -155,7 +155,3 @@ contenders share. Opacus samples with probability 1 / steps, deepprop with batch
 {table}
 """
     write(text, f"privacy-{name}", args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The cost of recording the health of every layer during training.
 
-    pip install -e '.[peers]' && python benchmarks/record.py
+    pip install -e '.[peers]' && python -m benchmarks record
 
 Times epochs with dp.diagnose at every step, at every 10th, at every 50th and at none. They take
 turns in a new order in each round, after one epoch each to compile.
@@ -12,10 +12,10 @@ import time
 import jax
 import numpy as np
 import optax
-from report import RESULTS, folder, markdown, setting, spread, today, write
-from training import NETWORKS, data
 
 import deepprop as dp
+from benchmarks.report import RESULTS, folder, markdown, setting, spread, today, write
+from benchmarks.training import NETWORKS, data
 from deepprop.training.epoch import train_epoch
 
 EVERY = [None, 50, 10, 1]
@@ -77,7 +77,3 @@ rounds: median (min to max).
 {markdown(head, rows)}
 """
     write(text, "record", args.out)
-
-
-if __name__ == "__main__":
-    main()

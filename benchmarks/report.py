@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from contenders import BASE, CONTENDERS, on_gpu
+
+from benchmarks.contenders import BASE, CONTENDERS, on_gpu
 
 RESULTS = str(Path(__file__).parent / "results")
 PACKAGES = ["deepprop", "jax", "jaxlib", "optax", "numpy"]

@@ -1,6 +1,6 @@
 """What to expect from many devices: computed from compiled programs, not measured.
 
-    pip install -e . && python benchmarks/scaling.py
+    pip install -e . && python -m benchmarks scaling
 
 Training steps are compiled for devices of the host, without making an array. programs.py counts
 what they compute, move and exchange, and clusters.py turns the counts into seconds, with the rates
@@ -12,11 +12,18 @@ from functools import cache
 from typing import NamedTuple
 
 import jax
-from clusters import H100, SOURCES, V5P, Shares, step_time
-from programs import closed_exchanges, closed_flops, compiled_step, counts, line, parameters
-from report import RESULTS, folder, markdown, setting, today, write
 
 import deepprop as dp
+from benchmarks.clusters import H100, SOURCES, V5P, Shares, step_time
+from benchmarks.programs import (
+    closed_exchanges,
+    closed_flops,
+    compiled_step,
+    counts,
+    line,
+    parameters,
+)
+from benchmarks.report import RESULTS, folder, markdown, setting, today, write
 
 HOST_DEVICES = 32
 MODEL = 8  # devices on the axis "model"
@@ -465,7 +472,3 @@ def main():
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", HOST_DEVICES)
     write(text(), "scaling", args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Training time: dp.fit compared with the loops that people write with other libraries.
 
-    pip install -e '.[peers]' && python benchmarks/training.py
+    pip install -e '.[peers]' && python -m benchmarks training
 
 Every contender trains the same network on the same data with Adam. First, all must reach the same
 cost with one full-batch step from the same parameters. (Only one step, because in 64 layers Adam
@@ -19,8 +19,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contenders import BASE, CONTENDERS, on_gpu
-from report import (
+
+import deepprop as dp
+from benchmarks.contenders import BASE, CONTENDERS, on_gpu
+from benchmarks.report import (
     RESULTS,
     Machine,
     Measured,
@@ -32,8 +34,6 @@ from report import (
     table,
     text,
 )
-
-import deepprop as dp
 
 NETWORKS = {
     "tiny": Network([30, 16, 1], batch_size=32, steps=1000),
@@ -189,7 +189,3 @@ def main():
         picture(results, path.with_name(f"{path.name}.png"))
     except ImportError as error:
         print(f"no picture: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Wide layers with matrix products in bfloat16, compared with the device's rate for such products.
 
-    pip install -e '.[peers]' && python benchmarks/wide.py
+    pip install -e '.[peers]' && python -m benchmarks wide
 
 Every contender trains the same network on the same batch from the same parameters. First, all must
 reach the same cost within a few steps, up to the rounding of bfloat16. Then they take turns, in a
@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from contenders import by_example, on_gpu, optax_loss, rows_loss, torch_model
-from report import RESULTS, Network, folder, markdown, setting, spread, today, write
-from training import data
 
 import deepprop as dp
+from benchmarks.contenders import by_example, on_gpu, optax_loss, rows_loss, torch_model
+from benchmarks.report import RESULTS, Network, folder, markdown, setting, spread, today, write
+from benchmarks.training import data
 
 BASE = "deepprop, bfloat16"
 RATES = {
@@ -339,7 +339,3 @@ def main():
         print(written)
     else:
         write(written, "wide", out)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,9 @@
 
 import argparse
 import ast
-import importlib.util
+import importlib
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not BENCHMARKS.exists():
     pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
+
+entry, report = map(importlib.import_module, ("benchmarks.__main__", "benchmarks.report"))
 
 
 def _options(path):
@@ -30,11 +34,27 @@ def test_every_script_makes_its_folder_when_it_reads_the_options():
         assert getattr(option.get("default"), "id", "RESULTS") == "RESULTS", name
 
 
-def test_a_missing_folder_is_made(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("benchmark_report", BENCHMARKS / "report.py")
-    report = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(report)
+def test_each_benchmark_has_a_question_and_is_on_the_page():
+    page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text()
+    known = entry.questions()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(known)
+    assert all(line.endswith(".") for line in known.values())
+
+
+def test_the_entry_point_lists_the_benchmarks(monkeypatch, capsys):
+    for argv, status in (
+        (["--help"], 0),
+        ([], 0),
+        (["nothing"], "there is no benchmark 'nothing'"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *argv])
+        with pytest.raises(SystemExit) as end:
+            entry.main()
+        assert str(end.value.code or 0).strip() == str(status)
+        assert "training" in capsys.readouterr().out
+
+
+def test_a_missing_folder_is_made(tmp_path):
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=report.folder, default=report.RESULTS)
     assert parser.parse_args(["--out", str(tmp_path / "a" / "b")]).out.is_dir()

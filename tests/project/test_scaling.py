@@ -1,25 +1,11 @@
 """benchmarks/scaling.py: the counts from programs, and the formulas for time."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 import deepprop as dp
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-if not BENCHMARKS.exists():
-    pytest.skip("the source distribution has no benchmarks", allow_module_level=True)
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-programs, clusters = load("programs"), load("clusters")
+programs = pytest.importorskip("benchmarks.programs", reason="the source distribution has none")
+clusters = pytest.importorskip("benchmarks.clusters")
 
 LOOP = """\
 HloModule by_hand

@@ -1,0 +1,1 @@
+"""What deepprop takes in time and memory beside other libraries: `python -m benchmarks`."""

@@ -230,7 +230,12 @@ def _is_fast_on_cpu(dtype: DTypeLike) -> bool:
 
 @cache
 def _cpu_has_bfloat16() -> bool:
-    """Return whether this machine's CPU multiplies bfloat16 numbers, as far as Linux says."""
+    """Return whether this CPU multiplies bfloat16 numbers, as far as Linux says, and XLA uses it.
+
+    Earlier releases of XLA have no kernel for some sizes within a loop or a branch.
+    """
+    if jax.__version_info__ < (0, 10, 2):
+        return False
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:

@@ -213,7 +213,9 @@ def operand_types(compiled):
     return [(types[one], types[other]) for one, other in pairs]
 
 
-@pytest.mark.skipif(not _cpu_has_bfloat16(), reason="this CPU has neither AMX-BF16 nor AVX512-BF16")
+@pytest.mark.skipif(
+    not _cpu_has_bfloat16(), reason="neither AMX-BF16 nor AVX512-BF16 here, or jax before 0.10.2"
+)
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_cpu_with_bfloat16_multiplies_narrow_factors(stacked):
     """In the compiled program, which a layout that is folded into a product would widen."""
@@ -251,6 +253,25 @@ def test_products_of_bfloat16_have_a_kernel_in_every_layout(axes, turned):
         found = np.asarray(jax.jit(jax.vmap(of_one, axes))(*several))[0]
         exact = P.astype(np.float64) @ Q.astype(np.float64)
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 8), (1, 5, 33), (33, 1, 2)])
+def test_products_of_bfloat16_have_a_kernel_in_loops_and_branches(sizes):
+    """XLA compiles these another way than a program's outermost products."""
+    n, k, m = sizes
+    P, Q = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(((n, k), (k, m))))
+    once = jax.jit(lambda P, Q: product(P, Q, jnp.float32, jnp.bfloat16))
+
+    def branch(P, Q):
+        return jax.lax.cond(P[0, 0] < 100, once, lambda P, Q: jnp.zeros((n, m)), P, Q)
+
+    def loop(P, Q):
+        add = lambda i, total: total + branch(P + 0 * total[0, 0], Q)  # noqa: E731
+        return jax.lax.fori_loop(0, 3, add, jnp.zeros((n, m)))
+
+    expected = once(P, Q)
+    np.testing.assert_allclose(jax.jit(branch)(P, Q), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(loop)(P, Q), 3 * expected, rtol=1e-5, atol=1e-5)
 
 
 def test_auto_takes_bfloat16_where_a_measured_product_is_faster(monkeypatch, caplog):

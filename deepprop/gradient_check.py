@@ -121,7 +121,8 @@ def _check(
     sample: int | None,
 ) -> GradientReport:
     """Compare the gradients with differences, with smaller steps where a step crosses a kink."""
-    Y = targets_like(np.empty((params[-1].W.shape[0], X.shape[1])), params, Y)
+    A_L = jax.ShapeDtypeStruct((params[-1].W.shape[0], X.shape[1]), np.float64)  # type: ignore[no-untyped-call]
+    Y = targets_like(A_L, params, Y)
     cache, J, grads = _passes(params, X, Y, w)
     if backward is not manual_backward:  # not compiled, as it may be written with NumPy
         grads = as_layers(backward(cache, Y, w), params)

@@ -51,8 +51,9 @@ def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
     Args:
         params: the layers, in float32 or wider.
         dtype: of the factors, "bfloat16" or "float16"; None for the dtype of the parameters. "auto"
-            measures the largest product of the network once, which takes about 0.2 s, and takes
-            bfloat16 or None. Whether bfloat16 pays is a property of the machine and of the size.
+            measures the largest product of the network once, for 256 examples, and takes bfloat16
+            or None. That takes 0.3 s for 1024 units and 1.1 s for 4096. Whether bfloat16 pays is a
+            property of the machine and of the size, and large batches gain more.
             The logger "deepprop" says, at the level INFO, what it chose.
 
     Returns:

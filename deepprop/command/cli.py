@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 for success, 1 for a failure such as a wrong gradient, 2 for bad input, 130 for Ctrl-C.
     """
-    if (
-        argv is None
-    ):  # imports and tracing leave few objects that are garbage, and millions that aren't
+    if argv is None:  # imports and tracing make many objects, and little of it is garbage
         gc.freeze()
         gc.set_threshold(GARBAGE)
     with tolerant_streams(whole_process=argv is None) as out:

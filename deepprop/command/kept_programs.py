@@ -2,8 +2,8 @@
 
 Half the time of a short training is compilation. JAX can keep compiled programs in a folder (its
 persistent compilation cache); here it gets one in the user's cache folder. A compiled program is
-code that the next run executes, so the folder must belong to the user, and nobody else may write to
-it or read it: otherwise it is not used. A folder that is full, read-only, damaged, or shared by
+code that the next run executes. So the folder is used only if it belongs to the user, and nobody
+else can read or write it. A folder that is full, read-only, damaged, or shared by
 several processes costs time, but is never an error.
 
 The library itself never does this: where programs are kept is a setting of the whole process.
@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-LARGEST = 2**28  # bytes; above this the programs not used for longest are deleted
+LARGEST = 2**28  # bytes; above this the oldest programs are deleted
 SETTINGS = {  # of JAX: keep every program, however small it is
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -76,7 +76,7 @@ def default_folder() -> Path | None:
             return Path.home() / "Library" / "Caches" / "deepprop"
         given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # relative ones don't count
         return (given if given.is_absolute() else Path.home() / ".cache") / "deepprop"
-    except (KeyError, RuntimeError):  # there is no home folder
+    except (KeyError, RuntimeError):  # the user has no home folder
         return None
 
 
@@ -97,7 +97,7 @@ def _is_safe(folder: Path) -> bool:
 
 
 def _delete_oldest(folder: Path, largest: int) -> None:
-    """Delete the programs that were not written for longest until the rest is small enough."""
+    """Delete the oldest programs until the rest is small enough."""
     with suppress(OSError):
         files = [(file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir()]
         size = sum(size for _, size, _ in files)

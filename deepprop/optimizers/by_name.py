@@ -46,7 +46,7 @@ def optimizer_with_rate(
         name: in `OPTIMIZERS`.
         rate: the learning rate, by which the schedule is multiplied.
         schedule: in `SCHEDULES`.
-        steps: of the schedule; of no account for a constant one.
+        steps: of the schedule; ignored for a constant one.
     """
     factor = SCHEDULES[schedule](steps)
     return OPTIMIZERS[name](rate if schedule == "constant" else lambda count: rate * factor(count))

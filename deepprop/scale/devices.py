@@ -251,11 +251,9 @@ def shard_like(params: Params, state: Any) -> Any:
 def shards_of(X: Any) -> int:
     """Return the number of devices over which the examples of X (n_0, m) are divided."""
     sharding = getattr(X, "sharding", None)
-    return (
-        1
-        if sharding is None or not X.ndim
-        else int(X.shape[-1] // sharding.shard_shape(X.shape)[-1])
-    )
+    if sharding is None or not X.ndim:
+        return 1
+    return int(X.shape[-1] // sharding.shard_shape(X.shape)[-1])
 
 
 def check_together(params: Params, arrays: Mapping[str, Any]) -> None:

@@ -45,9 +45,32 @@ class Types(NamedTuple):
     factors: np.dtype | None
 
 
-def multiply(types: Types) -> Callable[[Array, Array], Array]:
-    """Return the verb times(W, A) = W A, for A with one example per column."""
-    return lambda W, A: rows(product(W, A, *types))
+def multiply(types: Types, *, transposed: bool = False) -> Callable[[Array, Array], Array]:
+    """Return the verb times(W, A) = W A, for A with one example per column.
+
+    Args:
+        types: of the result and of the factors.
+        transposed: whether W is the transpose of a matrix in memory, as in W[l]^T dZ[l].
+    """
+
+    def times(W: Array, A: Array) -> Array:
+        if not transposed and types.factors is None and _few(W, A):
+            return rows(_barrier(jnp.matmul(W, A)).astype(types.result))
+        return rows(product(W, A, *types))
+
+    return times
+
+
+def _few(W: Array, A: Array) -> bool:
+    """Return whether A (n_below, m) has so few examples that W (n, n_below) should stay in place.
+
+    XLA's CPU backend copies the right factor of a product into blocks. In W A that is A; in the
+    usual A^T W^T (`product`) it is W, which costs more than the product itself if m is small. The
+    result W A then has to be transposed, but it is small, too. Measured for 32 examples: 0.46 ms
+    instead of 0.72 for 1024 units and inputs, and 4.5 instead of 8.9 for 2560 units and 5120
+    inputs. If m is half of n, the transposition costs more than it gains.
+    """
+    return _matters(A) and W.dtype == wide(W.dtype) and 4 * A.shape[-1] <= min(W.shape[-2:])
 
 
 def add_up(types: Types) -> tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]:

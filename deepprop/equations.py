@@ -45,7 +45,7 @@ def output_signal(layer: Layer, Z: Array, A: Array, Y: Array) -> Array:
 
 def signal_below(layer: Layer, dZ: Array, dA: Array) -> Array:
     """Compute dA[l-1] (n_{l-1}, m) from dZ[l] and, for a residual layer, dA[l]."""
-    W, times = layer.W, multiply(types_of_dZ(layer))
+    W, times = layer.W, multiply(types_of_dZ(layer), transposed=True)
     below = times(W.mT, dZ)  # dA[l-1] = W[l]^T dZ[l]
     return below + dA if layer.residual else below
 

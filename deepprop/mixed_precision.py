@@ -3,22 +3,26 @@
 import logging
 import time
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from math import inf
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import DTypeLike
 
 from deepprop._arguments import check_params
-from deepprop._arithmetic import product
+from deepprop._checks import whole_number
 from deepprop._renamed import warn_renamed
-from deepprop.layers import Params, units
+from deepprop.activations import activation
+from deepprop.backprop import mean_gradient
+from deepprop.costs import output
+from deepprop.layers import Layer, Params, units
+from deepprop.walk import up
 
-EXAMPLES = 256  # of the product that "auto" measures
-PAYS = 0.7  # "auto" takes bfloat16 if its product takes at most this share of float32's time
-ROUNDS = 7
+PAYS = 0.85  # "auto" takes bfloat16 if a gradient takes at most this share of float32's time
+SECONDS = 0.5  # for which "auto" measures
 
 
 def with_products(params: Params, dtype: DTypeLike | None) -> Params:
@@ -27,7 +31,9 @@ def with_products(params: Params, dtype: DTypeLike | None) -> Params:
     return with_compute_dtype(params, dtype)
 
 
-def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
+def with_compute_dtype(
+    params: Params, dtype: DTypeLike | None, *, batch_size: int = 256
+) -> Params:
     """Return the same parameters, set to round the factors of matrix products to a narrow dtype.
 
     The arrays and the dtype of the gradients do not change. What is in which dtype:
@@ -51,61 +57,72 @@ def with_compute_dtype(params: Params, dtype: DTypeLike | None) -> Params:
     Args:
         params: the layers, in float32 or wider.
         dtype: of the factors, "bfloat16" or "float16"; None for the dtype of the parameters. "auto"
-            measures the largest product of the network once, for 256 examples, and takes bfloat16
-            or None. That takes 0.3 s for 1024 units and 1.1 s for 4096. Whether bfloat16 pays is a
-            property of the machine and of the size, and large batches gain more.
-            The logger "deepprop" says, at the level INFO, what it chose.
+            measures a gradient of two layers of the network's largest size, once in a process, and
+            takes bfloat16 or None. That takes 1 to 1.5 s, and 2 to 3 s for 4096 units. Whether
+            bfloat16 pays depends on the machine, the size and the batch: large ones gain more. The
+            logger "deepprop" says, at the level INFO, what it chose.
+        batch_size: examples per minibatch, with which "auto" measures.
 
     Returns:
         The layers, with the same arrays.
 
     Raises:
         TypeError: `dtype` is none of these, `params` are not wider than it, or they are not layers.
+        ValueError: `batch_size` is below 1.
 
     Source:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740.
     """
     check_params(params)
     if isinstance(dtype, str) and dtype == "auto":
-        dtype = _faster_dtype(params)
+        dtype = _faster_dtype(params, whole_number("batch_size", batch_size))
     kind = None if dtype is None else _narrow_type(dtype)
     if kind is not None and params[0].W.dtype.itemsize < 4:
         raise TypeError(f"params must be wider than compute_dtype {kind}, got {params[0].W.dtype}")
     return tuple(replace(layer, compute_dtype=kind) for layer in params)
 
 
-def _faster_dtype(params: Params) -> str | None:
-    """Return "bfloat16" if products of the network's largest layer are much faster with it."""
+def _faster_dtype(params: Params, m: int) -> str | None:
+    """Return "bfloat16" if gradients of layers as large as the largest are faster with it."""
     if params[0].W.dtype != jnp.float32:
         return None
     n = units(params)
     shape = max(zip(n[1:], n, strict=False), key=lambda pair: pair[0] * pair[1])
-    share = time_of_bfloat16(*shape)
+    share = time_of_bfloat16(*shape, m)
     chosen = "bfloat16" if share <= PAYS else None
     logging.getLogger("deepprop").info(
-        "compute_dtype %s: a product of bfloat16 factors takes %.2f of float32's time, for %d units"
-        " with %d inputs", chosen or "float32", share, *shape,
+        "compute_dtype %s: with bfloat16, a gradient takes %.2f of float32's time, for layers of %d"
+        " units with %d inputs and %d examples", chosen or "float32", share, *shape, m,
     )  # fmt: skip
     return chosen
 
 
 @cache
-def time_of_bfloat16(n: int, n_below: int) -> float:
-    """Measure W A with bfloat16 factors, W (n, n_below); return its share of float32's time.
+def time_of_bfloat16(n: int, n_below: int, m: int) -> float:
+    """Measure a gradient in bfloat16; return its share of float32's time.
 
-    Each time is the least of several, taken in turns: whatever else the machine does adds to it.
+    The network has n_below inputs, n hidden units and n_below outputs. Each time is the least of
+    several, taken in turns: whatever else the machine does adds to it.
     """
+
+    @jax.jit
+    def gradient(params: Params, X: Array) -> Params:
+        cache = up(params, X)
+        return mean_gradient(cache, jnp.zeros_like(cache.A[-1]), None)
+
     with jax.ensure_compile_time_eval():  # also where init_params is being traced
-        W, A = jnp.ones((n, n_below)), jnp.ones((EXAMPLES, n_below)).T
-        kinds = (None, jnp.bfloat16)
-        multiply = [jax.jit(partial(product, dtype=jnp.float32, factors=kind)) for kind in kinds]
-        for f in multiply:
-            f(W, A).block_until_ready()
-        least = [inf, inf]
-        for i in [0, 1] * ROUNDS:
-            start = time.perf_counter()
-            multiply[i](W, A).block_until_ready()
-            least[i] = min(least[i], time.perf_counter() - start)
+        X, b, b_below = jnp.ones((n_below, m)), jnp.zeros((n, 1)), jnp.zeros((n_below, 1))
+        hidden = Layer(jnp.full((n, n_below), 1 / n_below), b, activation("relu"))
+        top = Layer(jnp.full((n_below, n), 1 / n), b_below, output("identity"))
+        networks = [with_compute_dtype((hidden, top), dtype) for dtype in (None, "bfloat16")]
+        for params in networks:
+            jax.block_until_ready(gradient(params, X))
+        least, end = [inf, inf], time.perf_counter() + SECONDS
+        while least[1] == inf or time.perf_counter() < end:
+            for i, params in enumerate(networks):
+                start = time.perf_counter()
+                jax.block_until_ready(gradient(params, X))
+                least[i] = min(least[i], time.perf_counter() - start)
     return least[1] / least[0]
 
 

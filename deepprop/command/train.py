@@ -68,8 +68,8 @@ def train(args: argparse.Namespace) -> int:
         init=args.init,
         residual=args.residual,
         stack=args.residual or args.keep is not None,
-        compute_dtype=args.compute_dtype,
     )
+    params = dp.with_compute_dtype(params, args.compute_dtype, batch_size=args.batch_size)
     params = params if args.keep is None else dp.stack(params, args.keep)
     if args.optimizer != "kfac":
         args.learning_rate = args.learning_rate or LEARNING_RATE

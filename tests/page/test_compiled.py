@@ -100,3 +100,21 @@ def test_lowers_for_every_platform(platform, dtype):
     exported = jax.export.export(jax.jit(both_passes), platforms=[platform])(*args)
     assert exported.platforms == (platform,)
     assert "stablehlo.dot_general" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("m, stays", [(6, True), (7, False)])
+def test_W_stays_in_place_for_few_examples_on_a_cpu(m, stays, x64):
+    params, X, _, _ = problem(0, [24, 32, 32], m, "tanh", "identity")
+    A, Z = X, None
+    for layer in params:
+        Z = np.asarray(layer.W) @ A + np.asarray(layer.b)
+        A = np.tanh(Z)
+    np.testing.assert_allclose(jax.jit(dp.predict)(params, X), Z, rtol=1e-12, atol=1e-12)
+    if jax.default_backend() != "cpu":
+        pytest.skip("other devices choose their own layout")
+    products = [
+        eqn.invars[0].aval.shape
+        for eqn in jax.make_jaxpr(lambda *args: dp.forward(*args)[0])(params, X).jaxpr.eqns
+        if eqn.primitive.name == "dot_general"
+    ]
+    assert products == ([(32, 24), (32, 32)] if stays else [(m, 24), (32, 32)])

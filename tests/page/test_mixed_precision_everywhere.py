@@ -10,7 +10,7 @@ import pytest
 
 import deepprop as dp
 from deepprop._arithmetic import _cpu_has_bfloat16, product
-from deepprop.mixed_precision import time_of_bfloat16
+from deepprop.mixed_precision import PAYS, time_of_bfloat16
 from tests.page.narrow import NARROW, U_SUM, U, backward, errors, flat, forward, mixed, plain
 from tests.problems import exactly, problem
 from tests.project.test_autodiff_free import capabilities, everything, primitives
@@ -277,8 +277,8 @@ def test_products_of_bfloat16_have_a_kernel_in_loops_and_branches(sizes):
 def test_auto_takes_bfloat16_where_a_measured_product_is_faster(monkeypatch, caplog):
     measured = []
 
-    def share(n, n_below):
-        measured.append((n, n_below))
+    def share(n, n_below, m):
+        measured.append((n, n_below, m))
         return 0.5 if n > 50 else 0.9
 
     monkeypatch.setattr("deepprop.mixed_precision.time_of_bfloat16", share)
@@ -288,8 +288,11 @@ def test_auto_takes_bfloat16_where_a_measured_product_is_faster(monkeypatch, cap
         )
     assert {layer.compute_dtype for layer in wide} == {jnp.dtype("bfloat16")}
     assert {layer.compute_dtype for layer in narrow} == {None}
-    assert measured == [(60, 20), (40, 20)]
-    assert "compute_dtype bfloat16: a product of bfloat16 factors takes 0.50" in caplog.text
+    dp.with_compute_dtype(narrow, "auto", batch_size=32)
+    assert measured == [(60, 20, 256), (40, 20, 256), (40, 20, 32)]
+    assert "compute_dtype bfloat16: with bfloat16, a gradient takes 0.50" in caplog.text
+    with pytest.raises(ValueError, match="batch_size must be above 0, got 0"):
+        dp.with_compute_dtype(narrow, "auto", batch_size=0)
     halves = dp.init_params(jax.random.key(0), [3, 2], dtype=jnp.float16, compute_dtype="auto")
     assert halves[0].compute_dtype is None
 
@@ -298,10 +301,10 @@ def test_the_time_of_bfloat16_is_measured_once_also_under_jit():
     time_of_bfloat16.cache_clear()
     make = jax.jit(lambda key: dp.init_params(key, [8, 9, 3], compute_dtype="auto"))
     params = make(jax.random.key(0))
-    share = time_of_bfloat16(9, 8)
+    share = time_of_bfloat16(9, 8, 256)
     assert 0 < share < np.inf
     assert time_of_bfloat16.cache_info().misses == 1
-    assert (params[0].compute_dtype is not None) == (share <= 0.7)
+    assert (params[0].compute_dtype is not None) == (share <= PAYS)
 
 
 @pytest.mark.parametrize("kind", NARROW)

@@ -102,7 +102,7 @@ def test_lowers_for_every_platform(platform, dtype):
     assert "stablehlo.dot_general" in exported.mlir_module()
 
 
-@pytest.mark.parametrize("m, stays", [(6, True), (7, False)])
+@pytest.mark.parametrize(("m", "stays"), [(6, True), (7, False)])
 def test_W_stays_in_place_for_few_examples_on_a_cpu(m, stays, x64):
     params, X, _, _ = problem(0, [24, 32, 32], m, "tanh", "identity")
     A, Z = X, None

@@ -70,7 +70,9 @@ def _few(W: Array, A: Array) -> bool:
     instead of 0.72 for 1024 units and inputs, and 4.5 instead of 8.9 for 2560 units and 5120
     inputs. If m is half of n, the transposition costs more than it gains.
     """
-    return _matters(A) and W.dtype == wide(W.dtype) and 4 * A.shape[-1] <= min(W.shape[-2:])
+    m = A.shape[-1]
+    known = isinstance(m, int)  # in an exported program it is a symbol
+    return known and _matters(A) and W.dtype == wide(W.dtype) and 4 * m <= min(W.shape[-2:])
 
 
 def add_up(types: Types) -> tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]:

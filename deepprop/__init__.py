@@ -4,6 +4,7 @@ from deepprop import files, optimizers, scale, signals, training
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
 from deepprop.costs import Cost, Output, output
+from deepprop.ends import input_signal, jacobian
 from deepprop.files import export, load, load_extra, save
 from deepprop.gradient_check import check_gradients
 from deepprop.gradient_report import GradientError, GradientReport
@@ -95,6 +96,8 @@ __all__ = [
     "gradients",
     "in_backward",
     "init_params",
+    "input_signal",
+    "jacobian",
     "kfac",
     "kfac_factors",
     "load",

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from deepprop._arguments import check_cache
 from deepprop._arithmetic import times_each, wide
 from deepprop._checks import example_weights, sum_of_weights
+from deepprop.ends import start_from
 from deepprop.equations import layer_gradient
 from deepprop.layers import Cache, Layer, Params
 from deepprop.walk import down, each_layer
@@ -27,8 +28,17 @@ from deepprop.walk import down, each_layer
 Backward = Callable[[Cache, Array, Array | None], Params]  # cache, Y and weights to gradients
 
 
-def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
-    """The error signals: dZ[L] from the cost, and dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l]) below.
+def error_signals(
+    cache: Cache,
+    Y: ArrayLike | None = None,
+    *,
+    dA: ArrayLike | None = None,
+    dZ: ArrayLike | None = None,
+) -> tuple[Array, ...]:
+    """Compute the error signals: dZ[L], and dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l]) below.
+
+    dZ[L] comes from the network's own cost and the targets Y. Bring dA[L] or dZ[L] instead for any
+    other loss: of a policy gradient, of several networks, of the head of another library.
 
     `walk.down` goes down the layers; the two equations of each layer are in equations.py.
 
@@ -42,17 +52,23 @@ def error_signals(cache: Cache, Y: ArrayLike) -> tuple[Array, ...]:
     Args:
         cache: the cache returned by `forward`.
         Y: (n_L, m), the targets, one example per column.
+        dA: (n_L, m), the derivative of each example's own loss by A[L], without 1/m. For a loss J
+            that couples examples, m times dJ/dA[L]. Any sign and size.
+        dZ: (n_L, m), the same by Z[L].
 
     Returns:
         dZ[1], ..., dZ[L], each (n_l, m) in the dtype of the parameters: `dZ[l - 1]` is layer l's.
         Column i is the derivative of example i's own loss L(i), without 1/m.
 
     Raises:
-        ValueError: the shape of Y does not fit the cache.
-        TypeError: Y is not real numbers, or `cache` is not a cache.
+        ValueError: the shape of Y, dA or dZ does not fit the cache, or the output has no cost for
+            Y.
+        TypeError: not exactly one of the three is given, it is not real numbers, or `cache` is not
+            a cache.
     """
-    dZ = down(cache, Y, lambda _, layer, dZ, A_below: dZ.mT)  # as rows: see _loops.py
-    return tuple(dZ_l.mT for dZ_l in dZ)
+    start = start_from(cache, Y, dA, dZ)
+    signals, _ = down(cache, start, lambda _, layer, dZ, A_below: dZ.mT)  # as rows: see _loops.py
+    return tuple(dZ_l.mT for dZ_l in signals)
 
 
 def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = None) -> Params:
@@ -84,7 +100,14 @@ def gradients(cache: Cache, dZ: Sequence[Array], weights: ArrayLike | None = Non
     return each_layer(gradient_of(cache, weights_of(cache, weights)), cache, dZ)
 
 
-def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Params:
+def manual_backward(
+    cache: Cache,
+    Y: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    *,
+    dA: ArrayLike | None = None,
+    dZ: ArrayLike | None = None,
+) -> Params:
     """Compute the gradients of J: `gradients(cache, error_signals(cache, Y), weights)`.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
@@ -98,6 +121,8 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
         cache: the cache returned by `forward`.
         Y: (n_L, m), the targets, one example per column; for softmax each column sums to 1.
         weights: (m,), one per example; none negative, not all 0.
+        dA: instead of Y, as for `error_signals`; J is then 1/m sum_i of the losses it belongs to.
+        dZ: instead of Y, as for `error_signals`.
 
     Returns:
         Layers like `params`, with dJ/dW in the place of W and dJ/db in that of b, in their dtype.
@@ -107,17 +132,21 @@ def manual_backward(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None
         TypeError: Y or the weights are not real numbers, or `cache` is not a cache.
     """
     check_cache(cache)
-    return mean_gradient(cache, Y, weights_of(cache, weights))
+    return mean_gradient(cache, Y, weights_of(cache, weights), dA=dA, dZ=dZ)
 
 
-def mean_gradient(cache: Cache, Y: ArrayLike, w: Array | None) -> Params:
-    """Compute the gradients of J in one walk down, from arguments that were checked.
+def mean_gradient(
+    cache: Cache, Y: ArrayLike | None, w: Array | None, **brought: ArrayLike | None
+) -> Params:
+    """Compute the gradients of J in one walk down, with weights that were checked.
 
     Each layer's gradient is taken as soon as its dZ is there, so that no dZ has to be stored. The
     largest entry of w is about 1.
     """
     gradient = gradient_of(cache, w)
-    return tuple(down(cache, Y, lambda _, layer, dZ, A: gradient(layer, dZ, A)))
+    start = start_from(cache, Y, **brought)
+    grads, _ = down(cache, start, lambda _, layer, dZ, A: gradient(layer, dZ, A))
+    return tuple(grads)
 
 
 def weights_of(cache: Cache, weights: ArrayLike | None) -> Array | None:

@@ -21,19 +21,61 @@ import numpy as np
 from jax import Array
 
 from deepprop._checks import by_name
-from deepprop.activations import Activation, EqualPartial, activation, identity, sigmoid, softplus
+from deepprop.activations import (
+    Activation,
+    EqualPartial,
+    activation,
+    identity,
+    identity_prime,
+    sigmoid,
+    sigmoid_prime,
+    softplus,
+)
+
+UNBOUNDED = (-math.inf, math.inf)
+
+
+def no_dZ_from_dA(Z: Array, A: Array, dA: Array) -> Array:
+    """Raise, as the dZ_from_dA of an `Output` that was made without one.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError("this output has no dZ_from_dA, so dA can't start the backward pass: bring dZ")
+
+
+def no_loss(Z: Array, Y: Array) -> Array:
+    """Raise, as the loss of an output without a cost.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError("this output has no cost: bring dA, the derivative of your loss by A[L]")
+
+
+def no_dZ(Z: Array, A: Array, Y: Array) -> Array:
+    """Raise, as the dZ of an output without a cost.
+
+    Raises:
+        ValueError: always.
+    """
+    return no_loss(Z, Y)
 
 
 @dataclass(frozen=True)
 class Output:
     """An output layer with its cost: A[L] = g(Z[L]), the loss of each example, and dZ[L].
 
+    An output without a cost starts its backward pass from a dA[L] or dZ[L] that the caller brings:
+    see `error_signals`.
+
     Attributes:
         name: its name in messages and in saved models.
         g: maps Z (n_L, m) to A (n_L, m).
-        loss: maps (Z, Y) to the losses L(i), (m,).
+        loss: maps (Z, Y) to the losses L(i), (m,); raises if there is no cost.
         dZ: maps (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
         init: the initialisation of W that suits it, as in `Activation`.
+        dZ_from_dA: maps (Z, A, dA) to dZ[L], for a dA[L] (n_L, m) that the caller brings.
         domain: the smallest and largest value that Y may have; outside, the loss has no minimum.
     """
 
@@ -42,7 +84,8 @@ class Output:
     loss: Callable[[Array, Array], Array] = field(repr=False)
     dZ: Callable[[Array, Array, Array], Array] = field(repr=False)
     init: str = field(default="glorot_normal", repr=False)
-    domain: tuple[float, float] = field(default=(-math.inf, math.inf), repr=False)
+    domain: tuple[float, float] = field(default=UNBOUNDED, repr=False)
+    dZ_from_dA: Callable[[Array, Array, Array], Array] = field(default=no_dZ_from_dA, repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +124,11 @@ def softmax(Z: Array) -> Array:
     return E / jnp.sum(E, axis=-2, keepdims=True)
 
 
+def softmax_dZ(Z: Array, A: Array, dA: Array) -> Array:
+    """dZ = A * (dA - sum_k A_k dA_k): dA times the Jacobian of softmax, diag(A) - A A^T."""
+    return A * (dA - jnp.sum(A * dA, axis=-2, keepdims=True))
+
+
 def cross_entropy(Z: Array, Y: Array) -> Array:
     """L = -sum_k Y_k log A_k = log sum_k exp(Z_k) - sum_k Y_k Z_k, for Y that sums to 1."""
     c = jnp.max(Z, axis=-2, keepdims=True)
@@ -102,6 +150,11 @@ def half_squared_error(A: Array, Y: Array) -> Array:
 def exp(Z: Array) -> Array:
     """A = exp(Z), capped at the square root of the dtype's largest number to stay finite."""
     return jnp.exp(jnp.minimum(Z, _exp_limit(Z)))
+
+
+def exp_prime(Z: Array, A: Array) -> Array:
+    """g' = A, and 0 where A is capped."""
+    return jnp.where(_exp_limit(Z) > Z, A, 0)
 
 
 def half_poisson_deviance(Z: Array, Y: Array) -> Array:
@@ -146,15 +199,32 @@ def huber_dA(A: Array, Y: Array, delta: float = 1.0) -> Array:
     return jnp.clip(A - Y, -delta, delta)
 
 
+def _elementwise_dZ(g_prime: Callable[..., Array], Z: Array, A: Array, dA: Array) -> Array:
+    return dA * g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
+
+
+def _through(g_prime: Callable[..., Array]) -> Callable[..., Array]:
+    return EqualPartial(_elementwise_dZ, (g_prime,))
+
+
 OUTPUTS = {
     entry.name: entry
     for entry in (
-        Output("softmax", softmax, cross_entropy, canonical_dZ),
-        Output("sigmoid", sigmoid, binary_cross_entropy, canonical_dZ, domain=(0.0, 1.0)),
-        Output("identity", identity, half_squared_error, canonical_dZ),
-        Output("exp", exp, half_poisson_deviance, canonical_dZ, domain=(0.0, math.inf)),
+        Output("softmax", softmax, cross_entropy, canonical_dZ, dZ_from_dA=softmax_dZ),
+        Output(
+            "sigmoid", sigmoid, binary_cross_entropy, canonical_dZ,
+            domain=(0.0, 1.0), dZ_from_dA=_through(sigmoid_prime),
+        ),
+        Output(
+            "identity", identity, half_squared_error, canonical_dZ,
+            dZ_from_dA=_through(identity_prime),
+        ),
+        Output(
+            "exp", exp, half_poisson_deviance, canonical_dZ,
+            domain=(0.0, math.inf), dZ_from_dA=_through(exp_prime),
+        ),
     )
-}
+}  # fmt: skip
 
 COSTS = {
     entry.name: entry
@@ -186,7 +256,7 @@ def _cost(choice: str | Cost) -> Cost:
     return replace(entry, name=f"{entry.name}({number!r})", loss=loss, dA=dA)
 
 
-def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output:
+def output(choice: str | Output | tuple[str | Activation, str | Cost | None]) -> Output:
     """Return the output layer and cost of that name, or made of an activation and a cost.
 
     >>> output("softmax").name, output("tanh+huber(0.5)").name
@@ -195,7 +265,8 @@ def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output
     Args:
         choice: "softmax", "sigmoid", "identity" or "exp", each with its own cost; or
             "activation+cost", such as "tanh+absolute_error"; or (activation, cost), each a name or
-            your own; or an `Output`, which is returned unchanged.
+            your own; or an `Output`, which is returned unchanged. With None for the cost, or
+            "activation+none", the output has no cost: see `error_signals`.
 
     Returns:
         The `Output`.
@@ -215,6 +286,8 @@ def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output
         raise TypeError(
             f"output must be a name, an (activation, cost) pair or a dp.Output, got {choice!r}"
         )
+    if choice[1] is None or choice[1] == "none":
+        return _without_cost(choice[0])
     if choice[0] == "softmax":
         raise ValueError(
             "output softmax takes no other cost: dZ = dA * g' needs each unit of A to depend on its"
@@ -229,4 +302,13 @@ def output(choice: str | Output | tuple[str | Activation, str | Cost]) -> Output
         g.g,
         EqualPartial(_loss_of_A, through),
         EqualPartial(_dZ_through_A, through),
+        dZ_from_dA=_through(g.g_prime),
     )
+
+
+def _without_cost(choice: str | Activation) -> Output:
+    if isinstance(choice, str) and choice in ("softmax", "exp"):  # outputs that no activation has
+        whole = OUTPUTS[choice]
+        return replace(whole, name=f"{choice}+none", loss=no_loss, dZ=no_dZ, domain=UNBOUNDED)
+    g = activation(choice)
+    return Output(f"{g.name}+none", g.g, no_loss, no_dZ, dZ_from_dA=_through(g.g_prime))

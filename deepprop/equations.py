@@ -43,6 +43,12 @@ def output_signal(layer: Layer, Z: Array, A: Array, Y: Array) -> Array:
     return rows(dZ.astype(type_of_dZ(layer)))
 
 
+def output_signal_from(layer: Layer, dA: Array, Z: Array, A: Array) -> Array:
+    """Compute dZ[L] (n_L, m) of the output layer from a dA[L] that the caller brings."""
+    dZ = output_of((layer,)).dZ_from_dA(Z, A, dA)
+    return rows(dZ.astype(type_of_dZ(layer)))
+
+
 def signal_below(layer: Layer, dZ: Array, dA: Array) -> Array:
     """Compute dA[l-1] (n_{l-1}, m) from dZ[l] and, for a residual layer, dA[l]."""
     W, times = layer.W, multiply(types_of_dZ(layer), transposed=True)

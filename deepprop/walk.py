@@ -19,11 +19,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from deepprop._arguments import signals, targets
+from deepprop._arguments import signals
 from deepprop._arithmetic import rows
 from deepprop._loops import Visit, down_stack, forward_stack, predict_stack
-from deepprop.equations import error_signal, forward_layer, output_signal, signal_below
-from deepprop.layers import Cache, Params, depth, is_stack, top
+from deepprop.equations import error_signal, forward_layer, signal_below
+from deepprop.layers import Cache, Layer, Params, depth, is_stack, top
+
+Start = Callable[[Layer, Array, Array], Array]
 
 
 def up(params: Params, A_0: Array) -> Cache:
@@ -47,28 +49,30 @@ def to_the_top(params: Params, A_0: Array) -> Array:
 
 def down(
     cache: Cache,
-    Y: ArrayLike,
+    start: Start,
     visit: Visit,
     states: Sequence[Any] | None = None,
     *,
     in_place: bool = False,
-) -> list[Any]:
+    to_inputs: bool = False,
+) -> tuple[list[Any], Array]:
     """Walk down from dZ[L] to dZ[1] and return what `visit` returns for each layer.
 
     Args:
         cache: the cache returned by `forward`.
-        Y: (n_L, m), the targets.
+        start: (output layer, Z[L], A[L]) to dZ[L]: see ends.py.
         visit: (state, layer, dZ[l], A[l-1]) to the layer's new state.
         states: the state of each layer before its visit, with a leading axis for a stack; None if
             `visit` needs none.
         in_place: whether each state begins with the layer itself, which `visit` updates: see
             _loops.py.
+        to_inputs: whether to go on to dA[0].
 
-    Raises:
-        ValueError, TypeError: Y does not fit the cache.
+    Returns:
+        The states of all layers, and dA[0] (n_0, m) if asked for.
     """
-    Y, states = targets(cache, Y), list(states or [None] * len(cache.params))
-    dA = jnp.zeros_like(Y)  # not read: dZ[L] comes from the cost, and layer L is never residual
+    states = list(states or [None] * len(cache.params))
+    dA = jnp.zeros_like(cache.A[-1])  # not read: `start` gives dZ[L], and layer L is never residual
     for i in reversed(range(len(states))):
         layer, Z, A, A_below = cache.params[i], cache.Z[i], cache.A[i + 1], top(cache.A[i])
         if is_stack(layer):
@@ -77,12 +81,25 @@ def down(
             continue
         last = i == len(states) - 1
         if last:  # noqa: SIM108 - a line for each equation
-            dZ = output_signal(layer, Z, A, Y)
+            dZ = start(layer, Z, A)
         else:
             dZ = error_signal(layer, dA, Z, A)  # dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l])
         states[i] = visit(states[i], layer, dZ, A_below)
-        dA = signal_below(layer, dZ, dA) if i else dA
-    return states
+        dA = signal_below(layer, dZ, dA) if i or to_inputs else dA
+    return states, dA
+
+
+def below_residual_layers(layers: Params, dZ: Sequence[Array]) -> Array:
+    """Return dA below the lowest of these layers, of which all but the highest are residual."""
+    dA = jnp.zeros_like(dZ[-1][0] if is_stack(layers[-1]) else dZ[-1])  # not read if not residual
+    for layer, dZ_l in zip(reversed(layers), reversed(dZ), strict=True):
+        if is_stack(layer):
+            dA, _ = lax.scan(
+                lambda dA, one: (signal_below(*one, dA), None), dA, (layer, dZ_l), reverse=True
+            )
+        else:
+            dA = signal_below(layer, dZ_l, dA)
+    return dA
 
 
 def each_layer(

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from deepprop._checks import raw_key_shape
 from deepprop.activations import activation
 from deepprop.backprop import gradient_of
+from deepprop.ends import start_from
 from deepprop.layers import Cache, Layer, Params
 from deepprop.optimizers.independence import check_each_alone
 from deepprop.optimizers.optax_calls import explained
@@ -115,7 +116,8 @@ def update_in_backward(
         return layer, state
 
     pairs = list(zip(cache.params, state, strict=True))
-    params, states = zip(*down(cache, Y, visit, pairs, in_place=True), strict=True)
+    updated, _ = down(cache, start_from(cache, Y), visit, pairs, in_place=True)
+    params, states = zip(*updated, strict=True)
     return params, states
 
 

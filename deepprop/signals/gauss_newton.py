@@ -6,7 +6,6 @@ outputs it is the Fisher matrix.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -59,7 +58,7 @@ def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Par
     A_L = cache.A[-1]
 
     def of_column(total: Params, unit: Array) -> tuple[Params, None]:
-        dZ = _signals_from(cache, root(A_L, unit[:, None]))  # dZ[L] = s
+        dZ = error_signals(cache, dZ=root(A_L, unit[:, None]))  # dZ[L] = s
         return jax.tree.map(jnp.add, total, squared_gradients(cache, dZ, weights)), None
 
     zero = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), cache.params)
@@ -141,7 +140,7 @@ def gauss_newton_product(cache: Cache, V: Params, weights: ArrayLike | None = No
     """
     times_H = entry_for_output(cache, TIMES_H, "the Gauss-Newton product")
     dZ_L = times_H(cache.A[-1], tangent(cache, V))
-    return gradients(cache, _signals_from(cache, dZ_L), weights)
+    return gradients(cache, error_signals(cache, dZ=dZ_L), weights)
 
 
 def gauss_newton_form(
@@ -154,12 +153,6 @@ def gauss_newton_form(
     w = w if weights is None else example_weights(weights, R.shape[-1], R.dtype)
     HR = jax.vmap(partial(times_H, cache.A[-1]))(R) * (w / sum_of_weights(w))[None, None, :]
     return jnp.einsum("aki,bki->ab", R, HR)
-
-
-def _signals_from(cache: Cache, dZ_L: Array) -> tuple[Array, ...]:
-    """Return the error signals below a given dZ[L], for an output with dZ[L] = A[L] - Y."""
-    cache = replace(cache, A=(*cache.A[:-1], dZ_L))
-    return error_signals(cache, jnp.zeros_like(dZ_L))
 
 
 def _softmax_root(A: Array, unit: Array) -> Array:

@@ -1,6 +1,7 @@
 """Checks that arguments belong to one network. Each error names the argument."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -15,6 +16,27 @@ from deepprop.costs import Output
 from deepprop.layers import Cache, Layer, Params, type_of_dZ
 
 ROUNDING = 1e-6  # how far a value of Y may lie outside of the output's domain
+
+
+NORMALIZATIONS = ("layer", "rms")
+
+
+def check_entry(name: str, normalize: Any, dropout: Any) -> None:
+    """Raise unless a layer can normalise and drop what enters it in that way.
+
+    Raises:
+        ValueError: `normalize` is not a known name, or `dropout` is not from 0 to below 1.
+        TypeError: `dropout` is not a number.
+    """
+    if normalize is not None and normalize not in NORMALIZATIONS:
+        no = ": batch normalisation ties examples together" if "batch" in str(normalize) else ""
+        raise ValueError(
+            f'{name} must have normalize "layer", "rms" or None, got {normalize!r}{no}'
+        )
+    if isinstance(dropout, bool) or not isinstance(dropout, Real):
+        raise TypeError(f"{name} must have a number as its dropout, got {dropout!r}")
+    if not 0 <= float(dropout) < 1:
+        raise ValueError(f"{name} must have a dropout from 0 to below 1, got {dropout}")
 
 
 def output_of(params: Params) -> Output:
@@ -186,6 +208,7 @@ def check_params(params: Any) -> None:
     n, dtype = None, params[0].W.dtype
     for l, layer in enumerate(params, start=1):
         _check_shapes(l, layer, n)
+        check_entry(f"layer {l}", layer.normalize, layer.dropout)
         n = layer.W.shape[-2]
         W, b = layer.W, layer.b
         if W.dtype != dtype or b.dtype != dtype or not jnp.issubdtype(dtype, jnp.floating):

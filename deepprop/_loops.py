@@ -11,22 +11,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from deepprop.entry import entering
 from deepprop.equations import error_signal, forward_layer, signal_below
 from deepprop.layers import Layer, depth, type_of_A
 
-# visit(state, layer, dZ[l], A[l-1]) returns the layer's new state.
+# visit(state, layer, dZ[l], U[l]) returns the layer's new state.
 Visit = Callable[[Any, Layer, Array, Array], Any]
 
 
-def forward_stack(stack: Layer, A: Array) -> tuple[Any, Array]:
+def forward_stack(stack: Layer, A: Array, kept: Array | None = None) -> tuple[Any, Array]:
     """Return Z and A (K, n, m) of a stack from A below it (n, m); or None and the stored A."""
     K, k = depth(stack), stack.keep
     if k == 1:
-        return _up(stack, A, 0, K, K)
+        return _up(stack, kept, A, 0, K, K)
 
     def segment(P: Array, start: Array) -> tuple[Array, Array]:
         def one(i: Array, P: Array) -> Array:
-            return forward_layer(layer_at(stack, start + i), P.mT)[1].mT
+            layer, kept_l = layer_at((stack, kept), start + i)
+            return forward_layer(layer, P.mT, kept_l)[1].mT
 
         P = lax.fori_loop(0, _count(K, k, start), one, P)
         return P, P
@@ -45,7 +47,11 @@ def predict_stack(stack: Layer, A: Array) -> Array:
 
 
 def down_stack(
-    stack: Layer | None, state: Any, visit: Visit, entry: tuple[Any, Array, Array], dA: Array
+    stack: Layer | None,
+    state: Any,
+    visit: Visit,
+    entry: tuple[Any, Array, Array, Array | None],
+    dA: Array,
 ) -> tuple[Any, Array]:
     """Visit each layer of a stack from the top down; return the states and dA below the stack.
 
@@ -53,16 +59,16 @@ def down_stack(
         stack: the layers; None if `state` begins with them, and `visit` updates them.
         state: a tree with a leading axis of K, in which `visit` replaces layer l's part; or None.
         visit: a function of one layer.
-        entry: the cache's Z and A of the stack, and A below it.
+        entry: the cache's Z and A of the stack, A below it, and what dropout kept.
         dA: (n, m), of the highest layer.
     """
-    Z, A, A_below = entry
+    Z, A, A_below, kept = entry
     layers = _layers(stack, state)
     K, k = depth(layers), layers.keep
     if state is None:
         state = zeros_of(jax.eval_shape(visit, None, layer_at(layers, 0), dA, A_below), K)
     if Z is not None:
-        return _down(stack, state, visit, (Z, A, A_below), dA, 0, K)
+        return _down(stack, state, visit, (Z, A, A_below, kept), dA, 0, K)
 
     # Transposed outside of the loop; inside, XLA would copy all of the stored A to columns.
     stored, lowest = A.mT, A_below.mT
@@ -72,8 +78,8 @@ def down_stack(
         below = jnp.where(s > 0, layer_at(stored, jnp.maximum(s - 1, 0)), lowest).mT
         start = s * k
         count = _count(K, k, start)
-        Z_s, A_s = _up(_layers(stack, state), below, start, count, k)
-        state, dA = _down(stack, state, visit, (Z_s, A_s, below), dA_rows.mT, start, count)
+        Z_s, A_s = _up(_layers(stack, state), kept, below, start, count, k)
+        state, dA = _down(stack, state, visit, (Z_s, A_s, below, kept), dA_rows.mT, start, count)
         return (state, dA.mT), None
 
     (state, dA_rows), _ = lax.scan(segment, (state, dA.mT), jnp.arange(A.shape[0]), reverse=True)
@@ -91,13 +97,19 @@ def _count(K: int, k: int, start: Array) -> Array | int:
 
 
 def _up(
-    stack: Layer, A: Array, start: Array | int, count: Array | int, most: int
+    stack: Layer,
+    kept: Array | None,
+    A: Array,
+    start: Array | int,
+    count: Array | int,
+    most: int,
 ) -> tuple[Array, Array]:
     """Return Z and A of `count` layers from number `start` up, in arrays (most, n, m)."""
 
     def one(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         P, Z, A = carry
-        Z_l, A_l = forward_layer(layer_at(stack, start + i), P.mT)
+        layer, kept_l = layer_at((stack, kept), start + i)
+        Z_l, A_l = forward_layer(layer, P.mT, kept_l)
         return A_l.mT, _put(Z, i, Z_l.mT), _put(A, i, A_l.mT)
 
     P = A.mT
@@ -110,7 +122,7 @@ def _down(
     stack: Layer | None,
     state: Any,
     visit: Visit,
-    entry: tuple[Array, Array, Array],
+    entry: tuple[Array, Array, Array, Array | None],
     dA: Array,
     start: Array | int,
     count: Array | int,
@@ -122,7 +134,8 @@ def _down(
     the buffer in place. With the write after the reads of its own iteration, XLA copies the whole
     stack every time: the temporary bytes of the compiled program show it.
     """
-    Z, A, below = (P.mT for P in entry)
+    *arrays, kept = entry
+    Z, A, below = (P.mT for P in arrays)
     top, delayed = start + count - 1, stack is None
 
     def one(i: Array, carry: tuple[Any, Any, Array]) -> tuple[Any, Any, Array]:
@@ -130,12 +143,13 @@ def _down(
         j = count - 1 - i
         l = start + j
         state = _put(state, jnp.minimum(l + 1, top), new) if delayed else state
-        layer, dA = layer_at(_layers(stack, state), l), dA_rows.mT
+        layer, kept_l = layer_at((_layers(stack, state), kept), l)
+        dA = dA_rows.mT
         dZ = error_signal(layer, dA, layer_at(Z, j).mT, layer_at(A, j).mT)
         A_below = jnp.where(j > 0, layer_at(A, jnp.maximum(j - 1, 0)), below).mT
-        new = visit(layer_at(state, l), layer, dZ, A_below)
+        new = visit(layer_at(state, l), layer, dZ, entering(layer, A_below, kept_l))
         state, new = (state, new) if delayed else (_put(state, l, new), ())
-        return state, new, signal_below(layer, dZ, dA).mT
+        return state, new, signal_below(layer, dZ, dA, A_below, kept_l).mT
 
     begin = state, layer_at(state, top) if delayed else (), dA.mT
     state, new, dA_rows = lax.fori_loop(0, count, one, begin)

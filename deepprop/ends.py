@@ -55,7 +55,7 @@ def _of_last_layer(cache: Cache, name: str, value: ArrayLike | None, dtype: jnp.
 
 
 def input_signal(cache: Cache, dZ: Sequence[ArrayLike]) -> Array:
-    """Compute dA[0] = W[1]^T dZ[1]: the derivative of each example's own loss with respect to its inputs.
+    """Compute dA[0] = W[1]^T dZ[1], the derivative of each example's own loss by its inputs.
 
     For residual layers at the bottom of the network the derivative also passes around them:
     dA[0] = W[1]^T dZ[1] + dA[1], and so on up to the first layer that is not residual.
@@ -71,16 +71,14 @@ def input_signal(cache: Cache, dZ: Sequence[ArrayLike]) -> Array:
         dZ: the error signals of that cache, L arrays (n_l, m), without 1/m.
 
     Returns:
-        dA[0] (n_0, m); column i is the derivative of example i's own loss with respect to x_i, without 1/m.
+        dA[0] (n_0, m); column i is the derivative of example i's own loss with respect to x_i,
+        without 1/m.
 
     Raises:
         ValueError: dZ belongs to another network or batch than the cache.
         TypeError: dZ is not real numbers, or `cache` is not a cache.
     """
-    arrays, n = signals(cache, dZ), 1
-    while cache.params[n - 1].residual:  # the last layer never is
-        n += 1
-    return below_residual_layers(cache.params[:n], arrays[:n])
+    return below_residual_layers(cache, signals(cache, dZ))
 
 
 def jacobian(cache: Cache, of: str = "A") -> Array:

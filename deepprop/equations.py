@@ -19,15 +19,17 @@ from jax import Array
 
 from deepprop._arguments import hidden_activation, output_of
 from deepprop._arithmetic import add_up, elementwise, hadamard, multiply, rows
+from deepprop.entry import below_entry, entering
 from deepprop.layers import Layer, type_of_dZ, types_of_A, types_of_dZ, types_of_sums
 
 
-def forward_layer(layer: Layer, A: Array) -> tuple[Array, Array]:
+def forward_layer(layer: Layer, A: Array, kept: Array | None = None) -> tuple[Array, Array]:
     """Compute Z[l] and A[l] (n_l, m) from A[l-1] (n_{l-1}, m)."""
     types = types_of_A(layer)
     W, b, g = layer.W, layer.b.astype(types.result), layer.activation.g
     times = multiply(types)
-    Z = times(W, A) + b  # Z[l] = W[l] A[l-1] + b[l]
+    U = entering(layer, A, kept)  # U[l] = A[l-1], unless the layer normalises or drops
+    Z = times(W, U) + b  # Z[l] = W[l] U[l] + b[l]
     above = elementwise(g, Z)  # A[l] = g[l](Z[l])
     return Z, A + above if layer.residual else above
 
@@ -49,10 +51,11 @@ def output_signal_from(layer: Layer, dA: Array, Z: Array, A: Array) -> Array:
     return rows(dZ.astype(type_of_dZ(layer)))
 
 
-def signal_below(layer: Layer, dZ: Array, dA: Array) -> Array:
-    """Compute dA[l-1] (n_{l-1}, m) from dZ[l] and, for a residual layer, dA[l]."""
+def signal_below(layer: Layer, dZ: Array, dA: Array, A: Array, kept: Array | None = None) -> Array:
+    """Compute dA[l-1] (n_{l-1}, m) from dZ[l], A[l-1] and, for a residual layer, dA[l]."""
     W, times = layer.W, multiply(types_of_dZ(layer), transposed=True)
-    below = times(W.mT, dZ)  # dA[l-1] = W[l]^T dZ[l]
+    dU = times(W.mT, dZ)  # dU[l] = W[l]^T dZ[l]
+    below = below_entry(layer, dU, A, kept)  # dA[l-1] = dU[l], unless the layer normalises or drops
     return below + dA if layer.residual else below
 
 
@@ -64,12 +67,12 @@ def slope(layer: Layer, Z: Array, A: Array) -> Array:
     return elementwise(g.g_prime, Z, A)
 
 
-def layer_gradient(layer: Layer, dZ: Array, A: Array, m: int | Array) -> Layer:
-    """Compute dW[l] and db[l] from dZ[l] (n_l, m) and A[l-1] (n_{l-1}, m).
+def layer_gradient(layer: Layer, dZ: Array, U: Array, m: int | Array) -> Layer:
+    """Compute dW[l] and db[l] from dZ[l] (n_l, m) and U[l] (n_{l-1}, m), which enters the layer.
 
     They are rounded to the parameters' dtype once, after the sum over examples and the division.
     """
     outer, total = add_up(types_of_sums(layer))
-    dW = outer(dZ, A) / m  # dW[l] = 1/m dZ[l] A[l-1]^T
+    dW = outer(dZ, U) / m  # dW[l] = 1/m dZ[l] U[l]^T
     db = total(dZ) / m  # db[l] = 1/m sum_i dZ[l](i)
     return replace(layer, W=dW.astype(layer.W.dtype), b=db.astype(layer.b.dtype))

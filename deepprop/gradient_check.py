@@ -25,7 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params, inputs, output_of, targets_like
-from deepprop._checks import dense_array, example_weights, whole_number
+from deepprop._checks import check_key, dense_array, example_weights, whole_number
 from deepprop._own_backward import as_layers
 from deepprop.backprop import manual_backward, mean_gradient
 from deepprop.equations import forward_layer, slope
@@ -34,7 +34,7 @@ from deepprop.layers import Cache, Params, is_stack
 from deepprop.mixed_precision import with_compute_dtype
 from deepprop.network import mean_loss
 from deepprop.stacks import unstack
-from deepprop.walk import up
+from deepprop.walk import inputs_of_layers, kept_by, keys_of, up
 
 EPS = float(np.finfo(np.float64).eps)
 BYTES_AT_ONCE = 2**23  # for the perturbed Z and A of one chunk of parameters
@@ -50,6 +50,7 @@ def check_gradients(
     backward: Callable[[Cache, Array, Array | None], Params] = manual_backward,
     tolerance: float = 1e-5,
     sample: int | None = None,
+    key: Array | None = None,
 ) -> GradientReport:
     """Compare the gradient of every parameter with central differences, in float64.
 
@@ -77,6 +78,7 @@ def check_gradients(
         tolerance: the allowed relative error, at least 1e-9 and below 1.
         sample: the number of parameters to check, evenly spread; None checks all of them, in a time
             that grows with the square of their number.
+        key: a JAX random key, for layers with dropout; without it nothing is dropped.
 
     Returns:
         The report, if every gradient agrees.
@@ -90,12 +92,14 @@ def check_gradients(
     if not 1e-9 <= tolerance < 1:
         raise ValueError(f"tolerance must be from 1e-9 to below 1, got {tolerance}")
     check_params(params)
+    if key is not None:
+        check_key(key)
     X, Y = dense_array("X", X), dense_array("Y", Y)
     with jax.enable_x64(True):
         params, X, Y = _in_float64((with_compute_dtype(params, None), X, Y))
         X = inputs(params, X)
         w = None if weights is None else example_weights(weights, X.shape[1], np.float64)
-        report = _check(params, X, Y, w, backward, tolerance, sample)
+        report = _check(params, X, Y, w, backward, tolerance, sample, key)
     if not report.ok:
         raise GradientError(report)
     return report
@@ -119,15 +123,16 @@ def _check(
     backward: Callable[..., Params],
     tolerance: float,
     sample: int | None,
+    key: Array | None,
 ) -> GradientReport:
     """Compare the gradients with differences, with smaller steps where a step crosses a kink."""
     A_L = jax.ShapeDtypeStruct((params[-1].W.shape[0], X.shape[1]), np.float64)  # type: ignore[no-untyped-call]
     Y = targets_like(A_L, params, Y)
-    cache, J, grads = _passes(params, X, Y, w)
+    cache, J, grads = _passes(params, X, Y, w, key)
     if backward is not manual_backward:  # not compiled, as it may be written with NumPy
         grads = as_layers(backward(cache, Y, w), params)
     if any(map(is_stack, params)):
-        (cache, *_), grads = _passes(unstack(params), X, Y, w), unstack(grads)
+        (cache, *_), grads = _passes(unstack(params), X, Y, w, key), unstack(grads)
     places, by_hand, steps = _parameters(cache, grads)
     n = by_hand.size
     chosen = (
@@ -210,10 +215,10 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
         Places (n, 3), gradients (n,), steps (n,).
     """
     places, gradients, steps = [], [], []
-    for l, (of_layer, A) in enumerate(zip(grads, cache.A, strict=False)):
+    for l, (of_layer, U) in enumerate(zip(grads, inputs_of_layers(cache), strict=True)):
         wide_grad = np.concatenate([of_layer.W, of_layer.b], axis=1)
         i, j = np.indices(wide_grad.shape)
-        largest = np.maximum(1.0, np.append(np.abs(A).max(axis=1), 1.0))
+        largest = np.maximum(1.0, np.append(np.abs(U).max(axis=1), 1.0))
         places.append(np.stack([np.full_like(i, l), i, j], axis=-1).reshape(-1, 3))
         gradients.append(wide_grad.ravel())
         steps.append(np.broadcast_to(EPS ** (1 / 3) / largest, i.shape).ravel())
@@ -221,9 +226,11 @@ def _parameters(cache: Cache, grads: Params) -> tuple[np.ndarray, np.ndarray, np
 
 
 @jax.jit
-def _passes(params: Params, X: Array, Y: Array, w: Array | None) -> tuple[Cache, Array, Params]:
+def _passes(
+    params: Params, X: Array, Y: Array, w: Array | None, key: Array | None
+) -> tuple[Cache, Array, Params]:
     """Return the cache, J and the gradients by hand, from one compiled program."""
-    cache = up(params, X)
+    cache = up(params, X, keys_of(params, key))
     return cache, mean_loss(cache, Y, w), mean_gradient(cache, Y, w)
 
 
@@ -263,14 +270,15 @@ def _perturbed(cache: Cache, place: Array, h: Array) -> Cache:
     """Return the cache of the forward pass with the parameter at that place increased by h."""
     l, i, j = place
     A, Z = [cache.A[0]], []
-    for k, layer in enumerate(cache.params):
-        inputs = jnp.concatenate([cache.A[k], jnp.ones_like(cache.A[k][:1])])
+    kept = kept_by(cache)
+    for k, (layer, U) in enumerate(zip(cache.params, inputs_of_layers(cache), strict=True)):
+        inputs = jnp.concatenate([U, jnp.ones_like(U[:1])])
         row = (k == l) & (jnp.arange(layer.b.size) == i)
         change = jnp.where(row[:, None], h * inputs[j][None, :], 0)
-        Z_k, A_k = forward_layer(replace(layer, b=layer.b + change), A[-1])
+        Z_k, A_k = forward_layer(replace(layer, b=layer.b + change), A[-1], kept[k])
         Z.append(Z_k)
         A.append(A_k)
-    return Cache(cache.params, tuple(Z), tuple(A))
+    return replace(cache, Z=tuple(Z), A=tuple(A))
 
 
 def _slopes(cache: Cache, Y: Array) -> tuple[Array, ...]:

@@ -30,6 +30,9 @@ class Layer:
             holds the cost. A name works, too, except for the outputs "sigmoid" and "identity",
             which share their name with an activation: write `dp.output("sigmoid")`.
         residual: whether the layer adds its input: A[l] = A[l-1] + g(Z[l]).
+        normalize: "layer" or "rms" to normalise what enters the layer; None to leave it alone.
+        dropout: the probability with which an entry of what enters the layer is dropped, in a
+            forward pass with a key.
         keep: for a stack: the cache stores A of every `keep`-th layer and of the last one; the
             backward pass computes those in between again. 1 stores all Z and A.
         compute_dtype: the dtype to which the factors of matrix products are rounded, and in which
@@ -42,6 +45,8 @@ class Layer:
     residual: bool = field(default=False, metadata={"static": True})
     keep: int = field(default=1, metadata={"static": True})
     compute_dtype: np.dtype | None = field(default=None, metadata={"static": True})
+    normalize: str | None = field(default=None, metadata={"static": True})
+    dropout: float = field(default=0.0, metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Turn a name into an activation, or into an output if no activation has that name."""
@@ -69,6 +74,8 @@ class Cache:
         params: the layers, 1 to L: `params[l - 1]` is layer l.
         Z: Z[1], ..., Z[L], each (n_l, m).
         A: A[0] = X, A[1], ..., A[L], each (n_l, m): `A[l]` is A[l].
+        kept: what dropout kept of the entries that enter each layer: a random key, or a mask
+            (n_{l-1}, m), or None for all; empty if nothing was dropped.
 
     A stack of K layers has one entry in Z and in A, (K, n, m). If the stack stores less (`keep`),
     its entry in Z is None, and that in A holds the stored A alone.
@@ -77,6 +84,7 @@ class Cache:
     params: Params
     Z: tuple[Array, ...]
     A: tuple[Array, ...]
+    kept: tuple[Array | None, ...] = ()
 
 
 def is_stack(layer: Layer) -> bool:

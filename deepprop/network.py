@@ -8,7 +8,7 @@ L layers; m examples, one per column; n_l units in layer l:
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from deepprop import costs
-from deepprop._arguments import inputs, output_of, targets
+from deepprop._arguments import check_entry, inputs, output_of, targets
 from deepprop._checks import (
     by_name,
     check_finite,
@@ -32,7 +32,7 @@ from deepprop.initialisers import INITIALISERS, Wanted, initial_arrays
 from deepprop.layers import Cache, Layer, Params
 from deepprop.mixed_precision import with_compute_dtype
 from deepprop.stacks import one_by_one
-from deepprop.walk import to_the_top, up
+from deepprop.walk import keys_of, to_the_top, up
 
 
 @renamed_argument("products", "compute_dtype")
@@ -47,6 +47,8 @@ def init_params(
     residual: bool = False,
     stack: bool = False,
     compute_dtype: DTypeLike | None = None,
+    normalize: str | Sequence[str | None] | None = None,
+    dropout: float | Sequence[float] = 0.0,
 ) -> Params:
     """Initialise the parameters of a network: random W, and b = 0.
 
@@ -73,38 +75,46 @@ def init_params(
             `deepprop.stack`.
         compute_dtype: the dtype of the factors of matrix products, or "auto": see
             `deepprop.with_compute_dtype`.
+        normalize: "layer" or "rms" to normalise what enters layers 2 to L; or one of them, or None,
+            for each layer. There is no gain and no bias, as W and b hold them: see entry.py.
+        dropout: the probability with which an entry of what enters layers 2 to L is dropped in
+            training; or a sequence of L, for each layer.
 
     Returns:
         L layers, each with W (n_l, n_{l-1}) and b (n_l, 1); with `stack`, fewer entries.
 
     Raises:
         ValueError: a size is below 1, there are fewer than two, a name is unknown, `hidden` is a
-            sequence of another length than L - 1, or no layer can be residual.
+            sequence of another length than L - 1, no layer can be residual, or `normalize` or
+            `dropout` is not one of those above.
         TypeError: `key` is not a random key, a size is not an integer, or `dtype` is not a floating
             type.
     """
     check_key(key)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
+    units = _checked_sizes(list(sizes))
     runs = _runs_of_equal_layers(
-        _checked_sizes(list(sizes)), hidden, costs.output(output), residual
+        units, hidden, costs.output(output), residual, *_entries(len(units) - 1, normalize, dropout)
     )
-    R = sum(K for (*_, adds), K in runs if adds)  # residual layers
+    R = sum(K for kind, K in runs if kind.residual)  # residual layers
     wanted = []
-    for (n_below, n, g, adds), K in runs:
+    for (n_below, n, g, adds, *_), K in runs:
         (variance, draw), _ = by_name("init", init or g.init, INITIALISERS)
         deviation = math.sqrt(variance(n_below, n)) / (R if adds else 1)
         wanted.append(Wanted((n, n_below) if K == 1 else (K, n, n), draw, deviation))
     params: list[Layer] = []
     arrays = initial_arrays(key, tuple(wanted), jnp.dtype(dtype))
-    for ((*_, g, adds), _), (W, b) in zip(runs, arrays, strict=True):
-        equal = Layer(W, b, g, residual=adds)
+    for ((*_, g, adds, norm, p), _), (W, b) in zip(runs, arrays, strict=True):
+        equal = Layer(W, b, g, residual=adds, normalize=norm, dropout=p)
         params += [equal] if stack else one_by_one(equal)
     return with_compute_dtype(tuple(params), compute_dtype)
 
 
-def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
+def forward(params: Params, X: ArrayLike, *, key: Array | None = None) -> tuple[Array, Cache]:
     """Run the forward pass: Z[l] = W[l] A[l-1] + b[l], A[l] = g[l](Z[l]), for l = 1 to L.
+
+    If a layer normalises or drops what enters it, U[l] takes the place of A[l-1]: see entry.py.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -115,15 +125,19 @@ def forward(params: Params, X: ArrayLike) -> tuple[Array, Cache]:
     Args:
         params: the layers, as returned by `init_params`.
         X: (n_0, m), one example per column; cast to the dtype of the parameters.
+        key: a JAX random key, for layers with dropout; without it nothing is dropped.
 
     Returns:
         A[L] (n_L, m), in float32 or wider, and the cache for the backward pass.
 
     Raises:
         ValueError: the shape of X, or of a layer, does not fit the network.
-        TypeError: X is not real numbers, or `params` is not a tuple of layers.
+        TypeError: X is not real numbers, `params` is not a tuple of layers, or `key` is not a key.
     """
-    cache = up(params, inputs(params, X))
+    if key is not None:
+        check_key(key)
+    A_0 = inputs(params, X)
+    cache = up(params, A_0, keys_of(params, key))
     return cache.A[-1], cache
 
 
@@ -204,10 +218,46 @@ def _checked_sizes(sizes: Sequence[int]) -> list[int]:
     return units
 
 
+class _Kind(NamedTuple):
+    """What equal layers share."""
+
+    n_below: int
+    n: int
+    g: Activation | Output
+    residual: bool
+    normalize: str | None
+    dropout: float
+
+
+def _entries(L: int, normalize: Any, dropout: Any) -> tuple[list[str | None], list[float]]:
+    """Return the normalisation and the dropout of what enters each of L layers.
+
+    Raises:
+        ValueError, TypeError: a sequence has another length than L, or as `check_entry`.
+    """
+    entries = []
+    for name, given, none in (("normalize", normalize, None), ("dropout", dropout, 0.0)):
+        single = given is None or isinstance(given, str) or np.ndim(given) == 0
+        entry = [none] + [given] * (L - 1) if single else list(given)
+        if len(entry) != L:
+            raise ValueError(
+                f"{name} must be one for all layers, or L = {L} of them, got {len(entry)}"
+            )
+        entries.append(entry)
+    for l, of_layer in enumerate(zip(*entries, strict=True), start=1):
+        check_entry(f"layer {l}", *of_layer)
+    return entries[0], [float(p) for p in entries[1]]
+
+
 def _runs_of_equal_layers(
-    sizes: list[int], hidden: Any, output: Output, residual: bool
-) -> list[tuple[tuple[int, int, Activation | Output, bool], int]]:
-    """Return (n_{l-1}, n_l, g[l], whether it is residual) of each run of equal layers, and K.
+    sizes: list[int],
+    hidden: Any,
+    output: Output,
+    residual: bool,
+    normalize: list[str | None],
+    dropout: list[float],
+) -> list[tuple[_Kind, int]]:
+    """Return the kind of each run of equal layers, and their number K.
 
     Raises:
         ValueError: `hidden` is a sequence of another length than L - 1, or no layer can be
@@ -226,5 +276,5 @@ def _runs_of_equal_layers(
             f"residual needs a hidden layer with as many units as the one below, got sizes {sizes}"
         )
     g: list[Activation | Output] = [*map(activation, hidden), output]
-    kinds = zip(sizes, sizes[1:], g, adds, strict=False)
+    kinds = map(_Kind, sizes, sizes[1:], g, adds, normalize, dropout)
     return [(kind, len(list(equal))) for kind, equal in groupby(kinds)]

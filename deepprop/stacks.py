@@ -15,11 +15,12 @@ from deepprop.layers import Layer, Params, depth, is_stack
 def stack(params: Params, keep: int | str | None = None) -> Params:
     """Store each run of equal hidden layers as one `Layer`, with W (K, n, n) and b (K, n, 1).
 
-    Equal layers have as many units as inputs, the same activation, and are both residual or both
-    not. A stack compiles to a loop, so compilation takes as long for 1,000 layers as for 10. Every
-    function of deepprop takes stacks, with the same results. Call them under `jit`; outside of it,
-    each call compiles its loop again. An optimizer that uses the norm or the shape of an array
-    (LAMB, Adafactor, Muon) treats a stack as one array; `in_backward` shows it one layer at a time.
+    Equal layers have as many units as inputs and the same activation, and are alike in whether they
+    are residual, normalise and drop. A stack compiles to a loop, so compilation takes as long for
+    1,000 layers as for 10. Every function of deepprop takes stacks, with the same results. Call
+    them under `jit`; outside of it, each call compiles its loop again. An optimizer that uses the
+    norm or the shape of an array (LAMB, Adafactor, Muon) treats a stack as one array; `in_backward`
+    shows it one layer at a time.
 
     >>> import jax, deepprop as dp
     >>> params = dp.stack(dp.init_params(jax.random.key(0), [3, *[8] * 5, 2]))
@@ -85,7 +86,8 @@ def _kind(numbered: tuple[int, Layer]) -> Any:
     i, layer = numbered
     *_, n, n_below = layer.W.shape
     alone = n != n_below or isinstance(layer.activation, Output)
-    return i if alone else (n, layer.activation, layer.residual)
+    kind = n, layer.activation, layer.residual, layer.normalize, layer.dropout
+    return i if alone else kind
 
 
 def _joined(run: list[Layer], keep: int | str | None) -> Layer:

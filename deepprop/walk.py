@@ -4,13 +4,15 @@ Whatever computes with layers does so through this file: it alone tells a stack 
 and recomputes any Z and A that the cache does not store. A function that reads (cache, dZ) is
 therefore written for one layer:
 
-    each_layer(f, cache, dZ)         f(layer, dZ[l], A[l-1]) of each layer
+    each_layer(f, cache, dZ)         f(layer, dZ[l], U[l]) of each layer; U[l] is A[l-1], or what
+                                     a normalisation and dropout make of it
     layer_map(f, layers, *entries)   the same for entries of any kind, such as `columns` returns
     layer_scan(f, start, ...)        a sum over the layers, without storing a term for each
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,21 +24,53 @@ from jax.typing import ArrayLike
 from deepprop._arguments import signals
 from deepprop._arithmetic import rows
 from deepprop._loops import Visit, down_stack, forward_stack, predict_stack
+from deepprop.entry import entering, mask
 from deepprop.equations import error_signal, forward_layer, signal_below
 from deepprop.layers import Cache, Layer, Params, depth, is_stack, top
 
 Start = Callable[[Layer, Array, Array], Array]
 
 
-def up(params: Params, A_0: Array) -> Cache:
+def up(params: Params, A_0: Array, kept: Sequence[Array | None] = ()) -> Cache:
     """Walk up from A[0] to A[L] and return the cache, with the Z and A that each layer stores."""
     A, Z = [rows(A_0)], []
-    for layer in params:
+    for layer, kept_l in zip(params, kept or [None] * len(params), strict=True):
         step = forward_stack if is_stack(layer) else forward_layer
-        Z_l, A_l = step(layer, top(A[-1]))
+        Z_l, A_l = step(layer, top(A[-1]), kept_l)
         Z.append(Z_l)
         A.append(A_l)
-    return Cache(params, tuple(Z), tuple(A))
+    return Cache(params, tuple(Z), tuple(A), tuple(kept))
+
+
+def keys_of(params: Params, key: Array | None) -> tuple[Array | None, ...]:
+    """Return each layer's own key for dropout, made of `key` and the layer's number; K for a stack.
+
+    Returns:
+        None for a layer that drops nothing; nothing at all if no layer does, or without a key.
+    """
+    if key is None or not any(layer.dropout for layer in params):
+        return ()
+    of_number = partial(jax.random.fold_in, key)
+    numbers = by_entry(params, jnp.arange(1, sum(map(depth, params)) + 1))
+    keys = [jax.vmap(of_number)(n) if n.ndim else of_number(n) for n in numbers]
+    return tuple(k if layer.dropout else None for layer, k in zip(params, keys, strict=True))
+
+
+def masks(cache: Cache) -> tuple[Array | None, ...]:
+    """Return `cache.kept` with masks (n_{l-1}, m) in the place of keys, (K, n, m) for a stack.
+
+    A part of the examples can be cut out of a mask; a key would draw another one for them.
+    """
+    drawn = partial(mask, m=cache.A[0].shape[-1])
+    layers = zip(cache.params, cache.kept, strict=False)
+    return tuple(
+        None if kept is None else next(layer_map(drawn, (layer,), [kept])) for layer, kept in layers
+    )
+
+
+def kept_by(cache: Cache) -> Sequence[Array | None]:
+    """Return what dropout kept in each layer, or None for all: see `Cache`."""
+    return cache.kept or [None] * len(cache.params)
 
 
 def to_the_top(params: Params, A_0: Array) -> Array:
@@ -61,7 +95,7 @@ def down(
     Args:
         cache: the cache returned by `forward`.
         start: (output layer, Z[L], A[L]) to dZ[L]: see ends.py.
-        visit: (state, layer, dZ[l], A[l-1]) to the layer's new state.
+        visit: (state, layer, dZ[l], U[l]) to the layer's new state.
         states: the state of each layer before its visit, with a leading axis for a stack; None if
             `visit` needs none.
         in_place: whether each state begins with the layer itself, which `visit` updates: see
@@ -73,39 +107,50 @@ def down(
     """
     states = list(states or [None] * len(cache.params))
     dA = jnp.zeros_like(cache.A[-1])  # not read: `start` gives dZ[L], and layer L is never residual
+    kept = kept_by(cache)
     for i in reversed(range(len(states))):
         layer, Z, A, A_below = cache.params[i], cache.Z[i], cache.A[i + 1], top(cache.A[i])
         if is_stack(layer):
             stack = None if in_place else layer
-            states[i], dA = down_stack(stack, states[i], visit, (Z, A, A_below), dA)
+            entry = Z, A, A_below, kept[i]
+            states[i], dA = down_stack(stack, states[i], visit, entry, dA)
             continue
         last = i == len(states) - 1
         if last:  # noqa: SIM108 - a line for each equation
             dZ = start(layer, Z, A)
         else:
             dZ = error_signal(layer, dA, Z, A)  # dZ[l] = W[l+1]^T dZ[l+1] * g[l]'(Z[l])
-        states[i] = visit(states[i], layer, dZ, A_below)
-        dA = signal_below(layer, dZ, dA) if i or to_inputs else dA
+        states[i] = visit(states[i], layer, dZ, entering(layer, A_below, kept[i]))
+        dA = signal_below(layer, dZ, dA, A_below, kept[i]) if i or to_inputs else dA
     return states, dA
 
 
-def below_residual_layers(layers: Params, dZ: Sequence[Array]) -> Array:
-    """Return dA below the lowest of these layers, of which all but the highest are residual."""
-    dA = jnp.zeros_like(dZ[-1][0] if is_stack(layers[-1]) else dZ[-1])  # not read if not residual
-    for layer, dZ_l in zip(reversed(layers), reversed(dZ), strict=True):
-        if is_stack(layer):
-            dA, _ = lax.scan(
-                lambda dA, one: (signal_below(*one, dA), None), dA, (layer, dZ_l), reverse=True
-            )
-        else:
-            dA = signal_below(layer, dZ_l, dA)
+def below_residual_layers(cache: Cache, dZ: Sequence[Array]) -> Array:
+    """Return dA[0]: the derivative through layer 1 and, if it is residual, also around it.
+
+    The path around residual layers begins above the highest of them, at the first layer that is
+    not residual.
+    """
+    cache, n = recomputed(cache), 1
+    while cache.params[n - 1].residual:  # the last layer never is
+        n += 1
+
+    def below(dA: Array, one: tuple[Layer, Array, Array, Array | None]) -> tuple[Array, None]:
+        layer, dZ_l, A, kept = one
+        return signal_below(layer, dZ_l, dA, A, kept), None
+
+    dA = jnp.zeros_like(top(dZ[n - 1]))  # not read: layer n is not residual
+    entries = list(zip(cache.params, dZ, below_layers(cache), kept_by(cache), strict=True))[:n]
+    for one in reversed(entries):
+        go = partial(lax.scan, below, reverse=True) if is_stack(one[0]) else below
+        dA, _ = go(dA, one)
     return dA
 
 
 def each_layer(
     f: Callable[..., Any], cache: Cache, dZ: Sequence[ArrayLike], out_axes: int = 0
 ) -> tuple[Any, ...]:
-    """Return f(layer, dZ[l], A[l-1]) for each layer; for a stack with a leading axis.
+    """Return f(layer, dZ[l], U[l]) for each layer; for a stack with a leading axis.
 
     Args:
         f: a function of one layer.
@@ -121,7 +166,7 @@ def each_layer(
 
 
 def local(cache: Cache, dZ: Sequence[ArrayLike]) -> tuple[Params, list[Array], list[Array]]:
-    """Return what the gradient of each layer is made of: the layers, all dZ[l] and all A[l-1].
+    """Return what the gradient of each layer is made of: the layers, all dZ[l] and all U[l].
 
     Raises:
         ValueError, TypeError: as `each_layer`.
@@ -159,13 +204,22 @@ def by_entry(params: Params, P: Array) -> list[Array]:
 def recomputed(cache: Cache) -> Cache:
     """Return the cache with all Z and A; those it does not store are computed again."""
     Z, A = list(cache.Z), list(cache.A)
-    for i, layer in enumerate(cache.params):
+    for i, (layer, kept) in enumerate(zip(cache.params, kept_by(cache), strict=True)):
         if Z[i] is None:
-            Z[i], A[i + 1] = forward_stack(replace(layer, keep=1), top(A[i]))
-    return Cache(cache.params, tuple(Z), tuple(A))
+            Z[i], A[i + 1] = forward_stack(replace(layer, keep=1), top(A[i]), kept)
+    return replace(cache, Z=tuple(Z), A=tuple(A))
 
 
 def inputs_of_layers(cache: Cache) -> list[Array]:
+    """Return U[l], which enters layers 1 to L: (n_{l-1}, m), or (K, n, m) for a stack.
+
+    Args:
+        cache: a cache that stores all A.
+    """
+    return list(layer_map(entering, cache.params, below_layers(cache), kept_by(cache)))
+
+
+def below_layers(cache: Cache) -> list[Array]:
     """Return A[l-1] of layers 1 to L: (n_{l-1}, m), or (K, n, m) for a stack.
 
     Args:

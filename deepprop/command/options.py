@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deepprop._arguments import NORMALIZATIONS
 from deepprop.activations import ACTIVATIONS
 from deepprop.command import train
 from deepprop.costs import COSTS, OUTPUTS
@@ -82,6 +83,15 @@ def _depth_options(group: argparse._ArgumentGroup) -> None:
     add("--keep", type=_keep, metavar="K", help="store equal hidden layers as a stack, keep A of"
         " every K-th layer for the backward pass, and recompute the others; 'sqrt' takes about"
         " the square root of their number")  # fmt: skip
+    add(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        help="normalise what enters each layer but the"
+        " first, over its units: layer to mean 0 and variance 1, rms to mean square 1",
+    )
+    add("--dropout", type=_share, default=0.0, metavar="P", help="in training, drop an entry of"
+        " what enters each layer but the first with this probability"
+        " (default: %(default)g)")  # fmt: skip
     add("--compute-dtype", choices=[*NARROW, "auto"], help="dtype of the factors of matrix"
         " products; auto measures whether bfloat16 is faster (default: float32)")  # fmt: skip
     add("--products", dest="compute_dtype", action=_FormerName, choices=NARROW,
@@ -212,6 +222,17 @@ def _positive(text: str) -> float:
         value = float("nan")
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    """Return a number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
     return value
 
 

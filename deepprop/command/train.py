@@ -67,6 +67,8 @@ def train(args: argparse.Namespace) -> int:
         output=output or data.output,
         init=args.init,
         residual=args.residual,
+        normalize=args.normalize,
+        dropout=args.dropout,
         stack=args.residual or args.keep is not None,
     )
     params = dp.with_compute_dtype(params, args.compute_dtype, batch_size=args.batch_size)

@@ -53,9 +53,11 @@ def describe(params: Params) -> str:
 
 def _describe_layer(layer: Layer) -> str:
     """Describe a layer, such as "20 x 64 relu residual" for a stack."""
+    entry = f" {layer.normalize} norm" * bool(layer.normalize)
+    entry += f" dropout {layer.dropout:g}" * bool(layer.dropout)
     times = f"{depth(layer)} x " if is_stack(layer) else ""
     residual = " residual" if layer.residual else ""
-    return f"{times}{layer.W.shape[-2]} {layer.activation.name}{residual}"
+    return f"{times}{layer.W.shape[-2]} {layer.activation.name}{residual}{entry}"
 
 
 def metric_of(params: Params) -> tuple[str, Callable[[Array, Array], Array]]:

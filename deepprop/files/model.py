@@ -28,13 +28,16 @@ from deepprop.mixed_precision import with_compute_dtype
 
 BASE = ("format", "dtype", "activations")
 STATIC = ("residual", "keep", "products")  # products is the former name of compute_dtype
+ENTRY = ("normalize", "dropout")
 ENTRIES = {  # of each format, besides W and b of each layer
     "deepprop model 1": BASE,
     "deepprop model 2": (*BASE, *STATIC),  # for stacks, residual layers and mixed precision
     "deepprop model 3": (*BASE, *STATIC, "contents"),  # the names of all entries of the file
+    # The newest is written only where it is needed, so that earlier versions read the other files.
+    "deepprop model 4": (*BASE, *STATIC, "contents", *ENTRY),  # for normalisation and dropout
 }
-FORMAT = "deepprop model 3"
-RESERVED = {*ENTRIES[FORMAT], "file", "allow_pickle"}  # the last two are arguments of np.savez
+WITH_CONTENTS = ("deepprop model 3", "deepprop model 4")
+OF_NUMPY = ("file", "allow_pickle")  # arguments of np.savez
 HINT = "a model is written by dp.save or deepprop train --save"
 
 
@@ -82,9 +85,10 @@ def save(
     check_params(params)
     for layer in params:
         _check_activation_name(layer)
+    of_network = _arrays(params)
     for name in extra:
-        _check_extra_name(name)
-    arrays = {**_arrays(params), **checked_extras(params, scaling, classes, extra)}
+        _check_extra_name(name, str(of_network["format"]))
+    arrays = {**of_network, **checked_extras(params, scaling, classes, extra)}
     arrays["contents"] = np.array(sorted([*arrays, "contents"]))
     with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -114,10 +118,10 @@ def load(path: str | os.PathLike[str], own: Iterable[Activation | Cost | Output]
         OSError: the file can't be read.
     """
     names = npz_names(path, HINT)
-    arrays = read_npz(path, [name for name in names if _is_reserved(name)], HINT)
-    form = str(arrays.get("format"))
+    form = str(read_npz(path, [name for name in names if name == "format"], HINT).get("format"))
     if form not in ENTRIES:
         raise ValueError(f"{path}: not a model that deepprop saved")
+    arrays = read_npz(path, [name for name in names if _is_reserved(name, form)], HINT)
     _check_contents(path, names, arrays, form)
     return _network(path, arrays, form, {entry.name: entry for entry in own})
 
@@ -147,9 +151,10 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     known = [name for name in ("format", "activations", "contents") if name in names]
     arrays = read_npz(path, known, HINT)
     form = str(arrays.get("format"))
-    if form == FORMAT or ("contents" in names and form not in ENTRIES):
-        _check_contents(path, names, arrays, FORMAT)
-        return read_npz(path, [name for name in names if not _is_reserved(name)])
+    if form in WITH_CONTENTS or ("contents" in names and form not in ENTRIES):
+        form = form if form in ENTRIES else WITH_CONTENTS[0]
+        _check_contents(path, names, arrays, form)
+        return read_npz(path, [name for name in names if not _is_reserved(name, form)])
     L = np.size(arrays.get("activations", ()))
     # Version 0.1.0 accepted extras under any name except those of the network in its own format.
     taken = {*ENTRIES.get(form, ()), *(f"{part}{l + 1}" for l in range(L) for part in "Wb")}
@@ -159,14 +164,18 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _arrays(params: Params) -> dict[str, np.ndarray]:
     """Return the entries of the network: its arrays and its static data."""
     dtype = params[0].W.dtype
+    plain = all(layer.normalize is None and not layer.dropout for layer in params)
     arrays = {
-        "format": np.array(FORMAT),
+        "format": np.array(WITH_CONTENTS[0 if plain else 1]),
         "dtype": np.array(str(dtype)),
         "activations": np.array([layer.activation.name for layer in params]),
         "residual": np.array([layer.residual for layer in params]),
         "keep": np.array([layer.keep for layer in params]),
         "products": np.array(str(params[0].compute_dtype or "")),
     }
+    if not plain:
+        arrays["normalize"] = np.array([layer.normalize or "" for layer in params])
+        arrays["dropout"] = np.array([layer.dropout for layer in params])
     stored = dtype if dtype.kind == "f" else np.dtype(np.float32)  # NumPy has no bfloat16
     for l, layer in enumerate(params, start=1):
         arrays[f"W{l}"] = np.asarray(layer.W).astype(stored)
@@ -174,16 +183,17 @@ def _arrays(params: Params) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _is_reserved(name: str) -> bool:
-    """Return whether the name is an entry of the network in any format, or np.savez's argument."""
-    return name in RESERVED or re.fullmatch(r"[Wb]\d+", name) is not None
+def _is_reserved(name: str, form: str) -> bool:
+    """Return whether the name is an entry of the network in that format, or np.savez's argument."""
+    reserved = {*ENTRIES[WITH_CONTENTS[0]], *ENTRIES[form], *OF_NUMPY}
+    return name in reserved or re.fullmatch(r"[Wb]\d+", name) is not None
 
 
 def _check_contents(
     path: str | os.PathLike[str], names: Iterable[str], arrays: Mapping[str, np.ndarray], form: str
 ) -> None:
     """Raise if the file lacks an entry of its format, or one that its list of contents names."""
-    contents = np.ravel(arrays.get("contents", ())) if form == FORMAT else ()
+    contents = np.ravel(arrays.get("contents", ())) if form in WITH_CONTENTS else ()
     missing = [name for name in (*ENTRIES[form], *map(str, contents)) if name not in names]
     if missing:
         raise ValueError(f"{path}: the model lacks {', '.join(map(repr, missing))}")
@@ -205,13 +215,16 @@ def _network(
     if not names:
         raise ValueError(f"{path}: the model has no layer")
     defaults = {"residual": np.zeros(L, bool), "keep": np.ones(L, int), "products": np.array("")}
-    # Format 1 lacks these entries; an array with such a name is one of its extras.
-    static = {name: arrays[name] if name in ENTRIES[form] else defaults[name] for name in STATIC}
+    defaults |= {"normalize": np.array([""] * L), "dropout": np.zeros(L)}
+    # Earlier formats lack these entries; an array with such a name is one of their extras.
+    known = ENTRIES[form]
+    static = {name: arrays[name] if name in known else defaults[name] for name in defaults}
     try:
         dtype, products = jnp.dtype(str(arrays["dtype"])), str(static["products"]) or None
-        residual, keep = np.ravel(static["residual"]), np.ravel(static["keep"])
-        if not residual.size == keep.size == L:
-            raise ValueError(f"residual and keep must have {L} entries, one per layer")
+        by_layer = [np.ravel(static[name]) for name in ("residual", "keep", *ENTRY)]
+        if not all(values.size == L for values in by_layer):
+            raise ValueError(f"residual, keep, normalize and dropout must have {L} entries each")
+        of_layers = list(zip(*(values.tolist() for values in by_layer), strict=True))
         params = []
         for l, name in enumerate(names, start=1):
             W, b = (arrays[f"{part}{l}"] for part in "Wb")
@@ -221,7 +234,13 @@ def _network(
                 )
             g = _output(name, own) if l == L else activation(own.get(name, name))
             arrays_of_l = jnp.asarray(W, dtype), jnp.asarray(b, dtype)
-            params.append(Layer(*arrays_of_l, g, bool(residual[l - 1]), int(keep[l - 1])))
+            residual, keep, normalize, dropout = of_layers[l - 1]
+            params.append(
+                Layer(
+                    *arrays_of_l, g, bool(residual), int(keep),
+                    normalize=normalize or None, dropout=float(dropout),
+                )
+            )  # fmt: skip
         return with_compute_dtype(tuple(params), products)
     except KeyError as error:
         raise ValueError(f"{path}: the model lacks {error}") from None
@@ -241,9 +260,10 @@ def _output(name: str, own: Mapping[str, Any]) -> Output:
     return output(name)
 
 
-def _check_extra_name(name: str) -> None:
+def _check_extra_name(name: str, form: str) -> None:
     """Raise if `save` can't write an extra array with this name."""
-    if _is_reserved(name) or name.endswith(".npy"):  # np.savez adds .npy, and np.load removes it
+    # np.savez adds .npy to a name, and np.load removes it.
+    if _is_reserved(name, form) or name.endswith(".npy"):
         raise ValueError(
             f"extra {name!r} must have another name: the entries of the file and the arguments"
             " of np.savez are reserved"

@@ -25,8 +25,9 @@ from jax.typing import ArrayLike
 from deepprop._arithmetic import wide
 from deepprop._checks import check_above_zero
 from deepprop.layers import Cache, Params
-from deepprop.network import cost, forward
+from deepprop.network import cost
 from deepprop.signals.gauss_newton import gauss_newton_form
+from deepprop.walk import up
 
 EVERY = 5  # steps between two adaptations of the damping
 LESS = 0.95**EVERY  # the factor by which the damping falls, or rises when divided by it
@@ -137,7 +138,7 @@ def by_quadratic_model(
 
 def _cost(params: Params, cache: Cache, Y: Any, weights: Any) -> Array:
     """Compute J of the cache's examples with other parameters."""
-    return cost(forward(params, cache.A[0])[1], Y, weights)
+    return cost(up(params, cache.A[0], cache.kept), Y, weights)
 
 
 def _reduction_ratio(value: ArrayLike, J_after: Array, predicted: Array) -> Array:

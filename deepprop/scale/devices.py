@@ -30,6 +30,7 @@ from deepprop._checks import (
 )
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Cache, Layer, Params, is_stack
+from deepprop.walk import masks
 
 AXES = ("data", "model")
 WHOLE: tuple[str | None, ...] = (None, None)
@@ -196,9 +197,9 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
     check_mesh(mesh, "data")
 
     def averaged(params: Params, of_examples: Any) -> Params:
-        Z, A, Y, w = of_examples
+        *of_cache, Y, w = of_examples
         own = jnp.sum(w)
-        gradient = backward(Cache(params, Z, A), Y, w)
+        gradient = backward(Cache(params, *of_cache), Y, w)
         scaled = jax.tree.map(lambda leaf: leaf.astype(own.dtype) * own, gradient)
         total, whole = jax.lax.psum((scaled, own), "data")  # type: ignore[no-untyped-call]
         m = jnp.where(whole > 0, whole, 1)  # like sum_of_weights: the gradient is 0 if all w are
@@ -214,7 +215,7 @@ def data_parallel(mesh: Mesh, backward: Backward = manual_backward) -> Backward:
             w = example_weights(weights, m, dtype)
         else:  # dividing by the largest would take one more exchange
             w = plain_weights("weights", weights, m, dtype)
-        of_examples = cache.Z, cache.A, Y, w
+        of_examples = cache.Z, cache.A, masks(cache), Y, w
         by_example = jax.tree.map(lambda leaf: _over_data(leaf.ndim), of_examples)
         by_device = jax.shard_map(
             averaged, mesh=mesh, in_specs=(PartitionSpec(), by_example), out_specs=PartitionSpec(),  # type: ignore[no-untyped-call]

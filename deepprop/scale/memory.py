@@ -99,6 +99,7 @@ def memory_plan(
     - A g of several operations, such as gelu, may need up to five more arrays (n, m) for one layer.
     - An optimizer that uses all layers at once, such as a clip by the global norm, may need the
       updates beside the gradients; `dp.kfac` needs what it computes.
+    - Layers that normalise or drop: XLA may store U and the masks, or compute them again.
     - J needs up to three more arrays (n_L, m), which matters for a wide output.
     - bfloat16 on a CPU: some releases of XLA copy all stored arrays to float32.
 
@@ -168,11 +169,13 @@ def _needs(layer: Layer, m: int, state: Any) -> _Needs:
     A, dZ = n * m * number, n * m * type_of_dZ(layer).itemsize
     Z_and_A = A + (A if _reads_z(layer) else 0)
     dW = (layer.W.size + layer.b.size) // K * wide(layer.W.dtype).itemsize
+    U = 0 if layer.normalize is None and not layer.dropout else n_below * m * number
     if not is_stack(layer):
         dA_below = n_below * m * type_of_dZ(layer).itemsize
-        return _Needs(Z_and_A, 0, dZ + dA_below + (0 if state is None else dW), _bytes(layer))
+        working = U + dZ + dA_below + (0 if state is None else dW)
+        return _Needs(Z_and_A + U, 0, working, _bytes(layer))
     # dA[l], dZ[l] and A[l-1]; W[l], copied out of the stack, and dW[l]; one layer's new state.
-    working = 2 * dZ + A + _bytes(layer) // K + dW + _bytes(state) // K
+    working = 2 * dZ + A + 2 * U + _bytes(layer) // K + dW + _bytes(state) // K
     if k == 1:
         return _Needs(K * Z_and_A, 0, working, _bytes(layer))
     below = A  # below the segment, copied out of the stored ones

@@ -18,11 +18,12 @@ from deepprop._arguments import check_cache, check_like
 from deepprop._arithmetic import product, wide
 from deepprop._checks import example_weights, sum_of_weights
 from deepprop.backprop import error_signals, gradients
+from deepprop.entry import along_entry, entering
 from deepprop.equations import slope
 from deepprop.layers import Cache, Layer, Params, type_of_dZ
 from deepprop.signals.fisher import entry_for_output
 from deepprop.signals.moments import squared_gradients
-from deepprop.walk import inputs_of_layers, layer_scan, recomputed
+from deepprop.walk import below_layers, kept_by, layer_scan, recomputed
 
 
 def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Params:
@@ -72,7 +73,8 @@ def tangent(cache: Cache, V: Params) -> Array:
 
         RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]        RA[l] = g[l]'(Z[l]) * RZ[l]
 
-    A residual layer adds RA[l-1] to RA[l].
+    A residual layer adds RA[l-1] to RA[l]. If a layer normalises or drops what enters it, U[l] and
+    RU[l] take the places of A[l-1] and RA[l-1].
 
     Args:
         cache: the cache returned by `forward`.
@@ -88,22 +90,28 @@ def tangent(cache: Cache, V: Params) -> Array:
     check_like("V", V, cache.params)
     cache = recomputed(cache)
     RA = jnp.zeros(cache.A[0].shape, type_of_dZ(cache.params[0]))
-    (*hidden, last), (*directions, v), (*inputs, A) = cache.params, V, inputs_of_layers(cache)
-    entries = directions, cache.Z[:-1], inputs, cache.A[1:-1]
-    RA = layer_scan(_tangent_above, RA, tuple(hidden), *entries)
-    return _tangent_at(RA, last, v, A, cache.Z[-1].dtype)
+    entries = list(zip(V, below_layers(cache), kept_by(cache), strict=True))
+    hidden = zip(*entries[:-1], strict=True) if entries[:-1] else ((), (), ())
+    RA = layer_scan(_tangent_above, RA, cache.params[:-1], *hidden, cache.Z[:-1], cache.A[1:-1])
+    return _tangent_at(RA, cache.params[-1], *entries[-1], cache.Z[-1].dtype)
 
 
-def _tangent_at(RA: Array, layer: Layer, v: Layer, A_below: Array, dtype: np.dtype) -> Array:
-    """RZ[l] = V[l] A[l-1] + v[l] + W[l] RA[l-1]."""
+def _tangent_at(
+    RA: Array, layer: Layer, v: Layer, A: Array, kept: Array | None, dtype: np.dtype
+) -> Array:
+    """RZ[l] = V[l] U[l] + v[l] + W[l] RU[l], from A[l-1] and RA[l-1]."""
     times = partial(product, dtype=dtype, factors=layer.compute_dtype)
-    at: Array = times(v.W, A_below) + v.b.astype(dtype) + times(layer.W, RA)
+    U, RU = entering(layer, A, kept), along_entry(layer, RA, A, kept)
+    at: Array = times(v.W, U) + v.b.astype(dtype) + times(layer.W, RU)
     return at
 
 
-def _tangent_above(RA: Array, layer: Layer, v: Layer, Z: Array, A_below: Array, A: Array) -> Array:
+def _tangent_above(
+    RA: Array, layer: Layer, v: Layer, A_below: Array, kept: Array | None, Z: Array, A: Array
+) -> Array:
     """RA[l], in the dtype of dZ[l]: V may differ from A in size as much as a gradient does."""
-    through = slope(layer, Z, A).astype(RA.dtype) * _tangent_at(RA, layer, v, A_below, RA.dtype)
+    RZ = _tangent_at(RA, layer, v, A_below, kept, RA.dtype)
+    through = slope(layer, Z, A).astype(RA.dtype) * RZ
     above: Array = RA + through if layer.residual else through
     return above
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._arguments import check_cache, signals
+from deepprop._arguments import check_cache
 from deepprop._arithmetic import wide
-from deepprop.backprop import gradients
-from deepprop.layers import Cache, Params, like
+from deepprop.backprop import gradient_of, gradients, weights_of
+from deepprop.layers import Cache, Layer, Params, like
 from deepprop.mixed_precision import with_compute_dtype
 from deepprop.signals.per_example import per_example_norms
-from deepprop.walk import recomputed
+from deepprop.walk import each_layer, recomputed
 
 
 def squared_gradients(
@@ -53,9 +53,12 @@ def squared_gradients(
         Dangel et al. 2020, BackPACK, arXiv:1912.10985.
     """
     widened = _widened(cache)
-    squares = replace(widened, A=tuple(jnp.square(A) for A in widened.A))
-    dZ_squares = [jnp.square(dZ_l) for dZ_l in signals(widened, dZ)]
-    return like(cache.params, gradients(squares, dZ_squares, weights))
+    gradient = gradient_of(widened, weights_of(widened, weights))
+
+    def of_squares(layer: Layer, dZ: Array, A: Array) -> Layer:
+        return gradient(layer, jnp.square(dZ), jnp.square(A))
+
+    return like(cache.params, each_layer(of_squares, widened, dZ))
 
 
 def gradient_variance(
@@ -157,5 +160,8 @@ def gradient_noise_scale(cache: Cache, dZ: Sequence[Array]) -> NoiseScale:
 def _widened(cache: Cache) -> Cache:
     """The same in the dtype in which sums are computed: squares need its range."""
     check_cache(cache)
-    widened: Cache = jax.tree.map(lambda x: x.astype(wide(x.dtype)), recomputed(cache))
-    return replace(widened, params=with_compute_dtype(widened.params, None))
+    cache = recomputed(cache)
+    arrays = jax.tree.map(lambda x: x.astype(wide(x.dtype)), replace(cache, kept=()))
+    params = with_compute_dtype(arrays.params, None)
+    widened: Cache = replace(arrays, params=params, kept=cache.kept)
+    return widened

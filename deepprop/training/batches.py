@@ -29,7 +29,7 @@ from deepprop.backprop import Backward
 from deepprop.layers import Params
 from deepprop.training.advice import advice_for
 from deepprop.training.epoch import Trained, end_of_epoch, minibatch, no_sums
-from deepprop.training.examples import examples
+from deepprop.training.examples import dropout_key, examples
 from deepprop.training.identity import name_of
 from deepprop.training.loop import Training
 from deepprop.training.programs import Programs
@@ -78,7 +78,10 @@ def _takes_one_argument(function: Callable[..., Any]) -> bool:
 
 
 def batches_training(
-    batches: Batches, optimizer: optax.GradientTransformation, backward: Backward
+    batches: Batches,
+    optimizer: optax.GradientTransformation,
+    backward: Backward,
+    key: Array | None,
 ) -> Training:
     """Return the way of training on batches as they come.
 
@@ -88,14 +91,15 @@ def batches_training(
         batches: as for `fit_batches`.
         optimizer: an optax transformation.
         backward: maps (cache, Y, weights) to gradients like params.
+        key: a JAX random key for dropout, or None.
     """
     latest: list[Array] = []  # X of the latest batch, for the advice
     train = partial(
-        _epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward, latest=latest
-    )
-    return Training(
-        train, lambda: {"backward": backward}, lambda state: advice_for(latest[0], state)
-    )
+        _epoch_of_batches, batches=batches, optimizer=optimizer, backward=backward, key=key,
+        latest=latest,
+    )  # fmt: skip
+    identity = {"backward": backward} if key is None else {"backward": backward, "key": key}
+    return Training(train, lambda: identity, lambda state: advice_for(latest[0], state))
 
 
 def _epoch_of_batches(
@@ -106,6 +110,7 @@ def _epoch_of_batches(
     batches: Batches,
     optimizer: optax.GradientTransformation,
     backward: Backward,
+    key: Array | None,
     latest: list[Array],
 ) -> Trained:
     """Train for one epoch and return the result of `end_of_epoch`; J is taken before each step.
@@ -120,13 +125,16 @@ def _epoch_of_batches(
             f"batches({epoch}) must return an iterable of (X, Y), got {type(drawn).__name__}"
         )
     copy, sums, size = partial(_checked_copy, params), no_sums(params), 0
+    of_epoch = None if key is None else dropout_key(params, jax.random.fold_in(key, epoch))
     params = jax.tree.map(jnp.copy, params)  # each step donates its params; the caller's stay
-    for X, Y, w in _ahead(copy, drawn, epoch):
+    for i, (X, Y, w) in enumerate(_ahead(copy, drawn, epoch)):
+        of_batch = None if of_epoch is None else jax.random.fold_in(of_epoch, i)
         before, size = sums, max(size, X.shape[0])
         latest[:] = [X]
         params, state, sums = _train_minibatch(
-            (params, state), sums, *_filled(X, Y, w, size), optimizer=optimizer, backward=backward
-        )
+            (params, state), sums, *_filled(X, Y, w, size), of_batch,
+            optimizer=optimizer, backward=backward,
+        )  # fmt: skip
         # Wait for the previous step, so that only one batch is drawn ahead.
         jax.block_until_ready(before)  # type: ignore[no-untyped-call]
     if not size:
@@ -136,7 +144,13 @@ def _epoch_of_batches(
 
 
 def _minibatch(
-    params_and_state: Any, sums: Any, X: Array, Y: Array, weights: Array | None, **static: Any
+    params_and_state: Any,
+    sums: Any,
+    X: Array,
+    Y: Array,
+    weights: Array | None,
+    key: Array | None,
+    **static: Any,
 ) -> Any:
     """Take one step on a batch with one example per row.
 
@@ -146,7 +160,7 @@ def _minibatch(
     w = share = None
     if weights is not None:
         w, share = over_largest(weights), jnp.sum(weights)
-    return minibatch((*params_and_state, sums), X, Y, w, share, **static)
+    return minibatch((*params_and_state, sums), X, Y, w, share, key, **static)
 
 
 _train_minibatch = Programs(_minibatch, static=("optimizer", "backward"), donate_argnums=(0,))

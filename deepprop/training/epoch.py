@@ -30,7 +30,7 @@ from deepprop.layers import Cache, Params
 from deepprop.network import forward, mean_loss
 from deepprop.optimizers.fused_update import InBackward, check_optimizer, update_in_backward
 from deepprop.optimizers.optax_calls import check_state, updated
-from deepprop.training.examples import forward_checked
+from deepprop.training.examples import dropout_key, forward_checked
 from deepprop.training.programs import Programs
 from deepprop.training.record import Recorded, columns_of, recorder
 from deepprop.training.shuffle import gathered, minibatches
@@ -39,6 +39,7 @@ Step = Callable[..., tuple[Params, optax.OptState, Array]]
 Sums = tuple[Array, Array]  # sum of w J, and sum of w, over an epoch's minibatches so far
 Carry = tuple[Params, optax.OptState, Sums]
 Trained = tuple[Params, optax.OptState, dict[str, Array], Array]
+fold_in_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
 
 
 def step(
@@ -90,8 +91,8 @@ def train_step(
         backward: maps (cache, Y, weights) to gradients like params.
 
     Returns:
-        step(params, state, X, Y, weights=None) -> (params, state, J), with X (n_0, m), Y (n_L, m),
-        weights (m,), and J before the update.
+        step(params, state, X, Y, weights=None, key=None) -> (params, state, J), with X (n_0, m), Y
+        (n_L, m), weights (m,), and J before the update. A network with dropout needs a key.
 
     Raises:
         TypeError: `optimizer` is not an optax transformation.
@@ -101,12 +102,18 @@ def train_step(
     check_training(optimizer, backward)
 
     def checked(
-        params: Params, state: optax.OptState, X: Array, Y: Array, weights: ArrayLike | None = None
+        params: Params,
+        state: optax.OptState,
+        X: Array,
+        Y: Array,
+        weights: ArrayLike | None = None,
+        key: Array | None = None,
     ) -> tuple[Params, optax.OptState, Array]:
         w = None
         if weights is not None:
             w = example_weights(weights, X.shape[-1], wide(params[0].W.dtype))
-        _, cache = forward(params, X)
+        check_dropout(params, key)
+        _, cache = forward(params, X, key=key)
         Y = real_array("Y", Y)
         check_shape("Y", Y.shape, *cache.A[-1].shape)
         return step(cache, Y, w, state, optimizer=optimizer, backward=backward)
@@ -120,6 +127,7 @@ def minibatch(
     Y: Array,
     w: Array | None,
     share: Array | None = None,
+    key: Array | None = None,
     *,
     optimizer: optax.GradientTransformation,
     backward: Backward,
@@ -127,11 +135,11 @@ def minibatch(
     """Take one step on a minibatch with one example per row, and return the next carry.
 
     The epoch's J is a weighted mean over minibatches; `share` is the weight of this one. By default
-    it is the sum of w, or the number of examples.
+    it is the sum of w, or the number of examples. `key` is for dropout.
     """
     params, state, (total, weight) = carry
     m, X, Y = X.shape[0], X.T, Y.T
-    cache = forward_checked(params, X)
+    cache = forward_checked(params, X, key)
     params, state, J = step(cache, Y, w, state, optimizer=optimizer, backward=backward)
     if share is None:
         share = jnp.asarray(m, total.dtype) if w is None else jnp.sum(w)
@@ -191,7 +199,7 @@ def one_epoch(
     Args:
         params: the layers.
         state: the optimizer's state.
-        key: a JAX random key, for the order.
+        key: a JAX random key, for the order and for dropout.
         epoch: its number; the order depends on `key` and this number.
         X: (M, n_0), one example per row.
         Y: (M, n_L), one example per row.
@@ -217,27 +225,28 @@ def one_epoch(
         if m is None
         else minibatches(key, m, batch_size, length=length)
     )
-    steps = len(index)
+    steps, of_dropout = len(index), dropout_key(params, key)
+    keys = of_dropout if of_dropout is None else fold_in_each(of_dropout, jnp.arange(steps))
     if w is None and (m is not None or steps * batch_size > length):
         w = jnp.ones(length, wide(params[0].W.dtype))
     train = partial(minibatch, optimizer=optimizer, backward=backward)
     # The scan carries the records, so their shapes must be known before it: a minibatch shows them.
-    records = recorder(record, record_every, steps, params, X[:batch_size], Y[:batch_size])
+    records = recorder(record, record_every, steps, params, X[:batch_size], Y[:batch_size], key)
 
     def of_batch(
-        carry: tuple[Carry, Any], batch: tuple[Array, Array]
+        carry: tuple[Carry, Any], batch: tuple[Array, Array, Array | None]
     ) -> tuple[tuple[Carry, Any], None]:
         before, recorded = carry
-        index, count = batch
+        index, count, key = batch
         X_batch, Y_batch = gathered(X, index), gathered(Y, index)
         w_batch = None if w is None else jnp.where(count, gathered(w, index), 0)
-        after = train(before, X_batch, Y_batch, w_batch)
+        after = train(before, X_batch, Y_batch, w_batch, key=key)
         check_state(before[1], after[1])
-        recorded = records.update(recorded, before[0], after[0], X_batch, Y_batch)
+        recorded = records.update(recorded, before[0], after[0], X_batch, Y_batch, key)
         return (after, recorded), None
 
     start = (params, state, no_sums(params)), records.empty
-    (trained, recorded), _ = jax.lax.scan(of_batch, start, (index, counted))
+    (trained, recorded), _ = jax.lax.scan(of_batch, start, (index, counted, keys))
     return end_of_epoch(*trained, columns_of(recorded))
 
 
@@ -246,6 +255,16 @@ train_epoch = Programs(
     static=("optimizer", "backward", "batch_size", "record", "record_every", "shards"),
     donate_argnums=(1,),  # the state
 )
+
+
+def check_dropout(params: Params, key: Array | None) -> None:
+    """Raise if the network drops entries in training, and there is no key to draw them from.
+
+    Raises:
+        ValueError: it does, and `key` is None.
+    """
+    if key is None and any(layer.dropout for layer in params):
+        raise ValueError("key must be a JAX random key, as the network has dropout, got None")
 
 
 def check_training(optimizer: optax.GradientTransformation, backward: Backward) -> None:

@@ -26,7 +26,9 @@ from deepprop.layers import Cache, Params
 from deepprop.scale.devices import check_together
 from deepprop.training.advice import advice_for
 from deepprop.training.rows import Values, rows_of
-from deepprop.walk import up
+from deepprop.walk import keys_of, up
+
+DROPOUT = 0x64726F70  # tells keys for dropout from those for the order of the examples
 
 
 class Data(NamedTuple):
@@ -151,10 +153,16 @@ def in_memory(
     return Data(X, Y, w, np.int32(m)), batch_size
 
 
-def forward_checked(params: Params, X: Array) -> Cache:
+def forward_checked(params: Params, X: Array, key: Array | None = None) -> Cache:
     """Run the forward pass on X (n_0, m) that was checked, and return the cache."""
     first = params[0]
-    return up(params, X.astype(first.compute_dtype or first.W.dtype))
+    return up(params, X.astype(first.compute_dtype or first.W.dtype), keys_of(params, key))
+
+
+def dropout_key(params: Params, key: Array) -> Array | None:
+    """Return a key for dropout, made of one that has another use; None if no layer drops."""
+    drops = any(layer.dropout for layer in params)
+    return jax.random.fold_in(key, DROPOUT) if drops else None
 
 
 def identity_of_data(data: Data, key: Array, batch_size: int, backward: Backward) -> dict[str, Any]:

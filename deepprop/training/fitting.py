@@ -22,7 +22,7 @@ from deepprop.optimizers.optax_calls import started
 from deepprop.scale.devices import shard_like, shards_of
 from deepprop.training.batches import Batches, batches_training, check_batches
 from deepprop.training.checkpoint import Checkpoint
-from deepprop.training.epoch import Trained, check_training, train_epoch
+from deepprop.training.epoch import Trained, check_dropout, check_training, train_epoch
 from deepprop.training.examples import Data, identity_of_data, in_memory
 from deepprop.training.former_arguments import takes_former_arguments
 from deepprop.training.identity import name_of
@@ -80,8 +80,8 @@ def fit(
         first_epoch: the number of this call's first epoch; see `state`.
         batch_size: examples per step, at most m. If it does not divide m, the last minibatch of an
             epoch is filled with examples of weight 0.
-        key: a JAX random key, for the order of the examples. Each epoch's order depends on the key
-            and the epoch's number.
+        key: a JAX random key, for the order of the examples and for dropout. Both depend on the key
+            and on the epoch's number.
         weights: (m,), one per example; J of a minibatch is its weighted mean.
         validation: (X, Y) or (X, Y, weights), on which the cost is measured after each epoch; or a
             `Validation`, which adds metrics and early stopping.
@@ -154,6 +154,7 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     backward: Backward = manual_backward,
     state: optax.OptState | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
+    key: Array | None = None,
 ) -> Fit:
     """Train on batches as they come, for data that does not fit in memory.
 
@@ -181,6 +182,7 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
             `lambda epoch: ((x.T, y.T) for x, y in loader)`. An error during training is raised only
             when the batch that is being drawn is complete.
         epochs: the number of passes over the batches.
+        key: a JAX random key, which a network with dropout needs.
 
     Returns:
         A `Fit`: params, state, history, and why training stopped.
@@ -191,10 +193,13 @@ def fit_batches(  # noqa: D417 - the arguments that fit has are described there
     """
     check_training(optimizer, backward)
     check_params(params)
+    check_dropout(params, key)
+    if key is not None:
+        check_key(key)
     epochs = whole_number("epochs", epochs)
     check_batches(batches, epochs)
     return run_or_resume(
-        batches_training(batches, optimizer, backward), measure_of(params, validation),
+        batches_training(batches, optimizer, backward, key), measure_of(params, validation),
         _start(params, optimizer, state), checkpoint,
         epochs=epochs, first_epoch=first_epoch, callbacks=callbacks,
     )  # fmt: skip

@@ -46,7 +46,7 @@ from deepprop.signals.clipping import clip_factors, max_norms
 from deepprop.signals.per_example import per_example_norms
 from deepprop.training.accountant import noise_for, spending
 from deepprop.training.epoch import Sums, Trained, all_finite, end_of_epoch, no_sums
-from deepprop.training.examples import Data, forward_checked, identity_of_data
+from deepprop.training.examples import Data, dropout_key, forward_checked, identity_of_data
 from deepprop.training.loop import Training
 from deepprop.training.programs import Programs
 from deepprop.walk import by_entry, layer_map, recomputed
@@ -209,7 +209,9 @@ def one_private_epoch(
         params, state, sums = carry
         of_sample, of_noise = jax.random.split(key)
         taken = jax.random.bernoulli(of_sample, q, (m,))
-        total, sums = _clipped_sum(params, X, Y, taken, sums, block=block, privacy=privacy)
+        total, sums = _clipped_sum(
+            params, X, Y, taken, sums, dropout_key(params, key), block=block, privacy=privacy
+        )
         noisy = _with_noise(total, deviation, of_noise)
         grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), noisy, params)
         updates, new = updated(optimizer, grads, state, params)
@@ -230,7 +232,15 @@ private_epoch = Programs(
 
 
 def _clipped_sum(
-    params: Params, X: Array, Y: Array, taken: Array, sums: Sums, *, block: int, privacy: Privacy
+    params: Params,
+    X: Array,
+    Y: Array,
+    taken: Array,
+    sums: Sums,
+    key: Array | None,
+    *,
+    block: int,
+    privacy: Privacy,
 ) -> tuple[Params, Sums]:
     """Sum the clipped g_i over the examples taken, one block at a time, and add their J to `sums`.
 
@@ -246,7 +256,8 @@ def _clipped_sum(
         done, total, (J_sum, weight) = carry
         i = jax.lax.dynamic_slice(index, (done,), (block,))
         counted = done + jnp.arange(block) < count
-        cache = forward_checked(wide_params, X[i].T)
+        of_block = None if key is None else jax.random.fold_in(key, done)
+        cache = forward_checked(wide_params, X[i].T, of_block)
         clipped = _clipped_sum_of_block(cache, Y[i].T, counted, privacy)
         w = counted.astype(dtype)
         n = jnp.sum(w)

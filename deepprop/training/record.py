@@ -60,16 +60,22 @@ class Recorder(NamedTuple):
     Attributes:
         empty: the records before the first step: the number of steps done, and zeros with one entry
             per record.
-        update: update(records, params_before, params_after, X_rows, Y_rows) returns the records
-            after one more step.
+        update: update(records, params_before, params_after, X_rows, Y_rows, key) returns the
+            records after one more step; the key is for dropout, or None.
     """
 
     empty: Any
-    update: Callable[[Any, Params, Params, Array, Array], Any]
+    update: Callable[[Any, Params, Params, Array, Array, Array | None], Any]
 
 
 def recorder(
-    record: Recorded | None, every: int, steps: int, params: Params, X: Array, Y: Array
+    record: Recorded | None,
+    every: int,
+    steps: int,
+    params: Params,
+    X: Array,
+    Y: Array,
+    key: Array | None,
 ) -> Recorder:
     """Return a `Recorder` for every k-th step of an epoch, starting with the first.
 
@@ -83,12 +89,13 @@ def recorder(
         params: the layers.
         X: (batch_size, n_0), any minibatch; only its shape matters.
         Y: (batch_size, n_L), its targets.
+        key: any key, for layers with dropout.
     """
     if record is None:
         return Recorder((), lambda records, *_: records)
 
-    def of_step(before: Params, after: Params, X: Array, Y: Array) -> Any:
-        cache = forward_checked(before, X.T)
+    def of_step(before: Params, after: Params, X: Array, Y: Array, key: Array | None) -> Any:
+        cache = forward_checked(before, X.T, key)
         dZ = error_signals(cache, Y.T)
         return record(cache, dZ, jax.tree.map(jnp.subtract, after, before))
 
@@ -101,7 +108,7 @@ def recorder(
 
         return step + 1, jax.lax.cond(step % every == 0, write, lambda: records)
 
-    one = jax.eval_shape(of_step, params, params, X, Y)
+    one = jax.eval_shape(of_step, params, params, X, Y, key)
     entries = -(-steps // every)
     empty = jax.tree.map(lambda leaf: jnp.zeros((entries, *leaf.shape), leaf.dtype), one)
     return Recorder((jnp.zeros((), jnp.int32), empty), update)

@@ -51,6 +51,8 @@ def _description(layer: Layer, skip: int) -> str:
     *stack, n, _ = layer.W.shape[skip:]
     words = [f"{n} {layer.activation.name}", *(f"{K} times" for K in stack)]
     words += ["residual"] if layer.residual else []
+    words += [f"normalize {layer.normalize}"] if layer.normalize else []
+    words += [f"dropout {layer.dropout}"] if layer.dropout else []
     words += [str(layer.compute_dtype)] if layer.compute_dtype else []
     return " ".join(words)
 

@@ -3,7 +3,7 @@
 from deepprop import files, optimizers, scale, signals, training
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
-from deepprop.costs import Cost, Output, output
+from deepprop.costs import Cost, Output
 from deepprop.ends import input_signal, jacobian
 from deepprop.files import export, load, load_extra, save
 from deepprop.gradient_check import check_gradients
@@ -12,6 +12,7 @@ from deepprop.layers import Cache, Layer
 from deepprop.mixed_precision import with_compute_dtype, with_products
 from deepprop.network import cost, forward, init_params, predict
 from deepprop.optimizers import by_quadratic_model, in_backward, kfac, scale_by_kfac, weight_mask
+from deepprop.outputs import output
 from deepprop.scale import MemoryPlan, data_parallel, memory_plan, mesh, place, place_examples
 from deepprop.signals import (
     Diagnosis,

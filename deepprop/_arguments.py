@@ -14,6 +14,7 @@ from deepprop._checks import check_shape, check_unmasked, is_known, real_array
 from deepprop.activations import Activation
 from deepprop.costs import Output
 from deepprop.layers import Cache, Layer, Params, type_of_dZ
+from deepprop.outputs import target_rows
 
 ROUNDING = 1e-6  # how far a value of Y may lie outside of the output's domain
 
@@ -97,7 +98,7 @@ def type_of_inputs(params: Params) -> np.dtype:
 
 
 def targets(cache: Cache, Y: ArrayLike) -> Array:
-    """Return Y as an array of A[L]'s shape and dtype.
+    """Return Y as an array with A[L]'s dtype and, for most outputs, shape: see `Output.units`.
 
     Raises:
         ValueError: the shape differs, or a value lies outside of the output's domain. Under `jit`,
@@ -109,16 +110,17 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
 
 
 def targets_like(A: Any, params: Params, Y: ArrayLike) -> Array:
-    """Return Y as an array of the shape and dtype of A, which is A[L] or has its shape and dtype.
+    """Return Y as an array that fits A, which is A[L] or has its shape and dtype.
 
     Raises:
         ValueError, TypeError: as `targets`.
     """
     Y = real_array("Y", Y, A.dtype)
-    check_shape("Y", Y.shape, *A.shape)
+    output = output_of(params)
+    check_shape("Y", Y.shape, target_rows(output, A.shape[0]), A.shape[1])
     if is_known(Y):
         numbers = np.asarray(Y)
-        check_domain("Y", numbers.min(), numbers.max(), output_of(params))
+        check_domain("Y", numbers.min(), numbers.max(), output)
     return Y
 
 
@@ -223,7 +225,7 @@ def check_params(params: Any) -> None:
             )
         if l < len(params):
             hidden_activation(layer)
-    output_of(params)
+    target_rows(output_of(params), params[-1].W.shape[-2])
 
 
 def _check_unmasked(name: str, layers: Params) -> None:

@@ -203,11 +203,11 @@ class EqualPartial:
     compile again, and trees of parameters and gradients would not match.
     """
 
-    f: Callable[..., Array]
+    f: Callable[..., Any]
     first: tuple[Any, ...] = ()
     named: tuple[tuple[str, float], ...] = ()
 
-    def __call__(self, *args: Array) -> Array:
+    def __call__(self, *args: Any) -> Any:
         """Return f(*first, *args, **named)."""
         return self.f(*self.first, *args, **dict(self.named))
 

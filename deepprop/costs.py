@@ -12,19 +12,15 @@ lose its digits to cancellation.
 """
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from deepprop._checks import by_name
 from deepprop.activations import (
-    Activation,
     EqualPartial,
-    activation,
     identity,
     identity_prime,
     sigmoid,
@@ -62,6 +58,11 @@ def no_dZ(Z: Array, A: Array, Y: Array) -> Array:
     return no_loss(Z, Y)
 
 
+def one_each(targets: int) -> int:
+    """Return n_L of an output with one unit for each row of Y."""
+    return targets
+
+
 @dataclass(frozen=True)
 class Output:
     """An output layer with its cost: A[L] = g(Z[L]), the loss of each example, and dZ[L].
@@ -76,6 +77,7 @@ class Output:
         dZ: maps (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
         init: the initialisation of W that suits it, as in `Activation`.
         dZ_from_dA: maps (Z, A, dA) to dZ[L], for a dA[L] (n_L, m) that the caller brings.
+        units: maps the number of rows of Y to n_L, the number of output units.
         domain: the smallest and largest value that Y may have; outside, the loss has no minimum.
     """
 
@@ -86,6 +88,7 @@ class Output:
     init: str = field(default="glorot_normal", repr=False)
     domain: tuple[float, float] = field(default=UNBOUNDED, repr=False)
     dZ_from_dA: Callable[[Array, Array, Array], Array] = field(default=no_dZ_from_dA, repr=False)
+    units: Callable[[int], int] = field(default=one_each, repr=False)
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,14 @@ class Cost:
         loss: maps (A, Y) to the losses L(i), (m,).
         dA: maps (A, Y) to dA[L] (n_L, m); column i is the derivative of L(i), without 1/m.
         parameter: for built-in costs, the keyword of loss and dA that "name(0.5)" sets.
+        below: for built-in costs, what that parameter must be below.
     """
 
     name: str
     loss: Callable[..., Array] = field(repr=False)
     dA: Callable[..., Array] = field(repr=False)
     parameter: str | None = field(default=None, repr=False)
+    below: float = field(default=math.inf, repr=False)
 
 
 def canonical_dZ(Z: Array, A: Array, Y: Array) -> Array:
@@ -199,11 +204,79 @@ def huber_dA(A: Array, Y: Array, delta: float = 1.0) -> Array:
     return jnp.clip(A - Y, -delta, delta)
 
 
+def quantile(A: Array, Y: Array, tau: float = 0.5) -> Array:
+    """L = sum_k of tau r where r > 0, else (tau - 1) r, with r = Y - A (the pinball loss)."""
+    r = Y - A
+    return jnp.sum(jnp.maximum(tau * r, (tau - 1) * r), axis=-2)
+
+
+def quantile_dA(A: Array, Y: Array, tau: float = 0.5) -> Array:
+    """dA = -tau where A < Y, 1 - tau where A > Y. At the kink A = Y it is 0."""
+    return jnp.where(A < Y, -tau, jnp.where(A > Y, 1 - tau, 0)).astype(A.dtype)
+
+
+def gaussian_nll(Z: Array, Y: Array) -> Array:
+    """L = 1/2 sum_k (s + (Y - mu)^2 / exp(s)) for Z = (mu; s), s = log variance: -log N + const.
+
+    1 / exp(s) is capped like `exp`, so that L stays finite.
+    """
+    mu, s = jnp.split(Z, 2, axis=-2)
+    return jnp.sum(s + jnp.square(Y - mu) * exp(-s), axis=-2) / 2
+
+
+def gaussian_dZ(Z: Array, A: Array, Y: Array) -> Array:
+    """dmu = (mu - Y) / exp(s), ds = 1/2 (1 - (Y - mu)^2 / exp(s))."""
+    mu, s = jnp.split(Z, 2, axis=-2)
+    r, precision = mu - Y, exp(-s)
+    of_s = (1 - jnp.square(r) * exp_prime(-s, precision)) / 2
+    return jnp.concatenate([r * precision, of_s], axis=-2)
+
+
+def two_each(targets: int) -> int:
+    """Return n_L of an output with a mean and a log variance for each row of Y."""
+    return 2 * targets
+
+
+def smoothed(Y: Array, share: float = 0.1) -> Array:
+    """(1 - share) Y + share / n_L: labels smoothed towards the uniform distribution."""
+    return (1 - share) * Y + share / Y.shape[-2]
+
+
+def smoothed_cross_entropy(Z: Array, Y: Array, share: float = 0.1) -> Array:
+    """L = -sum_k S_k log A_k, with S = smoothed(Y)."""
+    return cross_entropy(Z, smoothed(Y, share))
+
+
+def smoothed_dZ(Z: Array, A: Array, Y: Array, share: float = 0.1) -> Array:
+    """dZ = A - smoothed(Y)."""
+    return A - smoothed(Y, share)
+
+
+def focal_cross_entropy(Z: Array, Y: Array, gamma: float = 2.0) -> Array:
+    """L = -(1 - p)^gamma log p, where p = sum_k Y_k A_k, for one-hot Y."""
+    log_p = -cross_entropy(Z, Y)
+    return -(_rest(log_p) ** gamma) * log_p
+
+
+def focal_dZ(Z: Array, A: Array, Y: Array, gamma: float = 2.0) -> Array:
+    """dZ = (A - Y) ((1 - p)^gamma - gamma p (1 - p)^(gamma - 1) log p)."""
+    log_p = -cross_entropy(Z, Y)
+    rest = _rest(log_p)
+    slope = rest**gamma - gamma * jnp.exp(log_p) * rest ** (gamma - 1) * log_p
+    return (A - Y) * slope[None, :]
+
+
+def _rest(log_p: Array) -> Array:
+    """1 - p, above 0: 0^(gamma - 1) would be infinite."""
+    return jnp.maximum(-jnp.expm1(log_p), float(np.finfo(log_p.dtype).tiny))
+
+
 def _elementwise_dZ(g_prime: Callable[..., Array], Z: Array, A: Array, dA: Array) -> Array:
     return dA * g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
 
 
-def _through(g_prime: Callable[..., Array]) -> Callable[..., Array]:
+def through(g_prime: Callable[..., Array]) -> Callable[..., Array]:
+    """Return dZ_from_dA of an elementwise g with the derivative g_prime."""
     return EqualPartial(_elementwise_dZ, (g_prime,))
 
 
@@ -213,15 +286,19 @@ OUTPUTS = {
         Output("softmax", softmax, cross_entropy, canonical_dZ, dZ_from_dA=softmax_dZ),
         Output(
             "sigmoid", sigmoid, binary_cross_entropy, canonical_dZ,
-            domain=(0.0, 1.0), dZ_from_dA=_through(sigmoid_prime),
+            domain=(0.0, 1.0), dZ_from_dA=through(sigmoid_prime),
         ),
         Output(
             "identity", identity, half_squared_error, canonical_dZ,
-            dZ_from_dA=_through(identity_prime),
+            dZ_from_dA=through(identity_prime),
         ),
         Output(
             "exp", exp, half_poisson_deviance, canonical_dZ,
-            domain=(0.0, math.inf), dZ_from_dA=_through(exp_prime),
+            domain=(0.0, math.inf), dZ_from_dA=through(exp_prime),
+        ),
+        Output(
+            "gaussian", identity, gaussian_nll, gaussian_dZ,
+            dZ_from_dA=through(identity_prime), units=two_each,
         ),
     )
 }  # fmt: skip
@@ -232,83 +309,15 @@ COSTS = {
         Cost("squared_error", half_squared_error, squared_error_dA),
         Cost("absolute_error", absolute_error, absolute_error_dA),
         Cost("huber", huber, huber_dA, "delta"),
+        Cost("quantile", quantile, quantile_dA, "tau", below=1),
     )
 }
 
-
-def _loss_of_A(g: Activation, cost: Cost, Z: Array, Y: Array) -> Array:
-    return cost.loss(g.g(Z), Y)
-
-
-def _dZ_through_A(g: Activation, cost: Cost, Z: Array, A: Array, Y: Array) -> Array:
-    dA = cost.dA(A, Y)
-    return dA * g.g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
-
-
-def _cost(choice: str | Cost) -> Cost:
-    if isinstance(choice, Cost):
-        return choice
-    entry, number = by_name("cost", choice, COSTS)
-    if number is None:
-        return entry
-    given = ((str(entry.parameter), number),)
-    loss, dA = EqualPartial(entry.loss, named=given), EqualPartial(entry.dA, named=given)
-    return replace(entry, name=f"{entry.name}({number!r})", loss=loss, dA=dA)
-
-
-def output(choice: str | Output | tuple[str | Activation, str | Cost | None]) -> Output:
-    """Return the output layer and cost of that name, or made of an activation and a cost.
-
-    >>> output("softmax").name, output("tanh+huber(0.5)").name
-    ('softmax', 'tanh+huber(0.5)')
-
-    Args:
-        choice: "softmax", "sigmoid", "identity" or "exp", each with its own cost; or
-            "activation+cost", such as "tanh+absolute_error"; or (activation, cost), each a name or
-            your own; or an `Output`, which is returned unchanged. With None for the cost, or
-            "activation+none", the output has no cost: see `error_signals`.
-
-    Returns:
-        The `Output`.
-
-    Raises:
-        ValueError: no output, activation or cost has that name.
-        TypeError: `choice` is none of these.
-    """
-    if isinstance(choice, Output):
-        return choice
-    if isinstance(choice, str):
-        pair = re.fullmatch(r"([^+(]*(?:\([^)]*\))?)\+(.*)", choice)
-        if pair is None:
-            return by_name("output", choice, OUTPUTS)[0]
-        choice = (pair[1], pair[2])
-    if not isinstance(choice, tuple) or len(choice) != 2:
-        raise TypeError(
-            f"output must be a name, an (activation, cost) pair or a dp.Output, got {choice!r}"
-        )
-    if choice[1] is None or choice[1] == "none":
-        return _without_cost(choice[0])
-    if choice[0] == "softmax":
-        raise ValueError(
-            "output softmax takes no other cost: dZ = dA * g' needs each unit of A to depend on its"
-            f" own Z alone, got {choice!r}"
-        )
-    if not isinstance(choice[1], str | Cost):
-        raise TypeError(f"cost must be a name or a dp.Cost, got {choice[1]!r}")
-    g, cost = activation(choice[0]), _cost(choice[1])
-    through = (g, cost)
-    return Output(
-        f"{g.name}+{cost.name}",
-        g.g,
-        EqualPartial(_loss_of_A, through),
-        EqualPartial(_dZ_through_A, through),
-        dZ_from_dA=_through(g.g_prime),
+# Costs of softmax alone, as functions of Z; the second function is dZ[L] of (Z, A, Y).
+OF_SOFTMAX = {
+    entry.name: entry
+    for entry in (
+        Cost("smoothed", smoothed_cross_entropy, smoothed_dZ, "share", below=1),
+        Cost("focal", focal_cross_entropy, focal_dZ, "gamma"),
     )
-
-
-def _without_cost(choice: str | Activation) -> Output:
-    if isinstance(choice, str) and choice in ("softmax", "exp"):  # outputs that no activation has
-        whole = OUTPUTS[choice]
-        return replace(whole, name=f"{choice}+none", loss=no_loss, dZ=no_dZ, domain=UNBOUNDED)
-    g = activation(choice)
-    return Output(f"{g.name}+none", g.g, no_loss, no_dZ, dZ_from_dA=_through(g.g_prime))
+}

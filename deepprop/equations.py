@@ -11,6 +11,9 @@ paths, through Z[l] and around it, and dA[l-1] is the sum of the derivatives alo
 dW[l] and db[l] follow from dZ[l] and A[l-1] as before. The second path carries dA down the network
 even where W or g' is small, which is why deep networks use residual layers (He et al. 2016,
 Identity Mappings in Deep Residual Networks, arXiv:1603.05027).
+
+If a layer normalises or drops what enters it, U[l] takes the place of A[l-1] in its equations, and
+dU[l] that of dA[l-1]: see entry.py. Otherwise U[l] is A[l-1].
 """
 
 from dataclasses import replace
@@ -28,8 +31,8 @@ def forward_layer(layer: Layer, A: Array, kept: Array | None = None) -> tuple[Ar
     types = types_of_A(layer)
     W, b, g = layer.W, layer.b.astype(types.result), layer.activation.g
     times = multiply(types)
-    U = entering(layer, A, kept)  # U[l] = A[l-1], unless the layer normalises or drops
-    Z = times(W, U) + b  # Z[l] = W[l] U[l] + b[l]
+    U = entering(layer, A, kept)  # A[l-1], normalised or with dropout where the layer asks for it
+    Z = times(W, U) + b  # Z[l] = W[l] A[l-1] + b[l]
     above = elementwise(g, Z)  # A[l] = g[l](Z[l])
     return Z, A + above if layer.residual else above
 
@@ -54,8 +57,8 @@ def output_signal_from(layer: Layer, dA: Array, Z: Array, A: Array) -> Array:
 def signal_below(layer: Layer, dZ: Array, dA: Array, A: Array, kept: Array | None = None) -> Array:
     """Compute dA[l-1] (n_{l-1}, m) from dZ[l], A[l-1] and, for a residual layer, dA[l]."""
     W, times = layer.W, multiply(types_of_dZ(layer), transposed=True)
-    dU = times(W.mT, dZ)  # dU[l] = W[l]^T dZ[l]
-    below = below_entry(layer, dU, A, kept)  # dA[l-1] = dU[l], unless the layer normalises or drops
+    dU = times(W.mT, dZ)  # dA[l-1] = W[l]^T dZ[l]
+    below = below_entry(layer, dU, A, kept)  # back through what made U of A
     return below + dA if layer.residual else below
 
 
@@ -73,6 +76,6 @@ def layer_gradient(layer: Layer, dZ: Array, U: Array, m: int | Array) -> Layer:
     They are rounded to the parameters' dtype once, after the sum over examples and the division.
     """
     outer, total = add_up(types_of_sums(layer))
-    dW = outer(dZ, U) / m  # dW[l] = 1/m dZ[l] U[l]^T
+    dW = outer(dZ, U) / m  # dW[l] = 1/m dZ[l] A[l-1]^T
     db = total(dZ) / m  # db[l] = 1/m sum_i dZ[l](i)
     return replace(layer, W=dW.astype(layer.W.dtype), b=db.astype(layer.b.dtype))

@@ -10,7 +10,8 @@ from jax import Array
 from deepprop._arithmetic import Types, has_range_of_float32, wide
 from deepprop._renamed import renamed_field
 from deepprop.activations import ACTIVATIONS, Activation, activation
-from deepprop.costs import Output, output
+from deepprop.costs import Output
+from deepprop.outputs import output
 
 
 @jax.tree_util.register_dataclass

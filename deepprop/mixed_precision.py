@@ -17,8 +17,8 @@ from deepprop._checks import whole_number
 from deepprop._renamed import warn_renamed
 from deepprop.activations import activation
 from deepprop.backprop import mean_gradient
-from deepprop.costs import output
 from deepprop.layers import Layer, Params, units
+from deepprop.outputs import output
 from deepprop.walk import up
 
 PAYS = 0.85  # "auto" takes bfloat16 if a gradient takes at most this share of float32's time

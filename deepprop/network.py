@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from deepprop import costs
+from deepprop import outputs
 from deepprop._arguments import check_entry, inputs, output_of, targets
 from deepprop._checks import (
     by_name,
@@ -27,10 +27,11 @@ from deepprop._checks import (
 )
 from deepprop._renamed import renamed_argument
 from deepprop.activations import Activation, activation
-from deepprop.costs import Cost, Output
+from deepprop.costs import Output
 from deepprop.initialisers import INITIALISERS, Wanted, initial_arrays
 from deepprop.layers import Cache, Layer, Params
 from deepprop.mixed_precision import with_compute_dtype
+from deepprop.outputs import OutputChoice
 from deepprop.stacks import one_by_one
 from deepprop.walk import keys_of, to_the_top, up
 
@@ -41,7 +42,7 @@ def init_params(
     sizes: Sequence[int],
     *,
     hidden: str | Activation | Sequence[str | Activation] = "relu",
-    output: str | Output | tuple[str | Activation, str | Cost] = "softmax",
+    output: OutputChoice = "softmax",
     init: str | None = None,
     dtype: DTypeLike = jnp.float32,
     residual: bool = False,
@@ -94,9 +95,8 @@ def init_params(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
     units = _checked_sizes(list(sizes))
-    runs = _runs_of_equal_layers(
-        units, hidden, costs.output(output), residual, *_entries(len(units) - 1, normalize, dropout)
-    )
+    entries = _entries(len(units) - 1, normalize, dropout)
+    runs = _runs_of_equal_layers(units, hidden, outputs.output(output), residual, *entries)
     R = sum(K for kind, K in runs if kind.residual)  # residual layers
     wanted = []
     for (n_below, n, g, adds, *_), K in runs:

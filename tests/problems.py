@@ -11,7 +11,8 @@ from deepprop.activations import ACTIVATIONS
 HIDDEN = [*ACTIVATIONS, "leaky_relu(0.3)", "elu(0.7)"]
 OUTPUTS = [
     "softmax", "sigmoid", "identity", "exp", "tanh+absolute_error", "tanh+huber(0.4)",
-    "sigmoid+squared_error", "softplus+huber",
+    "sigmoid+squared_error", "softplus+huber", "identity+quantile(0.8)", "softmax+squared_error",
+    "softmax+smoothed(0.2)", "softmax+focal(1.5)",
 ]  # fmt: skip
 
 
@@ -41,7 +42,9 @@ def problem(seed, sizes, m, hidden="tanh", output="softmax", weighted=False, dty
 def targets(rng, output, n, m):
     """Y of the kind that the output takes, soft labels among them."""
     match output:
-        case "softmax":
+        case "softmax+focal(1.5)":
+            return np.eye(n)[:, rng.integers(n, size=m)]
+        case "softmax" | "softmax+smoothed(0.2)" | "softmax+squared_error":
             return rng.dirichlet(np.full(n, 0.5), m).T
         case "sigmoid":
             return rng.uniform(0, 1, (n, m))

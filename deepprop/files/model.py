@@ -20,11 +20,12 @@ from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params
 from deepprop.activations import Activation, activation
-from deepprop.costs import Cost, Output, output
+from deepprop.costs import Cost, Output
 from deepprop.files.archive import atomic_write, npz_names, read_npz
 from deepprop.files.extras import checked_extras
 from deepprop.layers import Layer, Params
 from deepprop.mixed_precision import with_compute_dtype
+from deepprop.outputs import output
 
 BASE = ("format", "dtype", "activations")
 STATIC = ("residual", "keep", "products")  # products is the former name of compute_dtype

@@ -22,6 +22,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from deepprop._arguments import output_of
 from deepprop._arithmetic import wide
 from deepprop._checks import check_shape, example_weights, real_array
 from deepprop._own_backward import as_layers
@@ -30,6 +31,7 @@ from deepprop.layers import Cache, Params
 from deepprop.network import forward, mean_loss
 from deepprop.optimizers.fused_update import InBackward, check_optimizer, update_in_backward
 from deepprop.optimizers.optax_calls import check_state, updated
+from deepprop.outputs import target_rows
 from deepprop.training.examples import dropout_key, forward_checked
 from deepprop.training.programs import Programs
 from deepprop.training.record import Recorded, columns_of, recorder
@@ -115,7 +117,8 @@ def train_step(
         check_dropout(params, key)
         _, cache = forward(params, X, key=key)
         Y = real_array("Y", Y)
-        check_shape("Y", Y.shape, *cache.A[-1].shape)
+        n_L, m = cache.A[-1].shape
+        check_shape("Y", Y.shape, target_rows(output_of(params), n_L), m)
         return step(cache, Y, w, state, optimizer=optimizer, backward=backward)
 
     return jax.jit(checked, donate_argnums=(0, 1))

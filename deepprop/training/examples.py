@@ -23,6 +23,7 @@ from deepprop._checks import (
 )
 from deepprop.backprop import Backward
 from deepprop.layers import Cache, Params
+from deepprop.outputs import target_rows
 from deepprop.scale.devices import check_together
 from deepprop.training.advice import advice_for
 from deepprop.training.rows import Values, rows_of
@@ -84,7 +85,7 @@ def examples(
     inputs, targets = dense_array(f"{which}X", X), dense_array(f"{which}Y", Y)
     check_shape(f"{which}X", inputs.shape, params[0].W.shape[-1], None)
     m = inputs.shape[1]
-    check_shape(f"{which}Y", targets.shape, params[-1].W.shape[0], m)
+    check_shape(f"{which}Y", targets.shape, target_rows(output, params[-1].W.shape[0]), m)
     step = 1 if batch_size is None else whole_number("batch_size", batch_size, m)
     size = -(-m // step) * step
     X, _ = _entered(f"{which}X", inputs, x_type, size, look=False)

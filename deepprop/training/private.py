@@ -210,8 +210,9 @@ def one_private_epoch(
         of_sample, of_noise = jax.random.split(key)
         taken = jax.random.bernoulli(of_sample, q, (m,))
         total, sums = _clipped_sum(
-            params, X, Y, taken, sums, dropout_key(params, key), block=block, privacy=privacy
-        )
+            params, X, Y, taken, sums,
+            block=block, privacy=privacy, key=dropout_key(params, key),
+        )  # fmt: skip
         noisy = _with_noise(total, deviation, of_noise)
         grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), noisy, params)
         updates, new = updated(optimizer, grads, state, params)
@@ -237,10 +238,10 @@ def _clipped_sum(
     Y: Array,
     taken: Array,
     sums: Sums,
-    key: Array | None,
     *,
     block: int,
     privacy: Privacy,
+    key: Array | None = None,
 ) -> tuple[Params, Sums]:
     """Sum the clipped g_i over the examples taken, one block at a time, and add their J to `sums`.
 

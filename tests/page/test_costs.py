@@ -11,6 +11,10 @@ def xlogx(y):
     return y * np.log(np.where(y > 0, y, 1))
 
 
+def softmax(z):
+    return np.exp(z) / np.exp(z).sum()
+
+
 # Each loss by its textbook formula, from A, for one column of Z.
 TEXTBOOK = {
     "softmax": lambda z, y: -np.sum(y * np.log(np.exp(z) / np.exp(z).sum())),
@@ -27,6 +31,10 @@ TEXTBOOK = {
     "softplus+huber": lambda z, y: sum(
         r * r / 2 if r <= 1 else r - 0.5 for r in abs(np.log1p(np.exp(z)) - y)
     ),
+    "identity+quantile(0.8)": lambda z, y: sum(0.8 * r if r > 0 else -0.2 * r for r in y - z),
+    "softmax+squared_error": lambda z, y: np.sum((softmax(z) - y) ** 2) / 2,
+    "softmax+smoothed(0.2)": lambda z, y: -np.sum((0.8 * y + 0.2 / len(y)) * np.log(softmax(z))),
+    "softmax+focal(1.5)": lambda z, y: -((1 - y @ softmax(z)) ** 1.5) * np.log(y @ softmax(z)),
 }
 
 

@@ -114,7 +114,10 @@ def test_the_passes_are_autodiffs(normalize, rate, residual, keep):
 
     found, expected = by_hand(params, X), by_autodiff(params, X)
     for name, one, other in zip(
-        "A J backward gradients dA_0 single norms GV".split(), found, expected, strict=True
+        ["A", "J", "backward", "gradients", "dA_0", "single", "norms", "GV"],
+        found,
+        expected,
+        strict=True,
     ):
         try:
             assert_close(one, other)

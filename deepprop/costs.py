@@ -271,13 +271,14 @@ def _rest(log_p: Array) -> Array:
     return jnp.maximum(-jnp.expm1(log_p), float(np.finfo(log_p.dtype).tiny))
 
 
-def _elementwise_dZ(g_prime: Callable[..., Array], Z: Array, A: Array, dA: Array) -> Array:
+def elementwise_dZ(g_prime: Callable[..., Array], Z: Array, A: Array, dA: Array) -> Array:
+    """Compute dZ[L] from dA[L], for an elementwise g."""
     return dA * g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
 
 
 def through(g_prime: Callable[..., Array]) -> Callable[..., Array]:
     """Return dZ_from_dA of an elementwise g with the derivative g_prime."""
-    return EqualPartial(_elementwise_dZ, (g_prime,))
+    return EqualPartial(elementwise_dZ, (g_prime,))
 
 
 OUTPUTS = {

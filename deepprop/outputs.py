@@ -18,6 +18,7 @@ from deepprop.costs import (
     UNBOUNDED,
     Cost,
     Output,
+    elementwise_dZ,
     no_dZ,
     no_loss,
     softmax,
@@ -43,8 +44,7 @@ def _loss_of_softmax(cost: Cost, Z: Array, Y: Array) -> Array:
 
 
 def _dZ_through_A(g: Activation, cost: Cost, Z: Array, A: Array, Y: Array) -> Array:
-    dA = cost.dA(A, Y)
-    return dA * g.g_prime(Z, A)  # dZ[L] = dA[L] * g[L]'(Z[L])
+    return elementwise_dZ(g.g_prime, Z, A, cost.dA(A, Y))
 
 
 def _cost(choice: str | Cost, table: Mapping[str, Cost] = COSTS) -> Cost:

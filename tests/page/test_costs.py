@@ -123,8 +123,12 @@ def test_an_output_and_a_cost_of_your_own():
 @pytest.mark.parametrize(
     ("choice", "error", "message"),
     [
-        ("sofmax", ValueError, "output must be one of softmax, sigmoid, identity, exp, got"),
-        ("softmax+huber", ValueError, "output softmax takes no other cost"),
+        (
+            "sofmax",
+            ValueError,
+            "output must be one of softmax, sigmoid, identity, exp, gaussian, got",
+        ),
+        ("tanh+focal(2)", ValueError, "cost must be one of squared_error, .* got 'focal"),
         ("softmax(3)", ValueError, "output softmax takes no number"),
         ("tanh+hubber", ValueError, "cost must be one of squared_error, absolute_error, huber"),
         ("tanh+squared_error(2)", ValueError, "cost squared_error takes no number"),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import deepprop as dp
@@ -59,13 +60,12 @@ def test_gaussian_stays_finite_and_exact_far_out():
     np.testing.assert_allclose(dZ, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("optax_types")
 def test_a_network_learns_mean_and_variance():
     """y = sin x with a deviation of 0.1 + 0.4 |x|: both are found to 0.1."""
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, 4000)
     y = np.sin(2 * x) + (0.1 + 0.4 * abs(x)) * rng.normal(size=x.size)
-    import optax
-
     params = dp.init_params(jax.random.key(0), [1, 32, 2], hidden="tanh", output="gaussian")
     fit = dp.fit(
         params, optax.adam(0.01), x[None], y[None], epochs=60, batch_size=100,
@@ -77,9 +77,8 @@ def test_a_network_learns_mean_and_variance():
     np.testing.assert_allclose(np.exp(log_variance / 2), 0.1 + 0.4 * abs(grid), atol=0.1)
 
 
+@pytest.mark.usefixtures("optax_types")
 def test_several_outputs_train_together_and_are_saved(tmp_path):
-    import optax
-
     rng = np.random.default_rng(2)
     params = dp.init_params(jax.random.key(0), [4, 8, 9], output=JOINT)
     X, Y = rng.normal(size=(4, 64)), targets_of(rng, 64)

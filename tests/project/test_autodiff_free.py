@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -36,7 +37,8 @@ def names_in(tree):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 def test_no_source_names_autodiff(path):
-    assert not set(names_in(ast.parse(path.read_text()))) & AUTODIFF
+    own = {"jacobian"} if path.name == "__init__.py" else set()  # dp.jacobian walks down by hand
+    assert not set(names_in(ast.parse(path.read_text()))) & (AUTODIFF - own)
     assert "jax.grad" not in path.read_text()
 
 
@@ -69,7 +71,7 @@ def test_no_jaxpr_has_a_custom_rule(output):
 
 def capabilities(params, X, Y, weights, key):
     """Everything that reads (cache, dZ), with targets drawn from the network, and K-FAC."""
-    _, cache = dp.forward(params, X)
+    _, cache = dp.forward(params, X, key=key)
     found = read(cache, dp.sampled_targets(key, cache), weights)
     kfac, grads = dp.kfac(0.1), found["clipped_backward"]
     return found, kfac.update(grads, kfac.init(params), params, factors=found["kfac_factors"])
@@ -78,9 +80,10 @@ def capabilities(params, X, Y, weights, key):
 @pytest.mark.ordinary(2)
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity", "exp"])
 def test_no_jaxpr_of_a_signal_has_a_custom_rule(output):
-    args = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)
-    found = set(primitives(jax.make_jaxpr(capabilities)(*args, jax.random.key(0)).jaxpr))
-    assert "cholesky" in found
+    params, *data = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)
+    params = tuple(replace(layer, normalize="layer", dropout=0.2) for layer in params)
+    found = set(primitives(jax.make_jaxpr(capabilities)(params, *data, jax.random.key(0)).jaxpr))
+    assert {"cholesky", "random_bits"} <= found
     assert not {name for name in found if "custom" in name or "jvp" in name or "vjp" in name}
 
 

@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
 
 import deepprop as dp
 from deepprop.entry import along_entry, below_entry, entering, mask
 from tests.problems import problem
+from tests.random_networks import networks
 
 KEY = jax.random.key(7)
 RATES = {"no dropout": 0.0, "dropout": 0.3}
@@ -71,14 +74,12 @@ def assert_close(found, expected, rtol=1e-9):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(jnp.abs(b).max() + 1e-30))
 
 
-ALL = list(product(["layer", "rms", None], RATES, [False, True], [None, 1, 2]))
+def assert_autodiffs(params, X, Y, w, keep):
+    """All that reads (cache, dZ) to first order, against autodiff of the plain passes.
 
-
-@pytest.mark.ordinary(6)
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("normalize", "rate", "residual", "keep"), ALL)
-def test_the_passes_are_autodiffs(normalize, rate, residual, keep):
-    params, X, Y, w = network(normalize, RATES[rate], residual)
+    Autodiff runs operation by operation: of networks with layers of one unit, XLA without its
+    optimisations, as the tests run it, compiles a gradient that is nan.
+    """
     M = masks(params, X.shape[1])
 
     @jax.jit
@@ -87,42 +88,111 @@ def test_the_passes_are_autodiffs(normalize, rate, residual, keep):
         A, cache = dp.forward(stacked, X, key=KEY)
         dZ = dp.error_signals(cache, Y)
         gradients = dp.manual_backward(cache, Y, w), dp.gradients(cache, dZ, w)
-        V = jax.tree.map(jnp.sin, stacked)
-        return (
-            A,
-            dp.cost(cache, Y, w),
-            *map(dp.unstack, gradients),
-            dp.input_signal(cache, dZ),
-            jax.vmap(dp.unstack)(dp.per_example_gradients(cache, dZ)),
-            dp.per_example_norms(cache, dZ),
-            dp.unstack(dp.gauss_newton_product(cache, V, w)),
+        single = jax.vmap(dp.unstack)(dp.per_example_gradients(cache, dZ))
+        norms, squares = dp.per_example_norms(cache, dZ), dp.squared_gradients(cache, dZ)
+        return {
+            "A": A,
+            "J": dp.cost(cache, Y, w),
+            "manual_backward": dp.unstack(gradients[0]),
+            "gradients": dp.unstack(gradients[1]),
+            "dA[0]": dp.input_signal(cache, dZ),
+            "per_example_gradients": single,
+            "per_example_norms": norms,
+            "squared_gradients": dp.unstack(squares),
+        }
+
+    def by_autodiff(params, X):
+        share = jnp.full(X.shape[1], 1 / X.shape[1]) if w is None else w / w.sum()
+        J = lambda params, X: share @ plain_losses(params, X, Y, M)  # noqa: E731
+        gradient, single = jax.grad(J)(params, X), jax.jacrev(plain_losses)(params, X, Y, M)
+        squares = jax.tree.map(jnp.square, single)
+        return {
+            "A": params[-1].activation.g(plain(params, X, M)[0]),
+            "J": J(params, X),
+            "manual_backward": gradient,
+            "gradients": gradient,
+            "dA[0]": jax.grad(lambda X: plain_losses(params, X, Y, M).sum())(X),
+            "per_example_gradients": single,
+            "per_example_norms": jnp.sqrt(sum(P.sum((1, 2)) for P in jax.tree.leaves(squares))),
+            "squared_gradients": jax.tree.map(lambda P: P.mean(0), squares),
+        }
+
+    found, expected = by_hand(params, X), by_autodiff(params, X)
+    largest = max(float(abs(P).max()) for P in jax.tree.leaves(expected["per_example_gradients"]))
+    for name in expected:
+        pairs = zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True)
+        for one, other in pairs:
+            size = max(float(abs(other).max()), 1e-6 * largest, 1e-5)
+            assert float(abs(one - other).max()) <= 1e-9 * size, name
+
+
+ALL = list(product(["layer", "rms", None], RATES, [False, True], [None, 1, 2]))
+
+
+@pytest.mark.ordinary(6)
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("normalize", "rate", "residual", "keep"), ALL)
+def test_the_passes_are_autodiffs(normalize, rate, residual, keep):
+    assert_autodiffs(*network(normalize, RATES[rate], residual), keep)
+
+
+@st.composite
+def entries(draw):
+    """A random network whose layers normalise, drop and are residual at random, and `keep`."""
+    seed, sizes, m, hidden, output, weighted = draw(networks())
+    of_layers = [
+        (
+            draw(st.sampled_from([None, "layer", "rms"])),
+            draw(st.sampled_from([0.0, 0.2, 0.7])),
+            draw(st.booleans()) and n == n_below and l < len(sizes) - 1,
         )
+        for l, (n_below, n) in enumerate(pairwise(sizes), start=1)
+    ]
+    return (
+        (seed, sizes, m, hidden, output, weighted),
+        of_layers,
+        draw(st.sampled_from([None, 1, 2])),
+    )
+
+
+@pytest.mark.ordinary(1)
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("part", range(5))
+def test_random_networks(part):
+    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
+    @seed(part)
+    @given(entries())
+    def check(drawn):
+        arguments, of_layers, keep = drawn
+        params, X, Y, w = problem(*arguments)
+        params = tuple(
+            replace(layer, normalize=normalize, dropout=dropout, residual=residual)
+            for layer, (normalize, dropout, residual) in zip(params, of_layers, strict=True)
+        )
+        assert_autodiffs(params, X, Y, w, keep)
+
+    check()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("keep", [None, 2])
+@pytest.mark.parametrize("normalize", ["layer", "rms", None])
+def test_the_gauss_newton_product_is_autodiffs(normalize, keep):
+    params, X, _, w = network(normalize, residual=True)
+    M, share = masks(params, X.shape[1]), w / w.sum()
 
     @jax.jit
-    def by_autodiff(params, X):
-        share = w / w.sum()
-        J = lambda params, X: share @ plain_losses(params, X, Y, M)  # noqa: E731
+    def both(params, V):
+        stacked, V_stacked = (p if keep is None else dp.stack(p, keep) for p in (params, V))
+        _, cache = dp.forward(stacked, X, key=KEY)
         Z_L = lambda params: plain(params, X, M)[0]  # noqa: E731
-        gradient, single = jax.grad(J)(params, X), jax.jacrev(plain_losses)(params, X, Y, M)
-        norms = jnp.sqrt(sum((P**2).sum((1, 2)) for P in jax.tree.leaves(single)))
-        Z, RZ = jax.jvp(Z_L, (params,), (jax.tree.map(jnp.sin, params),))
+        Z, RZ = jax.jvp(Z_L, (params,), (V,))
         A = params[-1].activation.g(Z)
         HR = A * (RZ - (A * RZ).sum(0, keepdims=True))
         product = jax.vjp(Z_L, params)[1](HR * share[None])[0]
-        by_X = jax.grad(lambda X: plain_losses(params, X, Y, M).sum())(X)
-        return A, J(params, X), gradient, gradient, by_X, single, norms, product
+        return dp.unstack(dp.gauss_newton_product(cache, V_stacked, w)), product
 
-    found, expected = by_hand(params, X), by_autodiff(params, X)
-    for name, one, other in zip(
-        ["A", "J", "backward", "gradients", "dA_0", "single", "norms", "GV"],
-        found,
-        expected,
-        strict=True,
-    ):
-        try:
-            assert_close(one, other)
-        except AssertionError as error:
-            raise AssertionError(name) from error
+    assert_close(*both(params, jax.tree.map(jnp.sin, params)))
 
 
 @pytest.mark.usefixtures("x64")
@@ -238,6 +308,10 @@ def test_init_params_leaves_what_enters_layer_1_alone():
     assert [(p.normalize, p.dropout) for p in params] == [("layer", 0.1), (None, 0.2)]
     stacked = dp.init_params(KEY, [8, 8, 8, 8, 3], stack=True, **ENTRY)
     assert [p.W.shape for p in stacked] == [(8, 8), (2, 8, 8), (3, 8)]  # layer 1 differs
+    single = dp.init_params(KEY, [8, 8, 8, 8, 8, 3], dropout=[0, 0.1, 0.1, 0.2, 0], normalize="rms")
+    assert [p.W.shape for p in dp.stack(single)] == [(8, 8), (2, 8, 8), (8, 8), (3, 8)]
+    single = dp.init_params(KEY, [8, 8, 8, 8, 3], normalize=["rms", "rms", "layer", None])
+    assert [p.W.shape for p in dp.stack(single)] == [(2, 8, 8), (8, 8), (3, 8)]
 
 
 @pytest.mark.parametrize(

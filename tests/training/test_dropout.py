@@ -125,7 +125,9 @@ def test_validation_drops_nothing():
 
 def test_batches_need_a_key_and_draw_from_it():
     batches = [(X[:, :8], Y[:, :8]), (X[:, 8:16], Y[:, 8:16])]
-    with pytest.raises(ValueError, match="key must be a JAX random key, as the network has dropout"):
+    with pytest.raises(
+        ValueError, match="key must be a JAX random key, as the network has dropout"
+    ):
         dp.fit_batches(PARAMS, SGD, batches, epochs=1)
     fit = dp.fit_batches(PARAMS, SGD, batches, epochs=1, key=KEY)
     params, state = PARAMS, SGD.init(PARAMS)
@@ -138,7 +140,9 @@ def test_batches_need_a_key_and_draw_from_it():
 
 def test_a_step_needs_a_key_and_draws_from_it():
     step, state = dp.train_step(SGD), SGD.init(PARAMS)
-    with pytest.raises(ValueError, match="key must be a JAX random key, as the network has dropout"):
+    with pytest.raises(
+        ValueError, match="key must be a JAX random key, as the network has dropout"
+    ):
         step(PARAMS, state, X, Y)
     copy = jax.tree.map(jnp.copy, (PARAMS, state))
     params, _, J = step(*copy, X, Y, key=KEY)

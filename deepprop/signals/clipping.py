@@ -24,11 +24,13 @@ MaxNorm = ArrayLike | Sequence[float]  # one number, or one per layer
 
 def clipped_backward(
     cache: Cache,
-    Y: ArrayLike,
+    Y: ArrayLike | None,
     max_norm: MaxNorm,
     *,
     gamma: float | None = None,
     weights: ArrayLike | None = None,
+    dA: ArrayLike | None = None,
+    dZ: ArrayLike | None = None,
 ) -> Params:
     """Compute 1/m sum_i min(1, C / ||g_i||) g_i, with C = `max_norm`, in one backward pass.
 
@@ -47,13 +49,15 @@ def clipped_backward(
 
     Args:
         cache: the cache returned by `forward`.
-        Y: (n_L, m), the targets, one example per column.
+        Y: (n_L, m), the targets, one example per column; None with `dA` or `dZ`.
         max_norm: C, the largest norm of a g_i; or L numbers, one per layer, each for that layer's
             part of g_i.
         gamma: None clips. A number scales every g_i by C / (||g_i|| + gamma) instead, so that small
             gradients count as well ("automatic clipping"); 0.01 is usual.
-        weights: (m,), one per example; none negative, not all 0. They apply after
-            the clipping.
+        weights: (m,), one per example; none negative, not all 0. They apply after the clipping.
+        dA: (n_L, m), the derivative of each example's own loss by A[L], in the place of Y: see
+            `error_signals`.
+        dZ: (n_L, m), the same by Z[L].
 
     Returns:
         Layers like `params`, in their dtype.
@@ -67,13 +71,13 @@ def clipped_backward(
         Abadi et al. 2016, Deep Learning with Differential Privacy, arXiv:1607.00133; Bu et al.
         2022, Automatic Clipping, arXiv:2206.07136.
     """
-    dZ = error_signals(cache, Y)
-    factors = clip_factors(cache, dZ, max_norm, gamma)
+    signals = error_signals(cache, Y, dA=dA, dZ=dZ)
+    factors = clip_factors(cache, signals, max_norm, gamma)
 
     def clipped(_: Layer, factor: Array, dZ: Array) -> Array:
         return times_each(factor, dZ)
 
-    columns = layer_map(clipped, cache.params, by_entry(cache.params, factors), dZ)
+    columns = layer_map(clipped, cache.params, by_entry(cache.params, factors), signals)
     return gradients(cache, tuple(columns), weights)
 
 

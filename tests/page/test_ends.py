@@ -9,6 +9,7 @@ import pytest
 
 import deepprop as dp
 from tests.problems import OUTPUTS, problem
+from tests.readers import READERS
 
 pytestmark = pytest.mark.usefixtures("x64")
 WITHOUT_COST = [
@@ -187,3 +188,41 @@ def test_bad_arguments_of_the_other_end_are_named():
         dp.jacobian(cache, "X")
     with pytest.raises(TypeError, match="cache must be"):
         dp.jacobian(params)
+
+
+def test_clipping_starts_from_the_same_ends():
+    params, X, w = network()
+    A, cache = dp.forward(params, X)
+    Y = jnp.full((3, 5), 1 / 3)
+    expected = dp.clipped_backward(cache, Y, 0.1, weights=w)
+    dZ = dp.error_signals(cache, Y)[-1]
+    assert_close(dp.clipped_backward(cache, None, 0.1, weights=w, dZ=dZ), expected, 1e-12)
+    dA = -Y / A  # of the cross-entropy
+    assert_close(dp.clipped_backward(cache, None, 0.1, weights=w, dA=dA), expected, 1e-9)
+
+
+WEIGHTED = {
+    "cost": lambda c, dZ, Y, w, V: dp.cost(c, Y, w),
+    "manual_backward": lambda c, dZ, Y, w, V: dp.manual_backward(c, Y, w),
+    "manual_backward, dZ": lambda c, dZ, Y, w, V: dp.manual_backward(c, dZ=dZ[-1], weights=w),
+    **{name: READERS[name] for name in (
+        "gradients", "clipped_backward", "squared_gradients", "gradient_variance", "kfac_factors",
+        "gauss_newton_diagonal", "gauss_newton_product",
+    )},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_have_one_meaning(name):
+    """Negative ones and all 0 are refused; where values are not known, they give nan and 0."""
+    params, X, _ = network()
+    _, cache = dp.forward(params, X)
+    Y, V = jnp.full((3, 5), 1 / 3), jax.tree.map(jnp.sin, params)
+    dZ = dp.error_signals(cache, Y)
+    read = lambda w: WEIGHTED[name](cache, dZ, Y, w, V)  # noqa: E731
+    for w, same in (([1.0, -1, 1, 1, 1], np.isnan), ([0.0] * 5, np.logical_not)):
+        with pytest.raises(ValueError, match="weights must"):
+            read(np.array(w))
+        assert all(same(leaf).all() for leaf in jax.tree.leaves(jax.jit(read)(jnp.array(w))))
+    ones = jnp.array([2.0] * 5)
+    assert_close(jax.jit(read)(ones), read(None), 1e-12)

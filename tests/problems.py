@@ -9,8 +9,9 @@ import deepprop as dp
 from deepprop.activations import ACTIVATIONS
 
 HIDDEN = [*ACTIVATIONS, "leaky_relu(0.3)", "elu(0.7)"]
+CANONICAL = ["softmax", "sigmoid", "identity", "exp"]
 OUTPUTS = [
-    "softmax", "sigmoid", "identity", "exp", "tanh+absolute_error", "tanh+huber(0.4)",
+    *CANONICAL, "tanh+absolute_error", "tanh+huber(0.4)",
     "sigmoid+squared_error", "softplus+huber", "identity+quantile(0.8)", "softmax+squared_error",
     "softmax+smoothed(0.2)", "softmax+focal(1.5)",
 ]  # fmt: skip

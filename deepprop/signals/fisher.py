@@ -135,7 +135,7 @@ DRAWS: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def entry_for_output(cache: Cache, table: Mapping[str, Entry], what: str) -> Entry:
-    """Return the table's entry for the network's output, one of the four canonical ones.
+    """Return the table's entry for the network's output.
 
     Raises:
         ValueError: it is another output; the message names `what`.
@@ -143,7 +143,7 @@ def entry_for_output(cache: Cache, table: Mapping[str, Entry], what: str) -> Ent
     """
     check_cache(cache)
     output = output_of(cache.params)
-    if output != OUTPUTS.get(output.name):
+    if output.name not in table or output != OUTPUTS[output.name]:
         names = ", ".join(table)
         raise ValueError(f"for {what} the network must have output {names}, got {output.name}")
     return table[output.name]

@@ -72,7 +72,7 @@ TABLE = {
     "no output": (lambda: dp.forward((LAYER,), X), TypeError, r"the last layer's activation must be a dp.Output"),
     "an output within": (lambda: dp.forward((dp.Layer(LAYER.W, LAYER.b, LAST.activation), LAST), X), TypeError, r"a hidden layer's activation must be a dp.Activation"),
     "an unknown activation": (lambda: dp.init_params(KEY, [2, 2, 2], hidden="rulu"), ValueError, r"activation must be one of identity, sigmoid.*got 'rulu'"),
-    "an unknown output": (lambda: dp.init_params(KEY, [2, 2], output="max"), ValueError, r"output must be one of softmax, sigmoid, identity, exp, got 'max'"),
+    "an unknown output": (lambda: dp.init_params(KEY, [2, 2], output="max"), ValueError, r"output must be one of softmax, sigmoid, identity, exp, gaussian, got 'max'"),
     "an unknown initialisation": (lambda: dp.init_params(KEY, [2, 2], init="xavier"), ValueError, r"init must be one of he_normal.*got 'xavier'"),
     "too few activations": (lambda: dp.init_params(KEY, [2, 2, 2, 2], hidden=["relu"]), ValueError, r"hidden must name one activation, or L - 1 = 2 of them for 3 layers, got 1"),
     "one size": (lambda: dp.init_params(KEY, [2]), ValueError, r"sizes must be at least two numbers above 0.*got \[2\]"),

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.costs import OUTPUTS
-from tests.problems import problem
+from tests.problems import CANONICAL, problem
 from tests.signals.oracles import one_by_one, signals_of
 
-CANONICAL = list(OUTPUTS)
 forward = jax.jit(dp.forward)
 kfac_factors = jax.jit(dp.kfac_factors)
 

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.costs import OUTPUTS
 from deepprop.signals.gauss_newton import gauss_newton_form
-from tests.problems import problem
+from tests.problems import CANONICAL, problem
 from tests.signals.oracles import flat, gauss_newton
 
-CANONICAL = list(OUTPUTS)
 forward = jax.jit(dp.forward)
 
 

@@ -126,7 +126,7 @@ def test_bad_input():
         if name not in READERS:
             continue
         read = READERS[name]
-        if "dZ" in inspect.signature(getattr(dp, name)).parameters:
+        if "dZ" in list(inspect.signature(getattr(dp, name)).parameters)[:2]:
             with pytest.raises(ValueError, match="dZ must hold one array per layer, 2 for this"):
                 read(cache, dZ[:1], Y, None, params)
         with pytest.raises(TypeError, match=r"cache(_2)? must be the dp\.Cache"):

@@ -71,8 +71,8 @@ def input_signal(cache: Cache, dZ: Sequence[ArrayLike]) -> Array:
         dZ: the error signals of that cache, L arrays (n_l, m), without 1/m.
 
     Returns:
-        dA[0] (n_0, m); column i is the derivative of example i's own loss with respect to x_i,
-        without 1/m.
+        dA[0] (n_0, m), in the dtype of dZ[1]; column i is the derivative of example i's own loss
+        with respect to x_i, without 1/m. So dJ/dX is dA[0] / m.
 
     Raises:
         ValueError: dZ belongs to another network or batch than the cache.

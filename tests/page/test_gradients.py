@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 import deepprop as dp
 from tests.problems import (
@@ -72,10 +72,9 @@ def test_another_activation_in_each_layer():
 def test_random_networks(drawn):
     with jax.enable_x64(True):
         args = problem(*drawn)
-        # One program a network is the quicker way for a few, one an operation for thousands.
-        few = settings().max_examples < 100
-        grads, expected = both(*args) if few else (by_hand(*args), autodiff(*args))
-        assert worst_error(grads, expected) <= 1e-10
+        # Autodiff runs operation by operation: of layers of one unit, XLA without its
+        # optimisations, as the tests run it, compiles a gradient that is nan.
+        assert worst_error(by_hand(*args), autodiff(*args)) <= 1e-10
 
 
 def test_targets_need_not_add_up_to_one(x64):

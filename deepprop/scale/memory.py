@@ -169,13 +169,14 @@ def _needs(layer: Layer, m: int, state: Any) -> _Needs:
     A, dZ = n * m * number, n * m * type_of_dZ(layer).itemsize
     Z_and_A = A + (A if _reads_z(layer) else 0)
     dW = (layer.W.size + layer.b.size) // K * wide(layer.W.dtype).itemsize
-    U = 0 if layer.normalize is None and not layer.dropout else n_below * m * number
+    U = n_below * m * number
+    arrays = 7 if layer.dropout else 3 if layer.normalize else 0  # of U's shape: counted in XLA's
     if not is_stack(layer):
         dA_below = n_below * m * type_of_dZ(layer).itemsize
-        working = U + dZ + dA_below + (0 if state is None else dW)
-        return _Needs(Z_and_A + U, 0, working, _bytes(layer))
+        working = arrays * U + dZ + dA_below + (0 if state is None else dW)
+        return _Needs(Z_and_A + U * (arrays > 0), 0, working, _bytes(layer))
     # dA[l], dZ[l] and A[l-1]; W[l], copied out of the stack, and dW[l]; one layer's new state.
-    working = 2 * dZ + A + 2 * U + _bytes(layer) // K + dW + _bytes(state) // K
+    working = 2 * dZ + A + arrays * U + _bytes(layer) // K + dW + _bytes(state) // K
     if k == 1:
         return _Needs(K * Z_and_A, 0, working, _bytes(layer))
     below = A  # below the segment, copied out of the stored ones

@@ -21,13 +21,11 @@ OPTIMIZERS = {
 }
 
 
-def network(sizes, hidden="tanh", keep=1, residual=False, compute_dtype=None, stack=True):
+def network(sizes, hidden="tanh", keep=1, stack=True, **options):
     """The shapes and types of a network."""
 
     def make():
-        params = dp.init_params(
-            jax.random.key(0), sizes, hidden=hidden, residual=residual, compute_dtype=compute_dtype
-        )
+        params = dp.init_params(jax.random.key(0), sizes, hidden=hidden, **options)
         return dp.stack(params, keep) if stack else params
 
     return jax.eval_shape(make)
@@ -44,7 +42,8 @@ def xla(params, m, optimizer):
         lowered = jax.jit(by_hand).lower(params, *data(params, m))
     else:
         state = jax.eval_shape(optimizer.init, params)
-        lowered = dp.train_step(optimizer).lower(params, state, *data(params, m))
+        of_dropout = None, jax.eval_shape(lambda: jax.random.key(0))
+        lowered = dp.train_step(optimizer).lower(params, state, *data(params, m), *of_dropout)
     count = lowered.compile().memory_analysis()
     temporary = count.temp_size_in_bytes
     outside = count.argument_size_in_bytes + count.output_size_in_bytes
@@ -73,6 +72,9 @@ CASES = [
     ([64] * 51 + [256] * 51 + [10], 64, {}, "adam"),
     ([64] * 100 + [10], 256, {"hidden": "gelu", "residual": True, "keep": 2}, "sgd"),
     (HUNDRED, 64, {"hidden": "gelu"}, "sgd in backward"),
+    (HUNDRED, 64, {"normalize": "layer", "keep": 4}, "adam"),
+    (HUNDRED, 64, {"dropout": 0.2, "normalize": "rms", "residual": True}, "sgd"),
+    (HUNDRED, 128, {"dropout": 0.2, "keep": 16}, "adam in backward"),
     (HUNDRED, 64, {"keep": "sqrt"}, "adam in backward"),
     ([512] * 17 + [10], 32, {"hidden": "relu", "keep": 4, "residual": True}, "adam in backward"),
 ]

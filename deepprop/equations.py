@@ -31,7 +31,7 @@ def forward_layer(layer: Layer, A: Array, kept: Array | None = None) -> tuple[Ar
     types = types_of_A(layer)
     W, b, g = layer.W, layer.b.astype(types.result), layer.activation.g
     times = multiply(types)
-    U = entering(layer, A, kept)  # A[l-1], normalised or with dropout where the layer asks for it
+    U = entering(layer, A, kept)  # A[l-1], or normalised, with dropout
     Z = times(W, U) + b  # Z[l] = W[l] A[l-1] + b[l]
     above = elementwise(g, Z)  # A[l] = g[l](Z[l])
     return Z, A + above if layer.residual else above

@@ -14,8 +14,9 @@ from deepprop.command.words import (
     hidden_activations,
     resolve,
 )
-from deepprop.costs import COSTS, OUTPUTS
+from deepprop.costs import COSTS, OF_SOFTMAX, OUTPUTS
 from deepprop.layers import Params
+from deepprop.outputs import target_rows
 
 
 def check(args: argparse.Namespace) -> int:
@@ -38,6 +39,7 @@ def check(args: argparse.Namespace) -> int:
     else:
         pairs = [(a, "softmax") for a in ACTIVATIONS] + [("tanh", o) for o in OUTPUTS]
         pairs += [("tanh", f"{a}+{c}") for a in ("identity", "tanh") for c in COSTS]
+        pairs += [("tanh", f"softmax+{c}") for c in OF_SOFTMAX]
         networks = {f"{a}, {o}": _new_network(args.seed, [16, 12], a, o) for a, o in pairs}
     failed = 0
     for name, params in networks.items():
@@ -58,17 +60,18 @@ def _new_network(seed: int, hidden: list[int], activation: Any, output: Any) -> 
 
 
 def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw X (n_0, m) from the standard normal, and Y (n_L, m) that suits the output."""
+    """Draw X (n_0, m) from the standard normal, and Y that suits the output."""
     rng = np.random.default_rng(seed)
-    n_0, n_L = params[0].W.shape[-1], params[-1].W.shape[0]
+    output = output_of(params)
+    n_0, rows = params[0].W.shape[-1], target_rows(output, params[-1].W.shape[0])
     X = rng.standard_normal((n_0, m))
-    match output_of(params).name:
+    match output.name.partition("+")[0]:
         case "softmax":
-            Y = np.eye(n_L)[:, rng.integers(n_L, size=m)]
+            Y = np.eye(rows)[:, rng.integers(rows, size=m)]
         case "sigmoid":
-            Y = rng.integers(2, size=(n_L, m)).astype(float)
+            Y = rng.integers(2, size=(rows, m)).astype(float)
         case "exp":
-            Y = rng.poisson(3.0, (n_L, m)).astype(float)
+            Y = rng.poisson(3.0, (rows, m)).astype(float)
         case _:
-            Y = rng.standard_normal((n_L, m))
+            Y = rng.standard_normal((rows, m))
     return X, Y

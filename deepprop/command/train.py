@@ -50,6 +50,10 @@ def train(args: argparse.Namespace) -> int:
     layers = args.diagnose if isinstance(args.diagnose, Path) else None
     _check_paths({"--plot": args.plot, "--diagnose": layers, "--save": args.save})
     output = None if args.output is None else dp.output(resolve(args.output))
+    if output is not None and output.units(2) != 2:
+        raise ValueError(
+            f"--output {args.output} has another number of units than targets: train it from Python"
+        )
     data = load_data(
         args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
         output=None if output is None else output.name,

@@ -81,6 +81,31 @@ def test_options(run):
     assert "rmse" in out
 
 
+def test_normalisation_and_dropout_from_training_to_prediction(run, tmp_path):
+    model, program = tmp_path / "m.npz", tmp_path / "m.jax"
+    status, out, _ = run(
+        "train", "--hidden", "16,16", "--normalize", "layer", "--dropout", "0.1", "--epochs", "3",
+        "--save", model,
+    )  # fmt: skip
+    assert status == 0
+    assert (
+        "64 - 16 relu - 16 relu layer norm dropout 0.1 - 10 softmax layer norm dropout 0.1" in out
+    )
+    assert "parameters agree with central differences" in out
+    assert [layer.dropout for layer in dp.load(model)] == [0, 0.1, 0.1]
+    assert run("predict", model)[0] == 0
+    assert run("check", model, "--sample", "100")[0] == 0
+    assert run("export", model, "--out", program)[0] == 0
+    for option, value, says in (
+        ("--dropout", "1", "must be a number from 0 to below 1, got '1'"),
+        ("--normalize", "batch", "invalid choice: 'batch'"),
+        ("--output", "gaussian", "has another number of units than targets"),
+    ):
+        status, _, err = run("train", option, value)
+        assert status == 2 or status == 1
+        assert says in err
+
+
 def test_patience_returns_the_best_epoch_on_a_separate_validation_set(run):
     """The held-out examples are used only once, at the end."""
     status, out, _ = run(

@@ -177,6 +177,7 @@ FORMATS = {
     1: {"format", "dtype", "activations", "W1", "b1", "W2", "b2"},
     2: {"format", "dtype", "activations", "residual", "keep", "products", "W1", "b1", "W2", "b2"},
     3: {*OWN_ENTRIES, "W1", "b1", "W2", "b2", "shift", "scale", "classes", "note"},
+    4: {*OWN_ENTRIES, "normalize", "dropout", "W1", "b1", "W2", "b2", "note"},
 }
 
 
@@ -185,6 +186,9 @@ def _of_format(path, form):
     if form == 3:
         params = dp.init_params(jax.random.key(0), [4, 4, 3])
         dp.save(path, params, scaling=(np.zeros(4), np.ones(4)), classes=[2, 1, 0], note="any")
+        return
+    if form == 4:
+        dp.save(path, dp.init_params(jax.random.key(0), [4, 4, 3], dropout=0.5), note="any")
         return
     static = {"residual": [True, False], "keep": [1, 1], "products": "bfloat16"}
     np.savez(
@@ -264,3 +268,20 @@ def test_the_file_has_only_plain_arrays(tmp_path):
     with zipfile.ZipFile(_saved(tmp_path)) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     assert names == {*OWN_ENTRIES, "W1", "b1", "W2", "b2"}
+
+
+def test_normalisation_and_dropout_are_saved_and_other_files_stay_as_they_were(tmp_path):
+    params = dp.init_params(jax.random.key(0), [4, 5, 3], normalize=["rms", "layer"], dropout=0.25)
+    dp.save(tmp_path / "new.npz", params)
+    again = dp.load(tmp_path / "new.npz")
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    assert [(p.normalize, p.dropout) for p in again] == [("rms", 0.0), ("layer", 0.25)]
+    with pytest.raises(ValueError, match="extra 'dropout' must have another name"):
+        dp.save(tmp_path / "new.npz", params, dropout=1.0)
+    # In a file of a plain network these names are free, as before.
+    plain = dp.init_params(jax.random.key(0), [4, 5, 3])
+    dp.save(tmp_path / "plain.npz", plain, dropout=1.0)
+    arrays = read_npz(tmp_path / "plain.npz")
+    assert str(arrays["format"]) == "deepprop model 3"
+    assert float(dp.load_extra(tmp_path / "plain.npz")["dropout"]) == 1.0
+    assert jax.tree.structure(dp.load(tmp_path / "plain.npz")) == jax.tree.structure(plain)

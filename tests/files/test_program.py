@@ -84,6 +84,9 @@ NETWORKS = {
     "stack": deep_network,
     "stack of bfloat16 products": lambda: deep_network(compute_dtype="bfloat16"),
     "stack of float16 products": lambda: deep_network(compute_dtype="float16"),
+    "normalised, with dropout": lambda: dp.init_params(
+        jax.random.key(4), [4, 6, 6, 3], normalize=["rms", "layer", "layer"], dropout=0.3
+    ),
     "scaled": network_of,
     "scaled bfloat16": lambda: network_of(dtype=jnp.bfloat16),
 }

@@ -157,9 +157,9 @@ def entries(draw):
 
 @pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", range(14))
 def test_random_networks(part):
-    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
     @seed(part)
     @given(entries())
     def check(drawn):

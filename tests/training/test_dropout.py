@@ -161,6 +161,7 @@ def test_the_quadratic_model_measures_J_with_the_masks_of_the_gradient():
     assert fit.history["cost"][-1] < fit.history["cost"][0]
 
 
+@pytest.mark.thorough
 def test_private_training_drops():
     pytest.importorskip("dp_accounting")
     privacy = dp.Privacy(noise_multiplier=1e-3, delta=1e-3, max_norm=1.0)

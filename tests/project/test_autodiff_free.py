@@ -126,25 +126,27 @@ for autodiff in kept:
 import tempfile, numpy as np, optax, deepprop as dp
 from deepprop.activations import ACTIVATIONS
 from deepprop.command.cli import main
-from deepprop.costs import COSTS, OUTPUTS
+from deepprop.costs import COSTS, OF_SOFTMAX, OUTPUTS
 
 key = jax.random.key(0)
 X, Y = np.ones((4, 3), np.float32), np.eye(3, dtype=np.float32)
-for output in [*OUTPUTS, *(("tanh", cost) for cost in COSTS)]:
-    names = list(ACTIVATIONS) if output == "softmax" else ["tanh"]
-    params = dp.init_params(key, [4, *[5] * len(names), 3], hidden=names, output=output)
-    A, cache = jax.jit(dp.forward)(params, X)
+for output in [*OUTPUTS, *(("tanh", cost) for cost in COSTS), *(("softmax", cost) for cost in OF_SOFTMAX)]:
+    names, n_L = list(ACTIVATIONS) if output == "softmax" else ["tanh"], dp.output(output).units(3)
+    params = dp.init_params(key, [4, *[5] * len(names), n_L], hidden=names, output=output,
+                            normalize="layer", dropout=0.1)
+    A, cache = jax.jit(dp.forward)(params, X, key=key)
 
     @jax.jit
     def everything(params, cache, X, Y, w):
         dZ = dp.error_signals(cache, Y)
         return (dp.predict(params, X), dp.cost(cache, Y), dp.cost(cache, Y, w), dZ,
+                dp.input_signal(cache, dZ), dp.jacobian(cache),
                 dp.gradients(cache, dZ), dp.manual_backward(cache, Y, w))
 
     everything(params, cache, X, Y, np.ones(3))
 optimizer = optax.adam(1e-3)
 dp.manual_backward(cache, Y, np.ones(3))  # eager
-dp.train_step(optimizer)(params, optimizer.init(params), X, Y)
+dp.train_step(optimizer)(params, optimizer.init(params), X, Y, key=key)
 dp.check_gradients(dp.init_params(key, [4, 5, 3]), X, Y)
 private = dp.Privacy(max_norm=1.0, delta=1e-3, noise_multiplier=1.0)
 for options in ({"privacy": private}, {"record": dp.diagnose}):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from deepprop._arithmetic import rows, wide
+from deepprop._arithmetic import wide
 from deepprop.layers import Layer
 
 EPSILON = 1e-5  # added to the variance or mean square
@@ -55,14 +55,14 @@ def along_entry(layer: Layer, RA: Array, A: Array, kept: Array | None = None) ->
 
 
 def _normalized(layer: Layer, A: Array) -> tuple[Array, Array | None]:
-    """Return N in the dtype of A, and the size s by which A was divided, (1, m)."""
+    """Return N in the dtype of A, and the size s by which A was divided, (m, 1)."""
     if layer.normalize is None:
         return A, None
-    P = A.astype(wide(A.dtype))
+    P = _rows(A)
     if layer.normalize == "layer":
-        P = P - jnp.mean(P, axis=-2, keepdims=True)
-    s = jnp.sqrt(jnp.mean(jnp.square(P), axis=-2, keepdims=True) + EPSILON)
-    return rows((P / s).astype(A.dtype)), s  # N = (A - mean(A)) / s, or A / s
+        P = P - jnp.mean(P, axis=-1, keepdims=True)
+    s = jnp.sqrt(jnp.mean(jnp.square(P), axis=-1, keepdims=True) + EPSILON)
+    return (P / s).astype(A.dtype).mT, s  # N = (A - mean(A)) / s, or A / s
 
 
 def _times_slope(layer: Layer, v: Array, A: Array) -> Array:
@@ -74,11 +74,16 @@ def _times_slope(layer: Layer, v: Array, A: Array) -> Array:
     N, s = _normalized(layer, A)
     if s is None:
         return v
-    N, P = N.astype(s.dtype), v.astype(wide(v.dtype))
-    below = P - N * jnp.mean(N * P, axis=-2, keepdims=True)
+    P, Q = _rows(v), _rows(N)
+    below = P - Q * jnp.mean(Q * P, axis=-1, keepdims=True)
     if layer.normalize == "layer":
-        below = below - jnp.mean(P, axis=-2, keepdims=True)
-    return rows((below / s).astype(v.dtype))
+        below = below - jnp.mean(P, axis=-1, keepdims=True)
+    return (below / s).astype(v.dtype).mT
+
+
+def _rows(P: Array) -> Array:
+    """Return P^T in the wide dtype: on a CPU, means over columns of P would be taken of a copy."""
+    return P.mT.astype(wide(P.dtype))
 
 
 def _dropped(layer: Layer, P: Array, kept: Array | None) -> Array:
@@ -86,7 +91,7 @@ def _dropped(layer: Layer, P: Array, kept: Array | None) -> Array:
     if kept is None:
         return P
     scaled = P / jnp.asarray(1 - layer.dropout, P.dtype)
-    return rows(jnp.where(mask(layer, kept, P.shape[-1]), scaled, 0))
+    return jnp.where(mask(layer, kept, P.shape[-1]), scaled, 0)
 
 
 def mask(layer: Layer, kept: Array, m: int) -> Array:

@@ -59,6 +59,7 @@ KINDS = {
 }
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("output", ["softmax", "tanh+none"])
 def test_gradients_and_dA_0_of_a_loss_of_ones_own(kind, output):
@@ -82,6 +83,7 @@ def test_gradients_and_dA_0_of_a_loss_of_ones_own(kind, output):
     assert_close(*both(params, X))
 
 
+@pytest.mark.ordinary(8)
 @pytest.mark.parametrize("output", [*OUTPUTS, *WITHOUT_COST])
 def test_dZ_L_from_dA_L_is_autodiffs(output):
     params, X, _ = network(output)
@@ -121,6 +123,7 @@ def test_a_loss_that_couples_examples_brings_m_times_its_derivative():
     assert_close(grads, jax.grad(lambda p: coupled(dp.forward(p, X)[0]))(params))
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("of", ["A", "Z"])
 def test_the_jacobian_is_autodiffs(kind, of):

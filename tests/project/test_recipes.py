@@ -100,6 +100,7 @@ def test_episodes_end_where_the_pole_falls():
     assert jnp.array_equal(up, inside)  # a fallen pole stays where it fell
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_the_gradients_of_an_autoencoder():
     names = recipe("Two networks in a row")
@@ -118,6 +119,7 @@ def test_the_gradients_of_an_autoencoder():
     assert_close(jax.tree.leaves(of_one), jax.tree.leaves(found))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_the_gradients_of_a_gan():
     names = recipe("Two networks against each other")
@@ -171,6 +173,7 @@ def test_triplets_are_drawn_by_their_labels():
     assert len(set(np.asarray(drawn[200:400]).tolist())) > 150  # not the same positive each time
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_saliency_and_integrated_gradients():
     names = recipe("Which pixels matter")
@@ -215,6 +218,7 @@ def test_the_rule_for_autodiff(keep):
         jax.jvp(lambda X: rule(params, X), (X,), (X,))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_a_penalty_on_dA_0():
     params, X = network(0, [4, 6, 1], ("identity", None)), columns(1, 4, 5)

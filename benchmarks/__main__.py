@@ -26,7 +26,7 @@ def main():
         print(
             __doc__ + "\n\n" + "\n".join(f"{name:{width}}  {line}" for name, line in known.items())
         )
-        sys.exit(0 if asked in ("-h", "--help") else f"\nthere is no benchmark {asked!r}")
+        sys.exit(0 if asked in ("-h", "--help") else f"\nunknown benchmark {asked!r}")
     name, *options = sys.argv[1:]
     sys.argv = [f"python -m benchmarks {name}", *options]
     importlib.import_module(f"benchmarks.{name}").main()

@@ -9,7 +9,6 @@ in a call before. Each contender must reach a cost below 0.1 in two epochs; the 
 as each shuffles its own way.
 """
 
-import argparse
 import time
 from functools import cache, partial
 
@@ -20,7 +19,7 @@ import optax
 
 import deepprop as dp
 from benchmarks.contenders import BASE, RATE, rows_loss, torch_model
-from benchmarks.report import RESULTS, folder, markdown, setting, spread, today, write
+from benchmarks.report import arguments, markdown, setting, spread, today, write
 from benchmarks.training import each, share_of_others
 
 EXAMPLES = 60_000
@@ -166,12 +165,7 @@ def table(seconds):
 
 def main():
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK",
-                        help=f"some of {', '.join(NETWORKS)} (default: all)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=folder, default=RESULTS)
-    args = parser.parse_args()
+    args = arguments(__doc__, NETWORKS, rounds=7)
     report = [f"# Whole calls, {today()}", f"{setting()}.", (
         f"{EXAMPLES:,} examples, Adam, float32, {args.rounds} rounds, each in a new order of the"
         " contenders. Medians; in brackets the least and the largest ratio of a round."

@@ -128,6 +128,19 @@ def folder(name):
     return path
 
 
+def arguments(doc, networks, rounds):
+    """Return the arguments of a benchmark of several networks: networks, rounds and out."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(networks), metavar="NETWORK",
+                        help=f"some of {', '.join(networks)} (default: all)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=folder, default=RESULTS)
+    args = parser.parse_args()
+    if unknown := set(args.networks) - set(networks):
+        parser.error(f"unknown network: {', '.join(unknown)}")
+    return args
+
+
 def write(text, what, out):
     """Write the text to WHAT-DATE-jax-VERSION-DEVICE.md in the folder `out`, and print it."""
     path = out / f"{stem(what)}.md"

@@ -9,7 +9,6 @@ of the machine cancel. A turn is two epochs, of which the second is timed: the f
 caches that the previous contender has displaced.
 """
 
-import argparse
 import importlib
 import os
 import time
@@ -23,11 +22,10 @@ import numpy as np
 import deepprop as dp
 from benchmarks.contenders import BASE, CONTENDERS, on_gpu
 from benchmarks.report import (
-    RESULTS,
     Machine,
     Measured,
     Network,
-    folder,
+    arguments,
     meanwhile,
     picture,
     stem,
@@ -158,20 +156,8 @@ def share_of_others():
     return share
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK",
-                        help=f"some of {', '.join(NETWORKS)} (default: all)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--out", type=folder, default=RESULTS)
-    args = parser.parse_args()
-    if unknown := set(args.networks) - set(NETWORKS):
-        parser.error(f"unknown network: {', '.join(unknown)}")
-    return args
-
-
 def main():
-    args = arguments()
+    args = arguments(__doc__, NETWORKS, rounds=11)
     if on_gpu():  # as PyTorch by default; JAX would use TensorFloat-32
         jax.config.update("jax_default_matmul_precision", "highest")
     contenders = each(CONTENDERS, lambda contender: importlib.import_module(contender.package))

@@ -17,8 +17,6 @@ from deepprop.layers import Cache, Layer, Params, type_of_dZ
 from deepprop.outputs import target_rows
 
 ROUNDING = 1e-6  # how far a value of Y may lie outside of the output's domain
-
-
 NORMALIZATIONS = ("layer", "rms")
 
 

@@ -73,7 +73,7 @@ class Output:
     Attributes:
         name: its name in messages and in saved models.
         g: maps Z (n_L, m) to A (n_L, m).
-        loss: maps (Z, Y) to the losses L(i), (m,); raises if there is no cost.
+        loss: maps (Z, Y) to the losses L(i), (m,); an output without a cost raises.
         dZ: maps (Z, A, Y) to dZ[L] (n_L, m); column i is the derivative of L(i), without 1/m.
         init: the initialisation of W that suits it, as in `Activation`.
         dZ_from_dA: maps (Z, A, dA) to dZ[L], for a dA[L] (n_L, m) that the caller brings.

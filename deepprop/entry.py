@@ -6,8 +6,8 @@ W[l] then multiplies U[l] where it would multiply A[l-1], so dW[l] = 1/m dZ[l] U
 depends on column i of A alone: every example still has a gradient of its own. Batch normalisation
 ties the examples of a batch together, so it is not here.
 
-A normalised column has mean 0 and variance 1 ("layer"), or mean square 1 ("rms"). There is no
-gain c and no bias d: W[l] and b[l], which follow, hold both, as
+A normalised column has mean 0 and variance 1 ("layer"), or mean square 1 ("rms"). A gain c and a
+bias d are left out, because W[l] and b[l], which follow, can express them:
 W (c * N + d) + b = (W diag(c)) N + (W d + b).
 
 Dropout sets each entry to 0 with probability p and divides the others by 1 - p, so that the mean of

@@ -77,7 +77,7 @@ def init_params(
         compute_dtype: the dtype of the factors of matrix products, or "auto": see
             `deepprop.with_compute_dtype`.
         normalize: "layer" or "rms" to normalise what enters layers 2 to L; or one of them, or None,
-            for each layer. There is no gain and no bias, as W and b hold them: see entry.py.
+            for each layer. It has no gain or bias: W and b serve as both (see entry.py).
         dropout: the probability with which an entry of what enters layers 2 to L is dropped in
             training; or a sequence of L, for each layer.
 

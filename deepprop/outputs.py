@@ -1,7 +1,7 @@
 """The choice of an output: by its name, as an activation with a cost, or several side by side."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,6 @@ from deepprop.costs import (
     UNBOUNDED,
     Cost,
     Output,
-    elementwise_dZ,
     no_dZ,
     no_loss,
     softmax,
@@ -31,20 +30,27 @@ OutputChoice = (
 )
 
 
-def _loss_of_A(g: Activation, cost: Cost, Z: Array, Y: Array) -> Array:
-    return cost.loss(g.g(Z), Y)
+def _loss_of_A(g: Callable[[Array], Array], cost: Cost, Z: Array, Y: Array) -> Array:
+    return cost.loss(g(Z), Y)
 
 
-def _dZ_of_softmax(cost: Cost, Z: Array, A: Array, Y: Array) -> Array:
-    return softmax_dZ(Z, A, cost.dA(A, Y))
+def _dZ_through_A(
+    dZ_from_dA: Callable[..., Array], cost: Cost, Z: Array, A: Array, Y: Array
+) -> Array:
+    return dZ_from_dA(Z, A, cost.dA(A, Y))
 
 
-def _loss_of_softmax(cost: Cost, Z: Array, Y: Array) -> Array:
-    return cost.loss(softmax(Z), Y)
-
-
-def _dZ_through_A(g: Activation, cost: Cost, Z: Array, A: Array, Y: Array) -> Array:
-    return elementwise_dZ(g.g_prime, Z, A, cost.dA(A, Y))
+def _paired(
+    name: str, g: Callable[..., Array], dZ_from_dA: Callable[..., Array], cost: Cost
+) -> Output:
+    """Return the output with g and that cost, which is a function of A."""
+    return Output(
+        f"{name}+{cost.name}",
+        g,
+        EqualPartial(_loss_of_A, (g, cost)),
+        EqualPartial(_dZ_through_A, (dZ_from_dA, cost)),
+        dZ_from_dA=dZ_from_dA,
+    )
 
 
 def _cost(choice: str | Cost, table: Mapping[str, Cost] = COSTS) -> Cost:
@@ -107,29 +113,16 @@ def output(choice: OutputChoice) -> Output:
         raise TypeError(f"cost must be a name or a dp.Cost, got {choice[1]!r}")
     if choice[0] == "softmax":
         return _softmax_with(choice[1])
-    g, cost = activation(choice[0]), _cost(choice[1])
-    of_both = (g, cost)
-    return Output(
-        f"{g.name}+{cost.name}",
-        g.g,
-        EqualPartial(_loss_of_A, of_both),
-        EqualPartial(_dZ_through_A, of_both),
-        dZ_from_dA=through(g.g_prime),
-    )
+    g = activation(choice[0])
+    return _paired(g.name, g.g, through(g.g_prime), _cost(choice[1]))
 
 
 def _softmax_with(choice: str | Cost) -> Output:
-    """Return softmax with another cost than cross-entropy: dZ = (diag(A) - A A^T) dA."""
-    if isinstance(choice, str) and choice.partition("(")[0].strip() in OF_SOFTMAX:
-        cost = _cost(choice, OF_SOFTMAX)
-        loss, dZ = cost.loss, cost.dA
-    else:
-        cost = _cost(choice)
-        loss, dZ = (
-            EqualPartial(_loss_of_softmax, (cost,)),
-            EqualPartial(_dZ_of_softmax, (cost,)),
-        )
-    return Output(f"softmax+{cost.name}", softmax, loss, dZ, dZ_from_dA=softmax_dZ)
+    """Return softmax with another cost than cross-entropy; some are functions of Z."""
+    if not isinstance(choice, str) or choice.partition("(")[0].strip() not in OF_SOFTMAX:
+        return _paired("softmax", softmax, softmax_dZ, _cost(choice))
+    cost = _cost(choice, OF_SOFTMAX)
+    return Output(f"softmax+{cost.name}", softmax, cost.loss, cost.dA, dZ_from_dA=softmax_dZ)
 
 
 Parts = tuple[tuple[Output, int], ...]  # outputs, and the number of units of each

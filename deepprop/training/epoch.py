@@ -261,7 +261,7 @@ train_epoch = Programs(
 
 
 def check_dropout(params: Params, key: Array | None) -> None:
-    """Raise if the network drops entries in training, and there is no key to draw them from.
+    """Raise if the network has dropout and no key is given.
 
     Raises:
         ValueError: it does, and `key` is None.

@@ -34,7 +34,7 @@ def network(output="softmax", residual=False, keep=None, sizes=(4, 6, 6, 6, 3)):
 
 
 def losses(A):
-    """A loss of each example of one's own, that no cost of deepprop has."""
+    """A loss per example that deepprop does not have."""
     return jnp.sum(jnp.sin(3 * A) * jnp.arange(1.0, A.shape[0] + 1)[:, None], axis=0)
 
 

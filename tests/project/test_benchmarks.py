@@ -45,7 +45,7 @@ def test_the_entry_point_lists_the_benchmarks(monkeypatch, capsys):
     for argv, status in (
         (["--help"], 0),
         ([], 0),
-        (["nothing"], "there is no benchmark 'nothing'"),
+        (["nothing"], "unknown benchmark 'nothing'"),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmarks", *argv])
         with pytest.raises(SystemExit) as end:

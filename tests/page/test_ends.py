@@ -197,11 +197,12 @@ def test_clipping_starts_from_the_same_ends():
     params, X, w = network()
     A, cache = dp.forward(params, X)
     Y = jnp.full((3, 5), 1 / 3)
-    expected = dp.clipped_backward(cache, Y, 0.1, weights=w)
-    dZ = dp.error_signals(cache, Y)[-1]
-    assert_close(dp.clipped_backward(cache, None, 0.1, weights=w, dZ=dZ), expected, 1e-12)
+    signals = dp.error_signals(cache, Y)
+    C = jnp.median(dp.per_example_norms(cache, signals))  # some are clipped
+    expected, dZ = dp.clipped_backward(cache, Y, C, weights=w), signals[-1]
+    assert_close(dp.clipped_backward(cache, None, C, weights=w, dZ=dZ), expected, 1e-12)
     dA = -Y / A  # of the cross-entropy
-    assert_close(dp.clipped_backward(cache, None, 0.1, weights=w, dA=dA), expected, 1e-9)
+    assert_close(dp.clipped_backward(cache, None, C, weights=w, dA=dA), expected, 1e-9)
 
 
 WEIGHTED = {

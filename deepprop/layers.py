@@ -122,7 +122,7 @@ def like(params: Params, tree: Any) -> Params:
 
 def top(A: Array) -> Array:
     """Return A of the topmost layer from a cache's entry for a layer or a stack."""
-    return A[-1] if A.ndim == 3 else A
+    return A.mT[-1].mT if A.ndim == 3 else A
 
 
 def type_of_A(layer: Layer) -> np.dtype:

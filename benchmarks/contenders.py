@@ -7,6 +7,8 @@ A contender is a function make(params, X, Y, batch_size) -> (train, cost, tempor
     temporary()    peak temporary bytes of the compiled program; None if it can't be asked
 
 Each contender imports its own library, so that a missing library removes only that contender.
+`CONTENDERS` train in float32. `IN_BFLOAT16` multiply bfloat16 numbers, with parameters in float32,
+in the way that each library offers.
 """
 
 import os
@@ -94,9 +96,10 @@ def optax_loss(z, y):
     return jnp.mean(optax.softmax_cross_entropy(z, y))
 
 
-def deepprop_fit(params, X, Y, batch_size):
+def deepprop_fit(params, X, Y, batch_size, compute_dtype=None):
     """Train with dp.fit, including its work between epochs."""
     optimizer, state = optax.adam(RATE), None
+    params = dp.with_compute_dtype(params, compute_dtype)
 
     def train(epochs):
         nonlocal params, state
@@ -129,21 +132,30 @@ def rows_loss(params, x, y):
     return optax_loss(x @ W + b, y)
 
 
-def jax_grad(params, optimizer):
-    """Return the initial (parameters, state) and the step that both jax.grad contenders share."""
+def rounded_loss(params, x, y):
+    """Return J of a network in bfloat16 with logits in float32, as JAX users write it."""
+    rounded, x = jax.tree.map(lambda P: P.astype(jnp.bfloat16), (params, x))
+    for W, b in rounded[:-1]:
+        x = jax.nn.relu(x @ W + b)
+    W, b = rounded[-1]
+    return optax_loss((x @ W + b).astype(jnp.float32), y)
+
+
+def jax_grad(params, optimizer, loss=rows_loss):
+    """Return the initial (parameters, state) and the step that the jax.grad contenders share."""
     start = tuple((jnp.array(p.W.T), p.b[:, 0]) for p in params)
 
     def step(params, state, x, y):
-        grads = jax.grad(rows_loss)(params, x, y)
+        grads = jax.grad(loss)(params, x, y)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     return (start, optimizer.init(start)), step
 
 
-def jax_grad_scanned(params, X, Y, batch_size):
+def jax_grad_scanned(params, X, Y, batch_size, loss=rows_loss):
     """Train with jax.grad and optax: lax.scan over the steps of an epoch, data on the device."""
-    carry, step = jax_grad(params, optax.adam(RATE))
+    carry, step = jax_grad(params, optax.adam(RATE), loss)
     x, y = map(jnp.asarray, by_example(X, Y))
     key = jax.random.key(0)
 
@@ -166,9 +178,9 @@ def jax_grad_scanned(params, X, Y, batch_size):
     return by_epoch(epoch), cost, temporary
 
 
-def jax_grad_step(params, X, Y, batch_size):
+def jax_grad_step(params, X, Y, batch_size, loss=rows_loss):
     """Train with jax.grad and optax: one jitted step per minibatch."""
-    carry, step = jax_grad(params, optax.adam(RATE))
+    carry, step = jax_grad(params, optax.adam(RATE), loss)
     jitted = jax.jit(step, donate_argnums=(0, 1))
     minibatches = loader(X, Y, batch_size)
 
@@ -187,22 +199,26 @@ def jax_grad_step(params, X, Y, batch_size):
     return by_epoch(epoch), cost, temporary
 
 
-def flax_nnx(params, X, Y, batch_size):
+def flax_nnx(params, X, Y, batch_size, dtype=None):
     """Train with nnx.jit and nnx.cached_partial, as in Flax's performance guide."""
     from flax import nnx
 
     layers = []
     for p in params:
-        linear = nnx.Linear(*p.W.shape[::-1], rngs=nnx.Rngs(0))
+        linear = nnx.Linear(*p.W.shape[::-1], dtype=dtype, rngs=nnx.Rngs(0))
         linear.kernel, linear.bias = nnx.Param(jnp.array(p.W.T)), nnx.Param(p.b[:, 0])
         layers += [linear, nnx.relu]
     model = nnx.Sequential(*layers[:-1])
+
+    def loss(model, x, y):
+        return optax_loss(model(x).astype(jnp.float32), y)
+
     optimizer = nnx.Optimizer(model, optax.adam(RATE), wrt=nnx.Param)
     minibatches = loader(X, Y, batch_size)
 
     @partial(nnx.jit, donate_argnums=(0, 1))
     def train_step(model, optimizer, x, y):
-        J, grads = nnx.value_and_grad(lambda model: optax_loss(model(x), y))(model)
+        J, grads = nnx.value_and_grad(lambda model: loss(model, x, y))(model)
         optimizer.update(model, grads)
         return J
 
@@ -218,13 +234,12 @@ def flax_nnx(params, X, Y, batch_size):
         jax.block_until_ready(nnx.state((model, optimizer)))
 
     def cost():
-        x, y = by_example(X, Y)
-        return optax_loss(model(x), y)
+        return loss(model, *by_example(X, Y))
 
     return by_epoch(epoch), cost, temporary
 
 
-def equinox(params, X, Y, batch_size):
+def equinox(params, X, Y, batch_size, dtype=None):
     """Train with eqx.filter_jit of a step with optax."""
     import equinox as eqx
 
@@ -240,7 +255,10 @@ def equinox(params, X, Y, batch_size):
     minibatches = loader(X, Y, batch_size)
 
     def loss(model, x, y):
-        return optax_loss(jax.vmap(model)(x), y)
+        if dtype is not None:
+            narrow = lambda P: P.astype(dtype) if eqx.is_array(P) else P  # noqa: E731
+            model, x = jax.tree.map(narrow, (model, x))
+        return optax_loss(jax.vmap(model)(x).astype(jnp.float32), y)
 
     @partial(eqx.filter_jit, donate="all-except-first")
     def step(batch, model, state):
@@ -263,13 +281,15 @@ def equinox(params, X, Y, batch_size):
     return by_epoch(epoch), cost, temporary
 
 
-def keras_on_jax(params, X, Y, batch_size):
+def keras_on_jax(params, X, Y, batch_size, policy="float32"):
     """Train with Keras's compile and fit; Adam has the epsilon of the others."""
     import keras
 
-    layers = [keras.layers.Dense(len(p.W), activation="relu") for p in params[:-1]]
-    model = keras.Sequential([keras.Input((len(X),)), *layers, keras.layers.Dense(len(Y))])
-    for layer, p in zip(model.layers, params, strict=True):
+    layers = [keras.layers.Dense(len(p.W), "relu", dtype=policy) for p in params[:-1]]
+    layers += [keras.layers.Dense(len(Y), dtype=policy)]
+    logits = keras.layers.Activation("linear", dtype="float32")
+    model = keras.Sequential([keras.Input((len(X),)), *layers, logits])
+    for layer, p in zip(layers, params, strict=True):
         layer.set_weights([p.W.T, p.b[:, 0]])
     losses = keras.losses
     loss = losses.BinaryCrossentropy if len(Y) == 1 else losses.CategoricalCrossentropy
@@ -315,7 +335,7 @@ def torch_model(params):
     return nn.Sequential(*layers[:-1]).to(device), device
 
 
-def pytorch(params, X, Y, batch_size, *, compiled):
+def pytorch(params, X, Y, batch_size, *, compiled, autocast=False):
     """Train with PyTorch's fused Adam; indexing makes minibatches faster than a DataLoader."""
     import torch
     from torch import nn
@@ -326,7 +346,8 @@ def pytorch(params, X, Y, batch_size, *, compiled):
     cross_entropy = nn.BCEWithLogitsLoss() if len(Y) == 1 else nn.CrossEntropyLoss()
 
     def loss(x, y):
-        return cross_entropy(model(x), y)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return cross_entropy(model(x), y)
 
     if compiled:  # model and loss together, which was faster; Adam is fused already
         torch.compiler.reset()
@@ -384,4 +405,19 @@ CONTENDERS = {
     "PyTorch compiled": Contender(partial(pytorch, compiled=True), "torch"),
     "PyTorch eager": Contender(partial(pytorch, compiled=False), "torch"),
     "scikit-learn": Contender(scikit_learn, "sklearn"),
+}
+
+NARROW = "bfloat16"
+IN_BFLOAT16 = {
+    BASE: Contender(partial(deepprop_fit, compute_dtype=NARROW), "deepprop"),
+    "deepprop, float32": Contender(deepprop_fit, "deepprop"),
+    "jax.grad, scanned": Contender(partial(jax_grad_scanned, loss=rounded_loss), "optax"),
+    "Equinox": Contender(partial(equinox, dtype=NARROW), "equinox"),
+    "Flax NNX": Contender(partial(flax_nnx, dtype=NARROW), "flax"),
+    "Keras on JAX": Contender(partial(keras_on_jax, policy="mixed_bfloat16"), "keras"),
+    "PyTorch compiled, autocast": Contender(
+        partial(pytorch, compiled=True, autocast=True), "torch"
+    ),
+    "PyTorch eager, autocast": Contender(partial(pytorch, compiled=False, autocast=True), "torch"),
+    "PyTorch compiled, float32": Contender(partial(pytorch, compiled=True), "torch"),
 }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.contenders import BASE, CONTENDERS, on_gpu
+from benchmarks.contenders import BASE, on_gpu
 
 RESULTS = str(Path(__file__).parent / "results")
 PACKAGES = ["deepprop", "jax", "jaxlib", "optax", "numpy"]
@@ -65,6 +65,12 @@ def ratios(measured):
     return {name: m.seconds / measured[BASE].seconds for name, m in measured.items()}
 
 
+def peers(results):
+    """Return the names of all contenders except deepprop's, in their order."""
+    names = dict.fromkeys(name for _, measured, _ in results.values() for name in measured)
+    return [name for name in names if name != BASE]
+
+
 def spread(values, form):
     """Return the median, with minimum and maximum in brackets."""
     return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
@@ -81,9 +87,9 @@ def summary(results):
     rows = []
     for network, measured, _ in results.values():
         ratio = ratios(measured)
-        cells = [f"{np.median(ratio[c]):.2f}" if c in ratio else "—" for c in CONTENDERS]
-        rows.append([f"{network.shape()}, {network.batch_size}", *cells[1:]])
-    return markdown(["network, batch", *list(CONTENDERS)[1:]], rows)
+        cells = [f"{np.median(ratio[c]):.2f}" if c in ratio else "—" for c in peers(results)]
+        rows.append([f"{network.shape()}, {network.batch_size}", *cells])
+    return markdown(["network, batch", *peers(results)], rows)
 
 
 def table(results):
@@ -128,13 +134,15 @@ def folder(name):
     return path
 
 
-def arguments(doc, networks, rounds):
-    """Return the arguments of a benchmark of several networks: networks, rounds and out."""
+def arguments(doc, networks, rounds, flags=()):
+    """Return the arguments of a benchmark of several networks: networks, rounds, out and flags."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(networks), metavar="NETWORK",
                         help=f"some of {', '.join(networks)} (default: all)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--out", type=folder, default=RESULTS)
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
     if unknown := set(args.networks) - set(networks):
         parser.error(f"unknown network: {', '.join(unknown)}")
@@ -161,14 +169,14 @@ def setting():
     return f"{device}, Python {platform.python_version()}; {', '.join(found)}"
 
 
-def text(results, rounds):
+def text(results, rounds, precision):
     """Return the report of training.py."""
     full = " All matrix products are in full float32, without TensorFloat-32." if on_gpu() else ""
     return f"""# Training, {today()}
 
 {setting()}.
 
-Adam, float32, {rounds} rounds, each in a new order of the contenders.{full}
+Adam, {precision}, {rounds} rounds, each in a new order of the contenders.{full}
 
 ## Time relative to deepprop's, medians
 
@@ -211,15 +219,15 @@ def picture(results, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    peers = [name for name in CONTENDERS if name != BASE]
+    names = peers(results)
     figure, axes = plt.subplots(figsize=(9, 4.6), dpi=200, layout="constrained")
     frame(axes, results)
-    for k, (peer, (colour, marker)) in enumerate(zip(peers, LOOKS, strict=True)):
+    for k, (peer, (colour, marker)) in enumerate(zip(names, LOOKS, strict=False)):
         groups = [(i, ratios(result[1])) for i, result in enumerate(results.values())]
         drawn = [(i, ratio[peer]) for i, ratio in groups if peer in ratio]
         if not drawn:
             continue
-        place = [i + (k - (len(peers) - 1) / 2) * 0.1 for i, _ in drawn]
+        place = [i + (k - (len(names) - 1) / 2) * 0.1 for i, _ in drawn]
         low, middle, high = np.transpose([np.quantile(r, [0, 0.5, 1]) for _, r in drawn])
         axes.errorbar(
             place, middle, (middle - low, high - middle),

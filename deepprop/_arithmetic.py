@@ -58,7 +58,7 @@ def multiply(types: Types, *, transposed: bool = False) -> Callable[[Array, Arra
     def times(W: Array, A: Array) -> Array:
         if not transposed and types.factors is None and _few(W, A):
             return rows(_barrier(jnp.matmul(W, A)).astype(types.result))
-        return rows(product(W, A, *types, narrow=_by_transpose if transposed else _by_matrix))
+        return rows(product(W, A, *types, narrow=_into_rows if transposed else _by_matrix))
 
     return times
 
@@ -115,17 +115,6 @@ def rows(P: Array) -> Array:
     if not _matters(P):
         return P
     return _barrier(P.mT).mT
-
-
-def entered(X: Array) -> Array:
-    """Return X (n_0, m) unchanged; on a CPU, its examples become rows in memory, as in `rows`.
-
-    X comes from outside of the program, so it may lie in columns. XLA would fold the transposition
-    into the products of layer 1, and no kernel multiplies narrow factors that way (`_laid_out`).
-    """
-    if not (_matters(X) and _is_fast_on_cpu(X.dtype)):
-        return rows(X)
-    return _flat(X.mT).mT
 
 
 def elementwise(g: Callable[..., Array], *P: Array) -> Array:
@@ -219,10 +208,10 @@ def product(
     `dtype` is that of P by default. With `factors`, P and Q are rounded to that dtype first. The
     product is computed as (Q^T P^T)^T: if Q has one example per column, the rows of Q^T P^T are
     examples, as they should be in memory (`rows`). `narrow` multiplies narrow factors on a CPU that
-    is fast at it; by default `_laid_out`, which assumes nothing about how they lie in memory.
+    is fast at it, `_into_rows` by default.
     """
     dtype = P.dtype if dtype is None else dtype
-    narrow = narrow or _laid_out
+    narrow = narrow or _into_rows
     if factors is None:
         return _product(P, Q, narrow).astype(dtype)
     (P, p), (Q, q) = _rounded(P, factors), _rounded(Q, factors)
@@ -255,52 +244,46 @@ def _widened(P: Array, Q: Array) -> Array:
     return _transposed(P.astype(wide(P.dtype)), Q.astype(wide(Q.dtype)))
 
 
-def _laid_out(P: Array, Q: Array) -> Array:
-    """Return P Q of narrow factors in a layout for which XLA's CPU backend has a kernel.
-
-    It has one for P Q and one for P Q^T if both matrices and the result lie in rows. XLA folds a
-    transpose that comes before or after into the product: then it widens the factors, which is
-    slow, or finds no kernel and fails when the program runs. A barrier around a matrix does not
-    prevent that. Around its flat copy it does. Measured on two cores with AMX, for 512 examples and
-    1024 units: 0.9 ms; in float32 4.3 ms, and widened 4.7 ms.
-
-    The copies take time, too: a step of 64 layers of 256 units took 23.5 ms with all of them, and
-    15.6 ms with the one in `_summed`. The verbs know how their factors lie, so each has its own
-    form: `_by_matrix`, `_by_transpose` and `_summed`. In a caller's cache that another program has
-    filled, A lies in columns; then those forms are as slow as float32, and no slower.
-    """
-    return _barrier(_matmul(_flat(Q.mT), _flat(P.mT))).mT
+def _into_rows(P: Array, Q: Array) -> Array:
+    """Return P Q of narrow factors as (Q^T P^T)^T."""
+    return _barrier(_matmul(_in_rows(Q.mT), _in_rows(P.mT))).mT
 
 
 def _by_matrix(W: Array, A: Array) -> Array:
-    """Return W A of narrow factors, for W and examples in rows: the rows A^T W^T."""
+    """Return W A of narrow factors, W in rows: the rows A^T W^T, without a transpose of W."""
     batch = tuple(range(W.ndim - 2))
     axes = ((A.ndim - 1,), (W.ndim - 1,)), (batch, batch)
-    A_rows, W = _barrier(A.mT), _barrier(W)
-    return _barrier(lax.dot_general(A_rows, W, axes, preferred_element_type=wide(W.dtype))).mT
-
-
-def _by_transpose(P: Array, dZ: Array) -> Array:
-    """Return P dZ of narrow factors, for P = W^T, with W and examples in rows: the rows dZ^T W."""
-    return _barrier(_matmul(_barrier(dZ.mT), _barrier(P.mT))).mT
+    W_rows, A_rows = _in_rows(W), _in_rows(A.mT)
+    return _barrier(lax.dot_general(A_rows, W_rows, axes, preferred_element_type=wide(W.dtype))).mT
 
 
 def _summed(dZ: Array, A_T: Array) -> Array:
-    """Return dZ A^T of narrow factors, for examples that lie in rows, so that dW lies as W does.
+    """Return dZ A^T of narrow factors, in rows, as W lies.
 
     An optimizer reads dW beside W. If dW is the transpose of a matrix in memory, that alone took
     34 ms per step of Adam for 784-1024-1024-1024-10, three times as long as everything else.
     """
-    return _barrier(_matmul(_flat(dZ), _barrier(A_T)))
+    return _barrier(_matmul(_in_rows(dZ), _in_rows(A_T)))
+
+
+def _in_rows(P: Array) -> Array:
+    """Return P unchanged; its rows are rows in memory, copied if they are not.
+
+    XLA's CPU backend multiplies narrow factors as they are if both and the result lie in rows, as
+    P Q or P Q^T. Otherwise it widens them first, or finds no kernel and fails when the program
+    runs. A barrier does not help: XLA folds a transpose that comes before it into the product. A
+    constraint on the layout stays where it is. Measured on two cores with AMX, for 512 examples and
+    1024 units: 0.9 ms; in float32 4.3 ms, and widened 4.7 ms.
+    """
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    rows_first = Layout(tuple(range(P.ndim)))
+    laid: Array = with_layout_constraint(P, rows_first)  # type: ignore[no-untyped-call]
+    return laid
 
 
 def _matmul(P: Array, Q: Array) -> Array:
     return jnp.matmul(P, Q, preferred_element_type=wide(P.dtype))
-
-
-def _flat(P: Array) -> Array:
-    """Return P unchanged, in rows, as an array that XLA has to make and does not transpose."""
-    return _barrier(P.reshape(*P.shape[:-2], -1)).reshape(P.shape)
 
 
 def _is_fast_on_cpu(dtype: DTypeLike) -> bool:

@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from deepprop._arguments import signals
-from deepprop._arithmetic import entered
+from deepprop._arithmetic import rows
 from deepprop._loops import Visit, down_stack, forward_stack, predict_stack
 from deepprop.entry import entering, mask
 from deepprop.equations import error_signal, forward_layer, signal_below
@@ -33,7 +33,7 @@ Start = Callable[[Layer, Array, Array], Array]
 
 def up(params: Params, A_0: Array, kept: Sequence[Array | None] = ()) -> Cache:
     """Walk up from A[0] to A[L] and return the cache, with the Z and A that each layer stores."""
-    A, Z = [entered(A_0)], []
+    A, Z = [rows(A_0)], []
     for layer, kept_l in zip(params, kept or [None] * len(params), strict=True):
         step = forward_stack if is_stack(layer) else forward_layer
         Z_l, A_l = step(layer, top(A[-1]), kept_l)
@@ -75,7 +75,7 @@ def kept_by(cache: Cache) -> Sequence[Array | None]:
 
 def to_the_top(params: Params, A_0: Array) -> Array:
     """Walk up from A[0] to A[L] and return A[L], without a cache."""
-    A = entered(A_0)
+    A = rows(A_0)
     for layer in params:
         A = predict_stack(layer, A) if is_stack(layer) else forward_layer(layer, A)[1]
     return A

@@ -253,8 +253,8 @@ def _by_matrix(W: Array, A: Array) -> Array:
     """Return W A of narrow factors, W in rows: the rows A^T W^T, without a transpose of W."""
     batch = tuple(range(W.ndim - 2))
     axes = ((A.ndim - 1,), (W.ndim - 1,)), (batch, batch)
-    W_rows, A_rows = _in_rows(W), _in_rows(A.mT)
-    return _barrier(lax.dot_general(A_rows, W_rows, axes, preferred_element_type=wide(W.dtype))).mT
+    factors = _in_rows(A.mT), _in_rows(W)
+    return _barrier(lax.dot_general(*factors, axes, preferred_element_type=wide(W.dtype))).mT
 
 
 def _summed(dZ: Array, A_T: Array) -> Array:

@@ -3,6 +3,8 @@
 from deepprop import files, optimizers, scale, signals, training
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
+from deepprop.backward_check import check_backward
+from deepprop.backward_report import BackwardReport
 from deepprop.costs import Cost, Output
 from deepprop.ends import input_signal, jacobian
 from deepprop.files import export, load, load_extra, save
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
+    "BackwardReport",
     "Cache",
     "Checkpoint",
     "Cost",
@@ -75,6 +78,7 @@ __all__ = [
     "activation",
     "balanced_weights",
     "by_quadratic_model",
+    "check_backward",
     "check_gradients",
     "clipped_backward",
     "cost",

@@ -28,6 +28,7 @@ from deepprop._arguments import check_params, inputs, output_of, targets_like
 from deepprop._checks import check_key, dense_array, example_weights, whole_number
 from deepprop._own_backward import as_layers
 from deepprop.backprop import manual_backward, mean_gradient
+from deepprop.backward_report import factor_in_words, listed, verb
 from deepprop.equations import forward_layer, slope
 from deepprop.gradient_report import GradientError, GradientReport
 from deepprop.layers import Cache, Params, is_stack
@@ -170,7 +171,35 @@ def _check(
         parameters=n,
         at_kinks=at_kink.size,
         tolerance=tolerance,
+        pattern=_pattern(cache, places, by_hand, numeric, error > tolerance, tolerance),
     )
+
+
+def _pattern(
+    cache: Cache,
+    places: np.ndarray,
+    by_hand: np.ndarray,
+    numeric: np.ndarray,
+    wrong: np.ndarray,
+    tolerance: float,
+) -> str:
+    """Say what the wrong gradients have in common: the arrays they are in, and a factor.
+
+    `wrong` (n,) says of each of the n parameters whether it is.
+    """
+    places, by_hand, numeric = places[wrong], by_hand[wrong], numeric[wrong]
+    if not by_hand.size or not np.isfinite(by_hand).all():
+        return ""
+    arrays = sorted(
+        {_name(cache.params, *place).partition("][")[0] + "]" for place in places.tolist()}
+    )
+    everywhere = len(arrays) == 2 * len(cache.params)
+    subject = "all gradients" if everywhere else listed([f"d{name}" for name in arrays])
+    c = float(np.vdot(numeric, by_hand) / (np.vdot(numeric, numeric) or 1.0))
+    if np.abs(by_hand - c * numeric).max() <= 10 * tolerance * np.abs(by_hand).max():
+        sizes = {"m": cache.A[0].shape[1]}
+        return factor_in_words(subject, c, sizes, several=len(arrays) > 1)
+    return "" if everywhere else f"only {subject} {verb(arrays)} wrong"
 
 
 def _errors(

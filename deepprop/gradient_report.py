@@ -17,6 +17,7 @@ class GradientReport:
         parameters: the number of parameters of the network.
         at_kinks: the number left out, because their smallest step still carries a unit over a kink.
         tolerance: the allowed relative error.
+        pattern: what the wrong gradients have in common, such as one layer or one factor, or "".
     """
 
     worst: float
@@ -27,6 +28,7 @@ class GradientReport:
     parameters: int
     at_kinks: int
     tolerance: float
+    pattern: str = ""
 
     @property
     def ok(self) -> bool:
@@ -37,6 +39,7 @@ class GradientReport:
         """Return one line: how many agree, the worst error, and where it is."""
         share = f"all {self.checked:,}" if self.checked == self.parameters else f"{self.checked:,}"
         of = "" if self.checked == self.parameters else f" of {self.parameters:,}"
+        pattern = f"; {self.pattern}" if self.pattern else ""
         kinks = f", {self.at_kinks:,} left out at a kink" if self.at_kinks else ""
         if self.ok:
             return (
@@ -48,7 +51,7 @@ class GradientReport:
         return (
             f"the gradient is wrong: at {self.where} it is {self.by_hand:.10g}, and"
             f" {self.by_differences:.10g} by central differences; relative error {self.worst:.1e},"
-            f" allowed {self.tolerance:.1e}; {share}{of} parameters checked{kinks}"
+            f" allowed {self.tolerance:.1e}; {share}{of} parameters checked{kinks}{pattern}"
         )
 
 

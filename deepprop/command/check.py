@@ -1,4 +1,4 @@
-"""deepprop check: compare the gradients of one network, or of every kind, with differences."""
+"""deepprop check: compare gradients with differences, or explain someone's own backward pass."""
 
 import argparse
 from typing import Any
@@ -16,7 +16,7 @@ from deepprop.command.words import (
 )
 from deepprop.costs import COSTS, OF_SOFTMAX, OUTPUTS
 from deepprop.layers import Params
-from deepprop.outputs import target_rows
+from deepprop.outputs import output, target_rows
 
 
 def check(args: argparse.Namespace) -> int:
@@ -26,6 +26,8 @@ def check(args: argparse.Namespace) -> int:
         0 if all agree, 1 if not.
     """
     described = (args.hidden, args.activation, args.output)
+    if args.backward is not None:
+        return _check_backward(args)
     if args.model is not None:
         if described != (None, None, None):
             raise ValueError("a saved network has its own --hidden, --activation and --output")
@@ -54,6 +56,28 @@ def check(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _check_backward(args: argparse.Namespace) -> int:
+    """Check the function that --backward names, and print what is right and wrong.
+
+    Returns:
+        0 if it is right, 1 if not.
+    """
+    if args.model is not None:
+        raise ValueError(f"--backward is checked on small networks of its own, not on {args.model}")
+    backward = resolve(args.backward)
+    if not callable(backward):
+        raise ValueError(f"--backward must name a function, as file.py:name, got {args.backward}")
+    out = output(resolve(args.output or "softmax"))
+    sizes = None if args.hidden is None else [8, *args.hidden, out.units(3)]
+    layers = 2 if args.hidden is None else len(args.hidden)
+    report = dp.check_backward(
+        backward, parameters=args.parameters, output=out, sizes=sizes, seed=args.seed,
+        hidden=hidden_activations(args.activation, layers),
+    )  # fmt: skip
+    print(report)
+    return 0 if report.ok else 1
+
+
 def _new_network(seed: int, hidden: list[int], activation: Any, output: Any) -> Params:
     """Return a small network with 8 inputs and 4 outputs."""
     return dp.init_params(jax.random.key(seed), [8, *hidden, 4], hidden=activation, output=output)
@@ -62,10 +86,10 @@ def _new_network(seed: int, hidden: list[int], activation: Any, output: Any) -> 
 def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw X (n_0, m) from the standard normal, and Y that suits the output."""
     rng = np.random.default_rng(seed)
-    output = output_of(params)
-    n_0, rows = params[0].W.shape[-1], target_rows(output, params[-1].W.shape[0])
+    out = output_of(params)
+    n_0, rows = params[0].W.shape[-1], target_rows(out, params[-1].W.shape[0])
     X = rng.standard_normal((n_0, m))
-    match output.name.partition("+")[0]:
+    match out.name.partition("+")[0]:
         case "softmax":
             Y = np.eye(rows)[:, rng.integers(rows, size=m)]
         case "sigmoid":

@@ -7,6 +7,7 @@ from typing import Any
 
 from deepprop._arguments import NORMALIZATIONS
 from deepprop.activations import ACTIVATIONS
+from deepprop.backward_run import FORMS
 from deepprop.command import train
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.files.program import PLATFORMS
@@ -166,16 +167,22 @@ def export_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `deepprop check`."""
-    parser.usage = "%(prog)s [MODEL.npz] [options]"
+    parser.usage = "%(prog)s [MODEL.npz | --backward FILE.py:NAME] [options]"
     parser.description = (
         "Compare gradients with central differences, parameter by parameter: those of a saved"
         " network, of a new network with the given --hidden, --activation and --output, or, without"
-        " arguments, of small networks with every activation, output and cost."
+        " arguments, of small networks with every activation, output and cost. With --backward,"
+        " check a backward pass that you wrote, and explain what is wrong with it."
     )
     parser.add_argument("model", nargs="?", metavar="MODEL.npz", help="a saved network")
+    add = parser.add_argument
+    add("--backward", metavar="FILE.py:NAME",
+        help="your function of (parameters, X, Y) that returns the gradients")  # fmt: skip
+    add("--parameters", choices=FORMS, default="dict", help="what it takes and returns: W1, b1, ..."
+        " to dW1, db1, ...; pairs (W, b) to pairs (dW, db); or deepprop's layers"
+        " (default: %(default)s)")  # fmt: skip
     _own_option(parser)
     _network_options(parser, hidden=None, output="softmax")
-    add = parser.add_argument
     add("--examples", type=_count, default=8, metavar="N",
         help="number of random examples (default: %(default)s)")  # fmt: skip
     add("--sample", type=_count, metavar="N",

@@ -3,6 +3,9 @@
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ ADVICE = "(dp.save(..., scaling=...) stores one)"
 
 
 def resolve(name: str) -> Any:
-    """Return the object that `module:name` names; any other name unchanged.
+    """Return the object that `module:name` or `file.py:name` names; any other name unchanged.
 
     The module may be in the current folder.
 
@@ -28,16 +31,27 @@ def resolve(name: str) -> Any:
     """
     if ":" not in name:
         return name
-    module, attribute = name.split(":", 1)
+    module, attribute = name.rsplit(":", 1)
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found = import_module(module)
+        found = _module_in(Path(module)) if module.endswith(".py") else import_module(module)
     except Exception as error:  # the module is the user's, and may raise anything
         raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
     if not hasattr(found, attribute):
         raise ValueError(f"{name}: the module {module} has no {attribute}")
     return getattr(found, attribute)
+
+
+def _module_in(file: Path) -> ModuleType:
+    """Import a file as a module; modules beside it can be imported, too."""
+    sys.path.insert(0, str(file.resolve().parent))
+    spec = spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} can't be imported")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def hidden_activations(text: str | None, layers: int) -> Any:

@@ -172,7 +172,8 @@ def setting():
 def text(results, rounds, precision):
     """Return the report of training.py."""
     full = " All matrix products are in full float32, without TensorFloat-32." if on_gpu() else ""
-    return f"""# Training, {today()}
+    name = "Training" if precision == "float32" else f"Training in {precision}"
+    return f"""# {name}, {today()}
 
 {setting()}.
 

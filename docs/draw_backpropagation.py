@@ -57,14 +57,23 @@ def one_unit() -> str:
         parts += [arrow(288, 188 + (y - 180) * 0.08, 76, y + 9, "down")]
         parts += [circle(45, y, name)]
         x, shift = 150, (180 - y) * 0.48
-        parts += [text(x, y + shift - 12, f"w{k} a{k}", UP), text(x, y + shift + 30, f"dz w{k}", DOWN)]
+        parts += [
+            text(x, y + shift - 12, f"w{k} a{k}", UP),
+            text(x, y + shift + 30, f"dz w{k}", DOWN),
+        ]
     parts += [arrow(346, 174, 484, 174, "up"), arrow(484, 188, 348, 188, "down")]
     parts += [text(415, 162, "g(z)", UP), text(415, 212, "da · g'(z)", DOWN)]
     parts += [arrow(542, 174, 600, 174, "up"), arrow(600, 188, 544, 188, "down")]
     parts += [text(625, 172, "L", UP), text(627, 196, "da", DOWN)]
     parts += [circle(317, 180, "z"), circle(513, 180, "a")]
-    parts += [text(317, 250, "dz", DOWN), text(317, 300, "dwₖ = dz aₖ", DOWN), text(317, 325, "db = dz", DOWN)]
-    return document(660, 345, "One unit: its sum and output forward, their derivatives backward", parts)
+    parts += [
+        text(317, 250, "dz", DOWN),
+        text(317, 300, "dwₖ = dz aₖ", DOWN),
+        text(317, 325, "db = dz", DOWN),
+    ]
+    return document(
+        660, 345, "One unit: its sum and output forward, their derivatives backward", parts
+    )
 
 
 def worked() -> tuple[np.ndarray, np.ndarray]:
@@ -81,13 +90,15 @@ def matrix(x: float, y: float, P: np.ndarray, color: str) -> str:
     """Return a matrix of numbers with its left upper corner at (x, y)."""
     n, k = P.shape
     cells = [
-        text(x + 66 * (j + 1) - 8, y + 26 * i + 19, f"{P[i, j]:.2f}".replace("-", "−"), color, "end")
+        text(
+            x + 66 * (j + 1) - 8, y + 26 * i + 19, f"{P[i, j]:.2f}".replace("-", "−"), color, "end"
+        )
         for i in range(n)
         for j in range(k)
     ]
     w, h = 66 * k + 4, 26 * n + 4
     sides = "".join(
-        f'<path d="M{a:g} {y:g}H{b:g}V{y + h:g}H{a:g}" fill="none" stroke="{LINE}" stroke-width="2"/>'
+        f'<path d="M{a:g} {y:g}H{b:g}V{y + h:g}H{a:g}" fill="none" stroke="{LINE}"/>'
         for a, b in ((x + 8, x), (x + w - 8, x + w))
     )
     return sides + "".join(cells)

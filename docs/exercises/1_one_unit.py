@@ -22,6 +22,7 @@ import deepprop as dp
 # Parameters come as on the page of equations: `W1` is (1, n) and `b1` is (1, 1). `X` is (n, m), one example per column, and
 # `Y` is (1, m). The cost is the mean of the losses, so its gradient has a factor 1/m.
 
+
 # %%
 def backward(parameters, X, Y):
     W, b = parameters["W1"], parameters["b1"]

@@ -22,7 +22,7 @@ import deepprop as dp
 
 # %%
 def softmax(Z):
-    E = ...  # e^Z, after subtracting the largest of each column
+    E = ...  # e^Z, with the largest Z subtracted
     return ...  # each column sums to 1
 
 

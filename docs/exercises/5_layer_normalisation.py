@@ -66,7 +66,9 @@ def check(signal_below):
         return "RIGHT: da agrees with central differences."
     found = [why for why, wrong in missing.items() if np.allclose(dA, wrong, atol=1e-6)]
     worst = np.unravel_index(np.abs(dA - right).argmax(), A.shape)
-    said = f"WRONG: da{list(map(int, worst))} is {dA[worst]:.4g}, by differences {right[worst]:.4g}."
+    said = (
+        f"WRONG: da{list(map(int, worst))} is {dA[worst]:.4g}, by differences {right[worst]:.4g}."
+    )
     return " ".join([said, *(f"{why.capitalize()}." for why in found)])
 
 

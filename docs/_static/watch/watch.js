@@ -1,6 +1,8 @@
 // The page around network.js: it draws the passes of one example, and trains.
 "use strict";
 
+(() => {
+
 const { ACTIVATIONS, MISTAKES, passes, cost, step, offBy, initialise, moons } = window.deepprop;
 const SIZES = [2, 4, 4, 1];
 const L = SIZES.length - 1;
@@ -40,7 +42,7 @@ function color(value, largest) {
   return `rgb(${[r, g, b].map((c) => Math.round(255 - share * (255 - c))).join(",")})`;
 }
 
-const place = (l, j) => [70 + l * 193, 200 + (j - (SIZES[l] - 1) / 2) * 76];
+const place = (l, j) => [60 + l * 205, 200 + (j - (SIZES[l] - 1) / 2) * 76];
 
 function drawPlane() {
   const plane = $("plane");
@@ -294,3 +296,4 @@ document.addEventListener("keydown", (event) => {
 });
 reset();
 change();
+})();

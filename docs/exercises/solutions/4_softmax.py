@@ -22,7 +22,7 @@ import deepprop as dp
 
 # %%
 def softmax(Z):
-    E = np.exp(Z - Z.max(axis=0, keepdims=True))  #: e^Z, after subtracting the largest of each column
+    E = np.exp(Z - Z.max(axis=0, keepdims=True))  #: e^Z, with the largest Z subtracted
     return E / E.sum(axis=0, keepdims=True)  #: each column sums to 1
 
 

@@ -29,8 +29,9 @@ def document(width: int, height: int, title: str, parts: list[str]) -> str:
 
 
 def text(x: float, y: float, words: str, color: str = INK, anchor: str = "middle") -> str:
-    """Return a line of text."""
-    return f'<text x="{x:g}" y="{y:g}" fill="{color}" text-anchor="{anchor}">{words}</text>'
+    """Return a line of text, with a white edge so that it can lie on an arrow."""
+    edge = 'stroke="white" stroke-width="6" paint-order="stroke"'
+    return f'<text x="{x:g}" y="{y:g}" fill="{color}" text-anchor="{anchor}" {edge}>{words}</text>'
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -51,16 +52,16 @@ def circle(x: float, y: float, words: str) -> str:
 def one_unit() -> str:
     """Return the picture of one unit: a forward above, dz backward below each arrow."""
     parts = []
-    for y, name in ((70, "a₁"), (180, "a₂"), (290, "a₃")):
+    for y, name in ((50, "a₁"), (180, "a₂"), (310, "a₃")):
         k = name[-1]
-        parts += [arrow(74, y - 4, 290, 172 + (y - 180) * 0.08, "up")]
-        parts += [arrow(288, 188 + (y - 180) * 0.08, 76, y + 9, "down")]
+        end = 180 + (y - 180) * 0.12
+        parts += [arrow(74, y - 6, 290, end - 8, "up"), arrow(288, end + 8, 76, y + 8, "down")]
+        for share, shift, words, color in (
+            (0.3, -2, f"w{k} a{k}", UP),
+            (0.68, 14, f"dz w{k}", DOWN),
+        ):
+            parts += [text(74 + 216 * share, y + (end - y) * share + shift, words, color)]
         parts += [circle(45, y, name)]
-        x, shift = 150, (180 - y) * 0.48
-        parts += [
-            text(x, y + shift - 12, f"w{k} a{k}", UP),
-            text(x, y + shift + 30, f"dz w{k}", DOWN),
-        ]
     parts += [arrow(346, 174, 484, 174, "up"), arrow(484, 188, 348, 188, "down")]
     parts += [text(415, 162, "g(z)", UP), text(415, 212, "da · g'(z)", DOWN)]
     parts += [arrow(542, 174, 600, 174, "up"), arrow(600, 188, 544, 188, "down")]
@@ -91,7 +92,11 @@ def matrix(x: float, y: float, P: np.ndarray, color: str) -> str:
     n, k = P.shape
     cells = [
         text(
-            x + 66 * (j + 1) - 8, y + 26 * i + 19, f"{P[i, j]:.2f}".replace("-", "−"), color, "end"
+            x + 66 * (j + 1) - 8,
+            y + 26 * i + 19,
+            f"{P[i, j] + 0.0:.2f}".replace("-", "\u2212"),
+            color,
+            "end",
         )
         for i in range(n)
         for j in range(k)

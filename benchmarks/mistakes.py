@@ -18,13 +18,17 @@ import optax
 
 import deepprop as dp
 from benchmarks.report import RESULTS, folder, markdown, setting, today, write
+from deepprop.checking.mistakes import CATALOGUE
+from deepprop.checking.plain import PAGE, Mistake, Problem, passes
 from deepprop.command.data import load_data
-from deepprop.mistakes import CATALOGUE, PAGE, Mistake, Problem, passes
 
 SIZES, RATE, BATCH, SEEDS = [64, 32, 32, 32, 10], 0.3, 32, 3
-# These read another step, belong to another cost or output, or run only where m is n_l.
-LEFT_OUT = ("db is summed over the wrong axis", "the cache is", "the weights are", "L2", "Y is", "b, as a vector", "A - Y stands",
-            "dZ[L] is twice", "the cost is")  # fmt: skip
+# These read another step, belong to another cost, output or loop, or fit only where m is n_l.
+LEFT_OUT = (
+    "db is summed over the wrong axis", "db is averaged over the wrong axis", "the cache is",
+    "the weights are", "L2", "Y is", "b, as a vector", "A - Y is used", "dZ[L] is twice", "the cost is",
+    "the sum is divided", "only the", "the updated", "the sigmoid's", "g' is that of tanh", "m is",
+)  # fmt: skip
 
 
 def where_it_fits(mistake):

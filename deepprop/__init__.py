@@ -3,8 +3,7 @@
 from deepprop import files, optimizers, scale, signals, training
 from deepprop.activations import Activation, activation
 from deepprop.backprop import error_signals, gradients, manual_backward
-from deepprop.backward_check import check_backward
-from deepprop.backward_report import BackwardReport
+from deepprop.checking import BackwardReport, check_backward
 from deepprop.costs import Cost, Output
 from deepprop.ends import input_signal, jacobian
 from deepprop.files import export, load, load_extra, save

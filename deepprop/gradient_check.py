@@ -27,8 +27,8 @@ from jax.typing import ArrayLike
 from deepprop._arguments import check_params, inputs, output_of, targets_like
 from deepprop._checks import check_key, dense_array, example_weights, whole_number
 from deepprop._own_backward import as_layers
+from deepprop._words import factor_in_words, listed, verb
 from deepprop.backprop import manual_backward, mean_gradient
-from deepprop.backward_report import factor_in_words, listed, verb
 from deepprop.equations import forward_layer, slope
 from deepprop.gradient_report import GradientError, GradientReport
 from deepprop.layers import Cache, Params, is_stack

@@ -7,7 +7,7 @@ from typing import Any
 
 from deepprop._arguments import NORMALIZATIONS
 from deepprop.activations import ACTIVATIONS
-from deepprop.backward_run import FORMS
+from deepprop.checking.run import FORMS
 from deepprop.command import train
 from deepprop.costs import COSTS, OUTPUTS
 from deepprop.files.program import PLATFORMS

@@ -36,7 +36,7 @@ def resolve(name: str) -> Any:
         sys.path.insert(0, "")
     try:
         found = _module_in(Path(module)) if module.endswith(".py") else import_module(module)
-    except Exception as error:  # the module is the user's, and may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's, and may raise anything
         raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
     if not hasattr(found, attribute):
         raise ValueError(f"{name}: the module {module} has no {attribute}")

@@ -29,7 +29,7 @@ def backward(parameters, X, Y):
     m = X.shape[1]
     Z = ...  # W times X, plus b
     A = ...  # the sigmoid of Z
-    dZ = ...  # (1, m): the derivative of each example's own loss by its z
+    dZ = ...  # (1, m): the derivative of each example's own loss with respect to its z
     dW = ...  # (1, n): the mean over the examples of dz times x
     db = ...  # (1, 1): the mean over the examples of dz
     return {"dW1": dW, "db1": db}

@@ -11,9 +11,13 @@ import deepprop as dp
 
 PACKAGE = Path(dp.__file__).parent
 FACE = {"__init__.py", "__main__.py", "data.py"}  # they only re-export
-# Each room may import from those before it; `files` only from the page.
-ROOMS = ["page", "files", "signals", "optimizers", "scale", "training", "command"]
-ROLES = {"signals": {"page", "signals"}, "files": {"page", "files"}}  # narrower than by the order
+# Each room may import from those before it; `files` and `checking` only from the page.
+ROOMS = ["page", "files", "checking", "signals", "optimizers", "scale", "training", "command"]
+ROLES = {
+    "signals": {"page", "signals"},
+    "checking": {"page", "checking"},
+    "files": {"page", "files"},
+}  # narrower than by the order
 
 
 def room_of(module):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import deepprop as dp
-from deepprop.mistakes import CATALOGUE, Problem, passes
+from deepprop.checking.mistakes import CATALOGUE
+from deepprop.checking.plain import Problem, passes
 
 PAGE = Path(__file__).parents[2] / "docs" / "_static" / "watch"
 SIZES = [2, 4, 4, 1]
@@ -37,7 +38,7 @@ console.log(JSON.stringify({ ...data, W, b, cases }));
 
 def where_it_fits(mistake):
     """In layers whose shapes do not fit, the page has the right line."""
-    fits = {"W is not transposed": ("dA", 1), "A[l] stands": ("dW", 2)}
+    fits = {"W is not transposed": ("dA", 1), "A[l] is used": ("dW", 2)}
     return next((place for name, place in fits.items() if mistake.startswith(name)), (None, None))
 
 

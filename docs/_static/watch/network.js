@@ -44,8 +44,8 @@ const MISTAKES = {
     dW: (p, l) => product(p.dZ[l], transpose(p.A[l - 1])),
     db: (p, l) => rowSums(p.dZ[l]),
   },
-  "1/m is there twice": { signal: (p) => scaled(PAGE.signal(p), 1 / p.m) },
-  "1/m is there once per layer": { dA: (p, l) => scaled(PAGE.dA(p, l), 1 / p.m) },
+  "1/m is applied twice": { signal: (p) => scaled(PAGE.signal(p), 1 / p.m) },
+  "1/m is applied once per layer": { dA: (p, l) => scaled(PAGE.dA(p, l), 1 / p.m) },
   "db is summed over everything": {
     db: (p, l) => {
       const sum = rowSums(p.dZ[l]).reduce((total, [row]) => total + row, 0) / p.m;
@@ -56,24 +56,24 @@ const MISTAKES = {
   "g' is taken at A": {
     dZ: (p, l) => hadamard(p.dA[l], map((a) => p.activation.slope(a, p.activation.g(a)), p.A[l])),
   },
-  "g takes the place of g'": { dZ: (p, l) => hadamard(p.dA[l], p.A[l]) },
+  "g is used instead of g'": { dZ: (p, l) => hadamard(p.dA[l], p.A[l]) },
   "W is not transposed": {
     dA: (p, l) => (isSquare(p.W[l + 1]) ? product(p.W[l + 1], p.dZ[l + 1]) : PAGE.dA(p, l)),
   },
-  "W is updated before": {
+  "W is updated before dA is computed": {
     dA: (p, l) => {
       const updated = map((w, dw) => w - p.rate * dw, p.W[l + 1], p.dW[l + 1]);
       return product(transpose(updated), p.dZ[l + 1]);
     },
   },
-  "A[l] stands where A[l-1]": {
+  "A[l] is used instead of A[l-1]": {
     dW: (p, l) =>
       isSquare(p.W[l]) ? scaled(product(p.dZ[l], transpose(p.A[l])), 1 / p.m) : PAGE.dW(p, l),
   },
-  "the output's g' is multiplied in": {
+  "the output's g' is applied again": {
     signal: (p) => map((d, a) => d * a * (1 - a), PAGE.signal(p), p.A[p.L]),
   },
-  "the sign of the output's": { signal: (p) => scaled(PAGE.signal(p), -1) },
+  "the sign of dZ[L] is flipped": { signal: (p) => scaled(PAGE.signal(p), -1) },
 };
 
 // Run both passes. Return every quantity.

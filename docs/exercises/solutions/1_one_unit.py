@@ -29,7 +29,7 @@ def backward(parameters, X, Y):
     m = X.shape[1]
     Z = W @ X + b  #: W times X, plus b
     A = 1 / (1 + np.exp(-Z))  #: the sigmoid of Z
-    dZ = A - Y  #: (1, m): the derivative of each example's own loss by its z
+    dZ = A - Y  #: (1, m): the derivative of each example's own loss with respect to its z
     dW = dZ @ X.T / m  #: (1, n): the mean over the examples of dz times x
     db = np.sum(dZ, axis=1, keepdims=True) / m  #: (1, 1): the mean over the examples of dz
     return {"dW1": dW, "db1": db}

@@ -12,7 +12,7 @@
 #     c = a - mean(a)        s = sqrt(mean(c²) + ε)        n = c / s
 #
 # dn comes from above, and da is what you are after. Two directions of a change nothing in n (almost, because of ε): adding a
-# number to all entries, and stretching c. So da has no part along either of them:
+# number to all entries, and stretching c. So da has (almost) no component in either direction:
 #
 #     da = (dn - mean(dn) - n · mean(n · dn)) / s
 
@@ -42,6 +42,14 @@ def signal_below(A, dN):
 # %%
 def check(signal_below):
     rng = np.random.default_rng(0)
+    try:
+        N, S = normalised(np.array([[1.0, 2.0], [3.0, 6.0]]))
+        expected = np.array([[-1.0, -2.0], [1.0, 2.0]]) / np.sqrt([1 + EPSILON, 4 + EPSILON])
+        if not np.allclose(N, expected, rtol=1e-7):
+            return f"WRONG: normalised gives {N.tolist()} for columns (1, 3), (2, 6)."
+        signal_below(np.eye(2), np.eye(2))
+    except TypeError as error:
+        return f"There is still a blank, or a wrong type: {error}"
     A, dN, h = rng.standard_normal((6, 4)), rng.standard_normal((6, 4)), 1e-5
     right = np.zeros_like(A)
     for place in np.ndindex(A.shape):

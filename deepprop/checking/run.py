@@ -1,7 +1,9 @@
 """Calling a backward pass that someone else has written, and taking apart what it returns."""
 
+import linecache
+import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepprop.activations import Activation
+from deepprop.checking.plain import Passes, Problem, passes
 from deepprop.costs import Output
 from deepprop.layers import Layer
-from deepprop.mistakes import Passes, Problem, passes
 from deepprop.outputs import target_rows
 
 Key = tuple[str, int]  # ("dW", 2)
@@ -104,7 +106,7 @@ def run(backward: Callable[..., Any], form: str, right: Passes) -> Run:
     try:
         returned = backward(given, X, Y)
     except Exception as error:  # whatever the user's code raises is what the report is for
-        return Run(right, {}, error=_where(error, backward))
+        return Run(right, {}, error=_where(error, backward, _form_in_words(form, problem.L)))
     entries, said = _entries(returned, form, problem)
     found = {}
     for key, value in entries.items():
@@ -113,10 +115,17 @@ def run(backward: Callable[..., Any], form: str, right: Passes) -> Run:
         except (TypeError, ValueError):
             said.append(f"{_name(*key)} is {_kind(value)}, should be an array.")
     said += [_shape_in_words(*key, found[key].shape, problem) for key in found]
+    found = {key: P for key, P in found.items() if not _is_numbered_higher(*key, P, problem)}
     widths = [getattr(getattr(value, "dtype", None), "itemsize", 8) for value in entries.values()]
     changed = tuple(_changed(_by_name(given, form), problem, X, Y))
     tolerance = TOLERANCES.get(min(widths, default=8), TOLERANCES[2])
     return Run(right, found, tuple(filter(None, said)), changed=changed, tolerance=tolerance)
+
+
+def _is_numbered_higher(name: str, l: int, P: np.ndarray, problem: Problem) -> bool:
+    """Return whether dA[l] has the shape of dA[l-1], as some courses number it: not compared."""
+    below = len(problem.b[l - 1]) if l > 1 else len(problem.X)
+    return name == "dA" and P.shape == (below, problem.m) and below != len(problem.b[l])
 
 
 def _as_given(problem: Problem, form: str) -> Any:
@@ -153,20 +162,50 @@ def _changed(given: dict[str, Any], problem: Problem, X: Any, Y: Any) -> Iterato
             yield name
 
 
-def _where(error: Exception, backward: Callable[..., Any]) -> str:
-    """Describe an error with the line of the user's code that raised it."""
-    file = getattr(getattr(backward, "__code__", None), "co_filename", None)
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without the call above
-    theirs = [frame for frame in frames if frame.filename == file] or frames[:1]
+def _form_in_words(form: str, L: int) -> str:
+    """Say what parameters are: most errors of other types come from another idea of them."""
+    if form == "dict":
+        return f"parameters is a dict with the keys W1, b1, ..., W{L}, b{L}."
+    entries = "pairs (W, b)" if form == "pairs" else "layers, each with W and b"
+    return f"parameters holds {L} {entries}, layer 1 first."
+
+
+def _where(error: Exception, backward: Callable[..., Any], parameters: str) -> str:
+    """Describe an error: the line of the user's code, the shapes in it, or what parameters are."""
     said = " ".join(str(error).split()) or "no message"
     if isinstance(error, KeyError):
         said = f"there is no {said}"
+    file = getattr(getattr(backward, "__code__", None), "co_filename", None)
+    frames = list(traceback.walk_tb(error.__traceback__))[1:]  # without the call above
+    theirs = [frame for frame in frames if frame[0].f_code.co_filename == file] or frames[:1]
     if not theirs:
-        return f"{type(error).__name__}: {said}"
-    frame = theirs[-1]
-    name = frame.filename.replace("\\", "/").rpartition("/")[2]
-    line = f"\n    {frame.line}" if frame.line else ""
-    return f"{type(error).__name__} in line {frame.lineno} of {name}: {said}{line}"
+        return f"{type(error).__name__}: {said}\nbackward is called as backward(parameters, X, Y)."
+    frame, number = theirs[-1]
+    name = frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
+    line = linecache.getline(frame.f_code.co_filename, number).strip()
+    lines = [f"{type(error).__name__} in line {number} of {name}: {said}"]
+    lines += [f"    {line}"] * bool(line)
+    lines += _shapes_in(line, frame.f_locals)
+    if isinstance(error, KeyError | IndexError | TypeError | AttributeError):
+        lines += [parameters]
+    return "\n".join(lines)
+
+
+def _shapes_in(line: str, values: Mapping[str, Any]) -> list[str]:
+    """Say which shapes the arrays have that a line names."""
+    names = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", line))
+    shapes = {name: np.shape(values[name]) for name in names if hasattr(values.get(name), "shape")}
+    if not shapes:
+        return []
+    said = ["There " + ", ".join(f"{name} is {shape}" for name, shape in shapes.items()) + "."]
+    vectors = [name for name, shape in shapes.items() if len(shape) == 1]
+    if vectors:
+        n = shapes[vectors[0]][0]
+        said += [
+            f"{vectors[0]} is a vector ({n},); a column is ({n}, 1). X[:, i:i+1] keeps one example"
+            " as a column, and keepdims=True a sum."
+        ]
+    return said
 
 
 def _entries(returned: Any, form: str, problem: Problem) -> tuple[dict[Key, Any], list[str]]:
@@ -197,7 +236,7 @@ def _entries(returned: Any, form: str, problem: Problem) -> tuple[dict[Key, Any]
 
 
 def _from_the_top(entries: dict[Key, Any], problem: Problem) -> bool:
-    """Return whether the shapes of dW are those of the layers, but in reverse order."""
+    """Return whether the shapes of dW are those of the layers in reverse order."""
     found = [np.shape(entries["dW", l]) for l in problem.W]
     right = [W.shape for W in problem.W.values()]
     return found != right and found == right[::-1]

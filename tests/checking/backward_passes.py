@@ -1,5 +1,7 @@
 """Backward passes as students write them: one right text, and replacements of its lines."""
 
+import linecache
+
 import numpy as np
 from scipy.special import expit
 
@@ -54,6 +56,7 @@ def written(replacements=(), hidden="tanh", output="softmax", text=RIGHT):
     g, g_prime = HIDDEN[hidden]
     g_L, output_signal = OUTPUT[output]
     names = {"np": np, "g": g, "g_prime": g_prime, "g_L": g_L, "output_signal": output_signal, "expit": expit, "softmax": softmax, "remembered": {}}  # fmt: skip
+    linecache.cache["mine.py"] = len(text), None, text.splitlines(keepends=True), "mine.py"
     exec(compile(text, "mine.py", "exec"), names)
     return names["backward"]
 
@@ -74,39 +77,58 @@ REMEMBERED = """
 ANY = [("tanh", "softmax"), ("sigmoid", "sigmoid"), ("softplus", "identity")]
 PLANTED = {
     "1/m is missing": ([(MEAN, "dW = dZ @ A[l - 1].T"), (SUM, "db = np.sum(dZ, axis=1, keepdims=True)")], ANY),
-    "1/m is there twice": ([(SIGNAL, SIGNAL + " / m")], ANY),
-    "1/m is there once per layer": ([(DOWN, DOWN + " / m")], ANY),
+    "1/m is applied twice": ([(SIGNAL, SIGNAL + " / m")], ANY),
+    "1/m is applied once per layer": ([(DOWN, DOWN + " / m")], ANY),
     "1/m is missing in dW": ([(MEAN, "dW = dZ @ A[l - 1].T")], ANY),
     "1/m is missing in db": ([(SUM, "db = np.sum(dZ, axis=1, keepdims=True)")], ANY),
+    "the sum is divided by m after each": ([(MEAN, "dW = sum(np.outer(dZ[:, i], A[l - 1][:, i]) / m ** (m - i) for i in range(m))"), (SUM, "db = sum(dZ[:, i : i + 1] / m ** (m - i) for i in range(m))")], ANY),
+    "only the first example": ([(MEAN, "dW = dZ[:, :1] @ A[l - 1][:, :1].T / m"), (SUM, "db = dZ[:, :1] / m")], ANY),
+    "only the last example": ([(MEAN, "dW = dZ[:, -1:] @ A[l - 1][:, -1:].T / m"), (SUM, "db = dZ[:, -1:] / m")], ANY),
+    "g' is that of sigmoid": ([(SLOPE, "dZ = dA * A[l] * (1 - A[l])")], [("tanh", "softmax"), ("relu", "sigmoid")]),
+    "g' is that of tanh": ([(SLOPE, "dZ = dA * (1 - A[l] ** 2)")], [("sigmoid", "softmax"), ("relu", "identity")]),
+    "g' is that of relu": ([(SLOPE, "dZ = dA * (Z[l] > 0)")], [("tanh", "softmax"), ("softplus", "sigmoid")]),
+    "m is X.shape[0]": ([("m = len(parameters) // 2, X.shape[1]", "m = len(parameters) // 2, X.shape[0]")], ANY),
+    "m is the number of units of the layer below": ([(MEAN, "dW = dZ @ A[l - 1].T / len(A[l - 1])"), (SUM, "db = np.sum(dZ, axis=1, keepdims=True) / len(A[l - 1])")], ANY),
+    "m is the number of units of the layer instead": ([(MEAN, "dW = dZ @ A[l - 1].T / len(dZ)"), (SUM, "db = np.sum(dZ, axis=1, keepdims=True) / len(dZ)")], ANY),
+    "m is the number of output units": ([("m = len(parameters) // 2, X.shape[1]", "m = len(parameters) // 2, Y.shape[0]")], [("tanh", "softmax"), ("relu", "identity")]),
+    "db is averaged over the wrong axis": ([(SUM, "db = np.mean(dZ, axis=0)")], ANY),
+    "g' is left out everywhere": ([(SLOPE, "dZ = dA"), (SIGNAL, "dZ = -Y / A[L] + (0 if len(Y) > 1 else (1 - Y) / (1 - A[L]))")], ANY[:2]),
+    "g' is applied to dA": ([(SLOPE, "dZ = np.maximum(0, dA)")], [("relu", "softmax"), ("relu", "sigmoid")]),
+    "dA is passed down": ([(DOWN, "dA = W.T @ (dZ if l == L - 1 else dA)")], ANY),
+    "the sigmoid's g' is applied": ([(SIGNAL, "dZ = (A[L] - Y) * A[L] * (1 - A[L])")], [("tanh", "identity"), ("sigmoid", "identity")]),
+    "the hidden layers' g' is used": ([(SIGNAL, "dZ = (-Y / A[L] + (0 if len(Y) > 1 else (1 - Y) / (1 - A[L]))) * g_prime(Z[L], g(Z[L]))")], [("tanh", "softmax"), ("relu", "sigmoid")]),
+    "softmax is taken over everything": ([(FORWARD, "A[l] = g(Z[l]) if l < L else np.exp(Z[l]) / np.exp(Z[l]).sum()")], [("tanh", "softmax"), ("relu", "softmax")]),
+    "the cost is a mean of squares over units": ([(SIGNAL, "dZ = 2 * (A[L] - Y) / Y.size")], [("tanh", "identity")]),
+    "the updated parameters": ([(LAST, "        grads[f'dW{l}'], grads[f'db{l}'] = W - 0.1 * dW, parameters[f'b{l}'] - 0.1 * db\n")], ANY),
     "db is summed over the wrong axis": ([(SUM, "db = np.sum(dZ, axis=0, keepdims=True) / m")], ANY),
     "db is summed over everything": ([(SUM, "db = np.sum(dZ) / m")], ANY),
-    "db is the mean over everything": ([(SUM, "db = np.full((len(dZ), 1), dZ.mean())")], ANY),
+    "db is averaged over everything": ([(SUM, "db = np.full((len(dZ), 1), dZ.mean())")], ANY),
     "g' is left out": ([(SLOPE, "dZ = dA")], ANY),
     "g' is taken at A": ([(SLOPE, "dZ = dA * g_prime(A[l], g(A[l]))")], ANY),
     "Z is put into the formula": ([(SLOPE, "dZ = dA * g_prime(Z[l], Z[l])")], [("tanh", "softmax"), ("sigmoid", "identity")]),
-    "g' is of the layer below": ([(SLOPE, "k = max(1, l - 1); dZ = dA * g_prime(Z[k], A[k])")], ANY),
-    "g' is of the layer above": ([(SLOPE, "dZ = dA * g_prime(Z[l + 1], g(Z[l + 1]))")], ANY),
-    "g takes the place of g'": ([(SLOPE, "dZ = dA * g(Z[l])")], ANY),
+    "g' is that of the layer below": ([(SLOPE, "k = max(1, l - 1); dZ = dA * g_prime(Z[k], A[k])")], ANY),
+    "g' is that of the layer above": ([(SLOPE, "dZ = dA * g_prime(Z[l + 1], g(Z[l + 1]))")], ANY),
+    "g is used instead of g'": ([(SLOPE, "dZ = dA * g(Z[l])")], ANY),
     "W is not transposed": ([(DOWN, "dA = W @ dZ")], ANY),
-    "W is of the wrong layer": ([(DOWN, 'dA = parameters[f"W{l}"].T @ dZ')], ANY),
-    "W is updated before": ([(LAST, LAST + "        W = W - 0.3 * dW\n")], ANY),
-    "A[l] stands where A[l-1]": ([(MEAN, "dW = dZ @ A[l].T / m")], ANY),
+    "W is that of the wrong layer": ([(DOWN, 'dA = parameters[f"W{l}"].T @ dZ')], ANY),
+    "W is updated before dA": ([(LAST, LAST + "        W = W - 0.3 * dW\n")], ANY),
+    "A[l] is used instead": ([(MEAN, "dW = dZ @ A[l].T / m")], ANY),
     "dW is transposed": ([(MEAN, "dW = A[l - 1] @ dZ.T / m")], ANY),
-    "Z[l-1] stands where A[l-1]": ([(MEAN, "dW = dZ @ (Z[l - 1] if l > 1 else X).T / m")], ANY),
-    "the output's g' is multiplied in": ([(SIGNAL, "dZ = (A[L] - Y) * A[L] * (1 - A[L])")], ANY[:2]),
+    "Z[l-1] is used instead": ([(MEAN, "dW = dZ @ (Z[l - 1] if l > 1 else X).T / m")], ANY),
+    "the output's g' is applied again": ([(SIGNAL, "dZ = (A[L] - Y) * A[L] * (1 - A[L])")], ANY[:2]),
     "the output's g' is left out": ([(SIGNAL, "dZ = -Y / A[L] + (0 if len(Y) > 1 else (1 - Y) / (1 - A[L]))")], ANY[:2]),
-    "the sign of the output's": ([(SIGNAL, "dZ = -" + SIGNAL[5:])], ANY),
-    "A - Y stands where this cost": ([(SIGNAL, "dZ = A[L] - Y")], [("tanh", "tanh+huber(0.3)")]),
+    "the sign of dZ[L]": ([(SIGNAL, "dZ = -" + SIGNAL[5:])], ANY),
+    "A - Y is used, but": ([(SIGNAL, "dZ = A[L] - Y")], [("tanh", "tanh+huber(0.3)")]),
     "softmax is taken along": ([(FORWARD, "A[l] = g(Z[l]) if l < L else softmax(Z[l].T).T")], ANY[:1]),
     "the output's g is left out": ([(FORWARD, "A[l] = g(Z[l]) if l < L else Z[l]")], ANY[:2]),
     "dZ[L] is twice as large": ([(SIGNAL, "dZ = 2 * (A[L] - Y)")], ANY[2:]),
-    "the cost is a mean over the output units as well": ([(SIGNAL, "dZ = (A[L] - Y) / len(Y)")], [("tanh", "identity")]),
-    "the cost is a mean over the output units, of a square": ([(SIGNAL, "dZ = 2 * (A[L] - Y) / len(Y)")], [("tanh", "identity")]),
+    "the cost is averaged over the output units": ([(SIGNAL, "dZ = (A[L] - Y) / len(Y)")], [("tanh", "identity")]),
+    "the cost is a mean of squares over the output units": ([(SIGNAL, "dZ = 2 * (A[L] - Y) / len(Y)")], [("tanh", "identity")]),
     "b is not added": ([("Z[l] = W @ A[l - 1] + b", "Z[l] = W @ A[l - 1]")], ANY),
     "b, as a vector (n,)": ([("Z[l] = W @ A[l - 1] + b", "Z[l] = W @ A[l - 1] + b.ravel()")], [("tanh", "softmax")]),
-    "Y is turned": ([(SIGNAL, "dZ = output_signal(Z[L], A[L], Y.T)")], [("tanh", "softmax"), ("tanh", "identity")]),
-    "the cache is of another step": ([(CACHE, CACHE + "    Z, A = remembered.setdefault('first', (Z, A))\n")], ANY),
-    "the weights are of another step": ([(DOWN, "dA = remembered[f'W{l + 1}'].T @ dZ"), (CACHE, CACHE + "    for name, W in parameters.items(): remembered.setdefault(name, W)\n")], ANY),
+    "Y is transposed": ([(SIGNAL, "dZ = output_signal(Z[L], A[L], Y.T)")], [("tanh", "softmax"), ("tanh", "identity")]),
+    "the cache is from another step": ([(CACHE, CACHE + "    Z, A = remembered.setdefault('first', (Z, A))\n")], ANY),
+    "the weights are from another step": ([(DOWN, "dA = remembered[f'W{l + 1}'].T @ dZ"), (CACHE, CACHE + "    for name, W in parameters.items(): remembered.setdefault(name, W)\n")], ANY),
     "L2 regularisation": ([(MEAN, MEAN + ' + 0.1 * parameters[f"W{l}"] / m')], ANY),
 }  # fmt: skip
 
@@ -118,7 +140,7 @@ UNKNOWN = {
     "the square of the error": ([(SIGNAL, "dZ = (A[L] - Y) ** 2")], "dZ[L]", 3),
     "its sign alone": ([(SIGNAL, "dZ = np.sign(A[L] - Y)")], "dZ[L]", 3),
     "clipped": ([(SIGNAL, "dZ = np.clip(A[L] - Y, -0.1, 0.1)")], "dZ[L]", 3),
-    "the first example alone": ([(MEAN, "dW = dZ[:, :1] @ A[l - 1][:, :1].T")], "dW", 3),
+    "only the first example": ([(MEAN, "dW = dZ[:, :1] @ A[l - 1][:, :1].T")], "dW", 3),
     "the last example is missing": ([(MEAN, "dW = dZ[:, :-1] @ A[l - 1][:, :-1].T / m")], "dW", 3),
     "1/(m-1)": ([(MEAN, "dW = dZ @ A[l - 1].T / (m - 1)")], "dW", 3),
     "db of 1/(m-1)": ([(SUM, "db = np.sum(dZ, axis=1, keepdims=True) / (m - 1)")], "db", 3),

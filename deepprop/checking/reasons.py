@@ -63,17 +63,28 @@ def explained(
     evidence = (*report.evidence, *_shifted(wrong[0]), *_factors(wrong))
     line = _line(equation, layer, wrong[0].right.problem)
     report = replace(report, evidence=evidence, equation=equation, layer=layer, line=line)
-    if other := _another_network(usable):
+    found = _known_mistake(usable, layer)
+    if other := _another_network(usable, any_hidden=found is None):
         report = replace(report, evidence=(*evidence, other), equation="", line="")
-    for only, whole in ((None, True), (layer, True), (layer, False)):
-        for mistake in CATALOGUE:
-            if _explains(mistake, usable, only, layer, whole=whole):
-                return _named(report, mistake, only, runs[0].right.problem, whole=whole)
+    if found is not None:
+        return _named(report, *found, runs[0].right.problem)
     if _differs(wrong[0], again(wrong[0].right)):
         return replace(report, evidence=(*evidence, STATE))
     if first_is_right:
         return replace(report, hint=LATER)
     return replace(report, hint=_hint(report, usable))
+
+
+def _known_mistake(runs: list[Run], layer: int) -> tuple[Mistake, int | None, bool] | None:
+    """Return the mistake that gives these gradients, its layer, and whether it explains all layers.
+
+    It may be made in all layers (None), or in the first layer that fails.
+    """
+    for only, whole in ((None, True), (layer, True), (layer, False)):
+        for mistake in CATALOGUE:
+            if _explains(mistake, runs, only, layer, whole=whole):
+                return mistake, only, whole
+    return None
 
 
 def _differs(one: Run, other: Run) -> bool:
@@ -117,7 +128,7 @@ def _line(equation: str, layer: int, problem: Problem) -> str:
 
 
 def _named(
-    report: BackwardReport, mistake: Mistake, only: int | None, problem: Problem, *, whole: bool
+    report: BackwardReport, mistake: Mistake, only: int | None, whole: bool, problem: Problem
 ) -> BackwardReport:
     """Add a known mistake to the report."""
     start = LINES["dZ[L]"], _line("dZ[L]", problem.L, problem)
@@ -260,10 +271,11 @@ def _are_made_from(one: Run, inputs: np.ndarray, gradient: np.ndarray) -> bool:
     return one.close(gradient, dZ @ inputs.T)
 
 
-def _another_network(runs: list[Run]) -> str:
+def _another_network(runs: list[Run], *, any_hidden: bool) -> str:
     """Say of which other activation or output these are the right gradients, or "".
 
-    If those of all layers are not, those of the highest may be: then more is wrong than that.
+    If those of all layers are not, those of the highest may be: then more is wrong than that. Other
+    hidden activations are tried only with `any_hidden`, as that takes longer.
     """
     problem = runs[0].right.problem
     given = {"output": problem.output.name}
@@ -271,7 +283,7 @@ def _another_network(runs: list[Run]) -> str:
         given["hidden"] = problem.hidden[0].name
     others: list[dict[str, Any]] = [
         {"hidden": hidden, "output": other}
-        for hidden in (ACTIVATIONS if "hidden" in given else [None])
+        for hidden in (ACTIVATIONS if any_hidden and "hidden" in given else [given.get("hidden")])
         for other in dict.fromkeys([problem.output.name, *COMMON * (given["output"] in COMMON)])
     ]
     for layers in (list(problem.W), [problem.L]):

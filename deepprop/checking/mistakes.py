@@ -220,8 +220,8 @@ CATALOGUE: Sequence[Mistake] = (
         {"dW": lambda p, l: p.A[l - 1] @ p.dZ[l].T / p.m}),
     # The output.
     Mistake("the output's g' is applied again: A - Y already includes it",
-        "dZ[L] = (A[L] - Y) * g[L]'(Z[L])", "dZ[L] = A[L] - Y",
-        {"dZ[L]": lambda p, l: (p.A[l] - p.problem.Y) * _output_slope(p, l)}),
+        "dZ[L] = (A[L] - Y) * g[L]'(Z[L])", START,
+        {"dZ[L]": lambda p, l: PAGE["dZ[L]"](p, l) * _output_slope(p, l)}),
     Mistake("the sigmoid's g' is applied to another output", "dZ[L] = dA[L] * A[L] (1 - A[L])",
         START, {"dZ[L]": lambda p, l: PAGE["dZ[L]"](p, l) * p.A[l] * (1 - p.A[l])}),
     Mistake("the output's g' is left out", "dZ[L] = dA[L]", START,

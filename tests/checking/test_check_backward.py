@@ -109,6 +109,7 @@ def test_every_entry_of_the_catalogue_is_planted():
     assert sorted(planted(mistake.name) for mistake in CATALOGUE) == sorted(PLANTED)
 
 
+@pytest.mark.ordinary(18)
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_known_mistake_is_named(name):
     replacements, networks = PLANTED[name]
@@ -175,6 +176,7 @@ def test_gradients_of_another_network_are_recognised():
 # What no entry explains.
 
 
+@pytest.mark.ordinary(8)
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_mistake_is_narrowed_to_its_equation_and_layer(name):
     replacements, equation, layer = UNKNOWN[name]

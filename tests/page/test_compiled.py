@@ -97,7 +97,9 @@ def test_lowers_for_every_platform(platform, dtype):
         A, cache = dp.forward(params, X)
         return A, dp.cost(cache, Y, weights), dp.manual_backward(cache, Y, weights)
 
-    exported = jax.export.export(jax.jit(both_passes), platforms=[platform])(*args)
+    rows = jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")  # of a CPU with bfloat16
+    export = jax.export.export(jax.jit(both_passes), platforms=[platform], disabled_checks=[rows])
+    exported = export(*args)
     assert exported.platforms == (platform,)
     assert "stablehlo.dot_general" in exported.mlir_module()
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,29 @@ def test_where_nothing_can_be_checked_it_is_not_ok():
     params = dp.init_params(jax.random.key(0), [3, 2], output=wild)
     with pytest.raises(dp.GradientError, match="no gradient could be checked: all 8 parameters"):
         dp.check_gradients(params, *problem(6, [3, 2], 5, dtype=np.float32)[1:3])
+
+
+def with_backward(change):
+    """Return the report of a check whose backward pass changes the gradients."""
+    params, X, Y, _ = problem(2, [4, 6, 5, 3], 8, dtype=np.float32)
+
+    def backward(cache, Y, weights):
+        return tuple(change(l, g) for l, g in enumerate(dp.manual_backward(cache, Y, weights), 1))
+
+    with pytest.raises(dp.GradientError) as error:
+        dp.check_gradients(params, X, Y, backward=backward)
+    return error.value.report
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda l, g: replace(g, W=8 * g.W, b=8 * g.b), "all gradients are 8 times too large, and m is 8"),
+    (lambda l, g: replace(g, W=-g.W, b=-g.b), "all gradients are correct except for the sign"),
+    (lambda l, g: replace(g, b=8 * g.b), "db[1], db[2] and db[3] are 8 times too large, and m is 8"),
+    (lambda l, g: replace(g, W=g.W + float(l == 2)), "only dW[2] is wrong"),
+    (lambda l, g: replace(g, W=g.W + float(l < 3), b=g.b + float(l < 3)), "only dW[1], dW[2], db[1] and db[2] are wrong"),
+    (lambda l, g: replace(g, W=g.W + 1, b=g.b - 1), ""),
+])  # fmt: skip
+def test_what_wrong_gradients_have_in_common_is_said(change, said):
+    report = with_backward(change)
+    assert report.pattern == said
+    assert str(report).endswith(f"; {said}" if said else "parameters checked")

@@ -5,9 +5,10 @@
 
 Every contender trains the same network on the same data with Adam. First, all must reach the same
 cost with one full-batch step from the same parameters. (Only one step, because in 64 layers Adam
-amplifies rounding errors.) With --bfloat16, all multiply bfloat16 numbers but for two in float32. Then they take turns, in a new order in each round, so that slow changes
+amplifies rounding errors.) Then they take turns, in a new order in each round, so that slow changes
 of the machine cancel. A turn is two epochs, of which the second is timed: the first refills the
-caches that the previous contender has displaced.
+caches that the previous contender has displaced. With --bfloat16, all but two contenders multiply
+bfloat16 numbers.
 """
 
 import importlib
@@ -167,10 +168,8 @@ def main():
     everyone = IN_BFLOAT16 if args.bfloat16 else CONTENDERS
     there = each(everyone, lambda contender: importlib.import_module(contender.package))
     contenders = {name: everyone[name] for name in there}
-    what, precision = (
-        ("training-bfloat16", "bfloat16") if args.bfloat16 else ("training", "float32")
-    )
-    path = args.out / stem(what)
+    precision = "bfloat16" if args.bfloat16 else "float32"
+    path = args.out / stem("training-bfloat16" if args.bfloat16 else "training")
     results = {}
     for name in args.networks:
         network = NETWORKS[name]

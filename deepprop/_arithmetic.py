@@ -260,8 +260,8 @@ def _by_matrix(W: Array, A: Array) -> Array:
 def _summed(dZ: Array, A_T: Array) -> Array:
     """Return dZ A^T of narrow factors, in rows, as W lies.
 
-    An optimizer reads dW beside W. If dW is the transpose of a matrix in memory, that alone took
-    34 ms per step of Adam for 784-1024-1024-1024-10, three times as long as everything else.
+    An optimizer reads dW beside W. With dW as the transpose of a matrix in memory, a step of Adam
+    took 35 instead of 13 ms for 784-1024-1024-1024-10 and 512 examples.
     """
     return _barrier(_matmul(_in_rows(dZ), _in_rows(A_T)))
 

@@ -1,6 +1,17 @@
-"""Words for reports: lists of names, and factors."""
+"""Words for messages and reports: what something is, lists of names, and factors."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def kind(value: Any) -> str:
+    """Say what a value is: "None", "a tuple of 2 entries", or "a dict"."""
+    if value is None:
+        return "None"
+    if value is Ellipsis:
+        return "still a blank"
+    count = f" of {len(value)} entries" if type(value) in (tuple, list) else ""
+    return f"a {type(value).__name__}{count}"
 
 
 def listed(names: Sequence[str]) -> str:

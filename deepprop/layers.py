@@ -121,7 +121,10 @@ def like(params: Params, tree: Any) -> Params:
 
 
 def top(A: Array) -> Array:
-    """Return A of the topmost layer from a cache's entry for a layer or a stack."""
+    """Return A of the topmost layer from a cache's entry for a layer or a stack.
+
+    It is cut out of the rows, which is how a stack's A lies in memory (see _loops.py).
+    """
     return A.mT[-1].mT if A.ndim == 3 else A
 
 

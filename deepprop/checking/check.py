@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from deepprop import outputs
+from deepprop._checks import whole_number
 from deepprop._words import listed, verb
 from deepprop.activations import Activation, activation
 from deepprop.checking.plain import Problem, passes
 from deepprop.checking.reasons import explained
 from deepprop.checking.report import BackwardReport
-from deepprop.checking.run import FORMS, GRADIENTS, OTHERS, M, Run, draw, run, two_steps
+from deepprop.checking.run import FORMS, GRADIENTS, OTHERS, M, Run, run, two_steps
 from deepprop.costs import Output
 from deepprop.outputs import OutputChoice
 
@@ -71,16 +72,19 @@ def check_backward(
     Raises:
         ValueError: `parameters` is none of the three, a size is below 1, a name is unknown, or the
             number of hidden activations does not fit.
-        TypeError: `backward` can't be called.
+        TypeError: `backward` can't be called, or a size is not a whole number.
     """
     if not callable(backward):
         raise TypeError(f"backward must be a function of (parameters, X, Y), got {backward!r}")
     if parameters not in FORMS:
         raise ValueError(f"parameters must be one of {', '.join(FORMS)}, got {parameters!r}")
     chosen = outputs.output(output)
-    shapes = [list(sizes)] if sizes is not None else _sizes_for(hidden, chosen)
+    if sizes is None:
+        shapes = _sizes_for(hidden, chosen)
+    else:
+        shapes = [[whole_number("sizes", n) for n in sizes]]
     kinds = _hidden(hidden, shapes[0])
-    call = partial(_two_steps, backward, parameters, kinds, chosen, seed)
+    call = partial(two_steps, backward, parameters, kinds, chosen, seed)
     with jax.enable_x64(True), np.errstate(all="ignore"):
         runs = [one for shape in shapes for one in call(shape)]
         report = _compared(runs)
@@ -94,18 +98,23 @@ def check_backward(
 def _sizes_for(hidden: Any, chosen: Output) -> list[list[int]]:
     """Return the sizes of a network with unequal and of one with equal widths."""
     layers = 2 if isinstance(hidden, str | Activation) else len(hidden)
-    n_L = chosen.units(1 if chosen.name == "sigmoid" else 3)
+    n_L = usual_units(chosen)
     return [[*np.resize(below, layers + 1).tolist(), n_L] for below in (UNEQUAL, EQUAL)]
+
+
+def usual_units(chosen: Output) -> int:
+    """Return n_L of the networks to check: one sigmoid, three classes, or three targets."""
+    return chosen.units(1 if chosen.name == "sigmoid" else 3)
 
 
 def _hidden(hidden: Any, sizes: Sequence[int]) -> list[Activation]:
     """Return the activation of each hidden layer.
 
     Raises:
-        ValueError: there are too few sizes, one is below 1, or not one activation per layer.
+        ValueError: there are too few sizes, or there is not one activation per hidden layer.
     """
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"sizes must be two or more numbers above 0, got {list(sizes)}")
+    if len(sizes) < 2:
+        raise ValueError(f"sizes must be two or more numbers, got {list(sizes)}")
     n = len(sizes) - 2
     names = [hidden] * n if isinstance(hidden, str | Activation) else list(hidden)
     if len(names) != n:
@@ -113,14 +122,6 @@ def _hidden(hidden: Any, sizes: Sequence[int]) -> list[Activation]:
             f"hidden must be one activation, or one for each of {n} hidden layers, got {len(names)}"
         )
     return [activation(name) for name in names]
-
-
-def _two_steps(
-    backward: Callable[..., Any], form: str, hidden: Sequence[Activation], chosen: Output,
-    seed: int, sizes: Sequence[int], m: int = M,
-) -> list[Run]:  # fmt: skip
-    rng = np.random.default_rng(seed)
-    return list(two_steps(backward, form, lambda: draw(sizes, hidden, chosen, m, rng)))
 
 
 def _in_squares(call: Callable[..., list[Run]], problem: Problem) -> list[Run]:

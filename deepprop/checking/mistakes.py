@@ -10,9 +10,9 @@ from deepprop.checking.plain import LINES, PAGE, Equation, Mistake, Passes, appl
 from deepprop.costs import softmax
 
 
-def _scaled(name: str, by: Callable[[Passes], float]) -> Equation:
+def _scaled(name: str, by: Callable[[Passes, int], float]) -> Equation:
     """Return that equation of the page, multiplied by a number."""
-    return lambda p, l: PAGE[name](p, l) * by(p)
+    return lambda p, l: PAGE[name](p, l) * by(p, l)
 
 
 def _saturated_dA(p: Passes, l: int) -> Any:
@@ -20,14 +20,6 @@ def _saturated_dA(p: Passes, l: int) -> Any:
     A, Y = p.A[l], p.problem.Y
     positive = -Y / A
     return positive if p.problem.output.name == "softmax" else positive + (1 - Y) / (1 - A)
-
-
-def _through_A(p: Passes, l: int) -> Any:
-    """dZ[L] = dA[L] * A[L] (1 - A[L]), which is 0/0 where A[L] is 0 or 1."""
-    A, dA = p.A[l], _saturated_dA(p, l)
-    if p.problem.output.name == "softmax":
-        return A * (dA - (A * dA).sum(axis=0, keepdims=True))
-    return dA * A * (1 - A)
 
 
 def _output_slope(p: Passes, l: int) -> Any:
@@ -90,11 +82,6 @@ def _of_one(name: str, i: int) -> Equation:
     return lambda p, l: _each(p, l, name)[i] / p.m
 
 
-def _over(name: str, size: Callable[[Passes, int], int]) -> Equation:
-    """Return dW or db divided by another number than m."""
-    return lambda p, l: PAGE[name](p, l) * (p.m / size(p, l))
-
-
 def _hidden_slope_of_output(p: Passes, l: int) -> Any:
     """dZ[L] = dA[L] * g'(Z[L]), with the g' of the hidden layers."""
     if not p.problem.hidden:
@@ -144,26 +131,26 @@ def _both(of: Callable[[str], Equation]) -> dict[str, Equation]:
 CATALOGUE: Sequence[Mistake] = (
     # 1/m.
     Mistake("1/m is missing", "dW[l] = dZ[l] A[l-1]^T, db[l] = sum_i dZ[l](i)", BOTH,
-        _both(lambda name: _scaled(name, lambda p: p.m))),
+        _both(lambda name: _scaled(name, lambda p, l: p.m))),
     Mistake("1/m is applied twice", "dZ[L] = 1/m (A[L] - Y), and 1/m again in dW[l] and db[l]",
-        "1/m in dW[l] and db[l] alone", {"dZ[L]": _scaled("dZ[L]", lambda p: 1 / p.m)}),
+        "1/m in dW[l] and db[l] alone", {"dZ[L]": _scaled("dZ[L]", lambda p, l: 1 / p.m)}),
     Mistake("1/m is applied once per layer", "dA[l] = 1/m W[l+1]^T dZ[l+1]", DOWN,
-        {"dA": _scaled("dA", lambda p: 1 / p.m)}),
+        {"dA": _scaled("dA", lambda p, l: 1 / p.m)}),
     Mistake("1/m is missing in dW", "dW[l] = dZ[l] A[l-1]^T", ROW,
-        {"dW": _scaled("dW", lambda p: p.m)}),
+        {"dW": _scaled("dW", lambda p, l: p.m)}),
     Mistake("1/m is missing in db", "db[l] = sum_i dZ[l](i)", COLUMN,
-        {"db": _scaled("db", lambda p: p.m)}),
+        {"db": _scaled("db", lambda p, l: p.m)}),
     Mistake("m is X.shape[0], the number of inputs, instead of X.shape[1]", "m = X.shape[0]",
-        "m = X.shape[1]", _both(lambda name: _over(name, lambda p, l: len(p.A[0])))),
+        "m = X.shape[1]", _both(lambda name: _scaled(name, lambda p, l: p.m / len(p.A[0])))),
     Mistake("m is the number of units of the layer below instead of the number of examples",
         "m = A_prev.shape[0]", "m = A_prev.shape[1]",
-        _both(lambda name: _over(name, lambda p, l: len(p.A[l - 1])))),
+        _both(lambda name: _scaled(name, lambda p, l: p.m / len(p.A[l - 1])))),
     Mistake("m is the number of units of the layer instead of the number of examples",
         "m = dZ.shape[0]", "m = dZ.shape[1]",
-        _both(lambda name: _over(name, lambda p, l: len(p.dZ[l])))),
+        _both(lambda name: _scaled(name, lambda p, l: p.m / len(p.dZ[l])))),
     Mistake("m is the number of output units instead of the number of examples",
         "m = Y.shape[0]", "m = Y.shape[1]",
-        _both(lambda name: _over(name, lambda p, l: len(p.A[p.L])))),
+        _both(lambda name: _scaled(name, lambda p, l: p.m / len(p.A[p.L])))),
     Mistake("the sum is divided by m after each example, not once at the end",
         "for i in range(m): dW = (dW + dz_i a_i^T) / m, and db likewise", BOTH,
         _both(_divided_each_time)),
@@ -229,7 +216,7 @@ CATALOGUE: Sequence[Mistake] = (
     Mistake("the hidden layers' g' is used for the output", "dZ[L] = dA[L] * g'(Z[L])", START,
         {"dZ[L]": _hidden_slope_of_output}),
     Mistake("the sign of dZ[L] is flipped", "dZ[L] = Y - A[L], or its like", START,
-        {"dZ[L]": _scaled("dZ[L]", lambda p: -1)}),
+        {"dZ[L]": _scaled("dZ[L]", lambda p, l: -1)}),
     Mistake("A - Y is used, but this cost needs dA[L] * g[L]'", "dZ[L] = A[L] - Y", START,
         {"dZ[L]": lambda p, l: p.A[l] - p.problem.Y}),
     Mistake("softmax is taken along the examples instead of the units",
@@ -243,16 +230,16 @@ CATALOGUE: Sequence[Mistake] = (
         {"dZ[L]": lambda p, l: p.Z[l] - p.problem.Y}),
     Mistake("dZ[L] is twice as large as this cost's", "dZ[L] = 2 (A[L] - Y), or its like",
         "dZ[L] of this cost, which has no factor 2: (A - Y)^2 comes with 1/2",
-        {"dZ[L]": _scaled("dZ[L]", lambda p: 2)}),
+        {"dZ[L]": _scaled("dZ[L]", lambda p, l: 2)}),
     Mistake("the cost is averaged over the output units as well; here it is their sum",
         "dZ[L] = 1/n_L (A[L] - Y), or its like", START,
-        {"dZ[L]": _scaled("dZ[L]", lambda p: 1 / len(p.A[p.L]))}),
+        {"dZ[L]": _scaled("dZ[L]", lambda p, l: 1 / len(p.A[p.L]))}),
     Mistake("the cost is a mean of squares over the output units; here it is half their sum",
         "dZ[L] = 2/n_L (A[L] - Y), or its like", START,
-        {"dZ[L]": _scaled("dZ[L]", lambda p: 2 / len(p.A[p.L]))}),
+        {"dZ[L]": _scaled("dZ[L]", lambda p, l: 2 / len(p.A[p.L]))}),
     Mistake("the cost is a mean of squares over units and examples, and 1/m is applied again",
         "dZ[L] = 2 (A[L] - Y) / Y.size, and 1/m in dW[l] and db[l]", START,
-        {"dZ[L]": _scaled("dZ[L]", lambda p: 2 / (len(p.A[p.L]) * p.m))}),
+        {"dZ[L]": _scaled("dZ[L]", lambda p, l: 2 / (len(p.A[p.L]) * p.m))}),
     # The forward pass.
     Mistake("b is not added", "Z[l] = W[l] A[l-1]", LINES["Z"],
         {"Z": lambda p, l: p.W[l] @ p.A[l - 1]}),

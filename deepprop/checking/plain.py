@@ -96,18 +96,6 @@ def apply(f: Callable[..., Any], *arrays: Any) -> Any:
     return made if any(isinstance(P, jax.Array) for P in arrays) else np.asarray(made)
 
 
-def _g(p: Passes, l: int) -> Any:
-    return apply(p.problem.hidden[l - 1].g, p.Z[l])
-
-
-def _output(p: Passes, l: int) -> Any:
-    return apply(p.problem.output.g, p.Z[l])
-
-
-def _output_signal(p: Passes, l: int) -> Any:
-    return apply(p.problem.output.dZ, p.Z[l], p.A[l], p.problem.Y)
-
-
 def g_prime(p: Passes, l: int) -> Any:
     """Return g[l]'(Z[l])."""
     return p.slope(l, p.Z[l], p.A[l])
@@ -115,9 +103,9 @@ def g_prime(p: Passes, l: int) -> Any:
 
 PAGE: Mapping[str, Equation] = {
     "Z": lambda p, l: p.W[l] @ p.A[l - 1] + p.problem.b[l],
-    "A": _g,
-    "A[L]": _output,
-    "dZ[L]": _output_signal,
+    "A": lambda p, l: apply(p.problem.hidden[l - 1].g, p.Z[l]),
+    "A[L]": lambda p, l: apply(p.problem.output.g, p.Z[l]),
+    "dZ[L]": lambda p, l: apply(p.problem.output.dZ, p.Z[l], p.A[l], p.problem.Y),
     "dA": lambda p, l: p.W[l + 1].T @ p.dZ[l + 1],
     "dZ": lambda p, l: p.dA[l] * g_prime(p, l),
     "dW": lambda p, l: p.dZ[l] @ p.A[l - 1].T / p.m,
@@ -137,11 +125,11 @@ LINES = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake: its name, the equations that it replaces, and the lines as made and as right.
+    """A mistake: its name, its line and the right one, and the equations that it replaces.
 
     Attributes:
         name: what is wrong, such as "1/m is missing".
-        yours: the line as it is made.
+        yours: the line as people write it.
         right: the line as it should be.
         equations: what replaces equations of `PAGE`, by their names.
         fitted: whether the equations use `Passes.rate`, a number that has to be found.
@@ -174,9 +162,8 @@ def passes(
     p, L = Passes(problem, previous, rate), problem.L
 
     def equation(name: str, l: int) -> Any:
-        wrong = mistake is not None and name in mistake.equations and only in (None, l)
-        made = mistake.equations if wrong and mistake is not None else PAGE
-        return made[name](p, l)
+        changed = mistake.equations if mistake is not None and only in (None, l) else {}
+        return changed.get(name, PAGE[name])(p, l)
 
     p.A[0] = problem.X
     for l in range(1, L + 1):

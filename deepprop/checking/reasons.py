@@ -1,8 +1,8 @@
 """Why gradients are wrong: what the numbers show, which mistake gives them, where to look first.
 
 1. Going down from the output, the first equation that fails is found. Above it everything is right,
-   so it is the one to fix first. dZ[l] need not be returned for that: there are fewer examples than
-   units, so it follows from dW[l] = 1/m dZ[l] A[l-1]^T.
+   so it is the one to fix first. dZ[l] need not be returned for that: whether dW[l] and db[l] come
+   from one dZ[l] can be solved.
 2. The gradients are compared with those of other networks, and with those of every known mistake,
    made in all layers or in one.
 3. If nothing explains them, the function is called once more: it may keep state.
@@ -65,7 +65,7 @@ def explained(
     report = replace(report, evidence=evidence, equation=equation, layer=layer, line=line)
     found = _known_mistake(usable, layer)
     if other := _another_network(usable, any_hidden=found is None):
-        report = replace(report, evidence=(*evidence, other), equation="", line="")
+        report = replace(report, evidence=(*evidence, other), equation="", layer=None, line="")
     if found is not None:
         return _named(report, *found, runs[0].right.problem)
     if _differs(wrong[0], again(wrong[0].right)):
@@ -112,10 +112,7 @@ def _shifted(one: Run) -> Iterator[str]:
     """Say if dW[l] is returned under the number of another layer."""
     for by in (1, -1):
         moved = [l for l in one.right.W if l + by in one.right.W]
-        pairs = [(one.found.get(("dW", l)), one.right.dW[l + by]) for l in moved]
-        if pairs and all(
-            f is not None and f.shape == r.shape and one.close(f, r) for f, r in pairs
-        ):
+        if moved and all(one.holds(("dW", l), one.right.dW[l + by]) for l in moved):
             l = moved[0]
             yield f"dW[{l}] is what dW[{l + by}] should be: the numbers of the layers are shifted."
 
@@ -290,11 +287,8 @@ def _another_network(runs: list[Run], *, any_hidden: bool) -> str:
         for other in others:
             changed = {name: kind for name, kind in other.items() if kind and kind != given[name]}
             if changed and all(_is_right_for(one, layers, **other) for one in runs):
-                these = (
-                    "These gradients"
-                    if len(layers) > 1 or problem.L == 1
-                    else f"Those of layer {problem.L}"
-                )
+                whole = len(layers) == problem.L
+                these = "These gradients" if whole else f"Those of layer {problem.L}"
                 return (
                     f"{these} are right for {_arguments(changed)}; the check was for"
                     f" {_arguments({name: given[name] for name in changed})}."

@@ -20,7 +20,7 @@ class BackwardReport:
         layer: the layer in which it fails.
         line: that equation, with the number of the layer.
         mistake: the name of the known mistake that explains the gradients, or "".
-        yours: the line as that mistake makes it.
+        yours: the line as people write it who make that mistake.
         should_be: the line as it should be.
         evidence: what the numbers show, one sentence each.
         hint: what to look at first, where the equation alone does not say it.
@@ -55,10 +55,10 @@ class BackwardReport:
         lines += self.evidence
         if self.line and not self.mistake:
             lines += [self._first_equation()]
-        lines += [self.hint] * bool(self.hint)
         if self.mistake:
             lines += [f"Known mistake: {self.mistake}.", f"    yours:  {self.yours}"]
             lines += [f"    right:  {self.should_be}"]
+        lines += [self.hint] * bool(self.hint)
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Checked on {self.network}."]
         return "\n  ".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from deepprop._words import kind
 from deepprop.activations import Activation
 from deepprop.checking.plain import Passes, Problem, passes
 from deepprop.costs import Output
@@ -50,7 +51,11 @@ class Run:
 
     def agrees(self, name: str, l: int) -> bool:
         """Return whether a quantity has the right shape and value."""
-        found, right = self.found.get((name, l)), getattr(self.right, name)[l]
+        return self.holds((name, l), getattr(self.right, name)[l])
+
+    def holds(self, key: Key, right: np.ndarray) -> bool:
+        """Return whether the array of that name and layer was returned and is `right`."""
+        found = self.found.get(key)
         return found is not None and found.shape == right.shape and self.close(found, right)
 
     def is_right(self) -> bool:
@@ -76,27 +81,39 @@ def draw(
     for l in range(1, L + 1):
         W[l] = rng.standard_normal((sizes[l], sizes[l - 1])) / np.sqrt(sizes[l - 1])
         b[l] = 0.5 * rng.standard_normal((sizes[l], 1))
-    X, rows = rng.standard_normal((sizes[0], m)), target_rows(out, sizes[-1])
+    X = rng.standard_normal((sizes[0], m))
+    return Problem(W, b, X, draw_targets(out, sizes[-1], m, rng), hidden, out)
+
+
+def draw_targets(out: Output, n_L: int, m: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw Y that suits an output of n_L units."""
+    rows = target_rows(out, n_L)
     match out.name.partition("+")[0]:
         case "softmax":
-            Y = np.eye(rows)[:, np.resize(rng.permutation(rows), m)]
+            return np.eye(rows)[:, rng.integers(rows, size=m)]
         case "sigmoid":
-            Y = (np.arange(rows * m).reshape(rows, m) % 2).astype(float)
+            return rng.integers(2, size=(rows, m)).astype(float)
         case "exp":
-            Y = rng.poisson(3.0, (rows, m)).astype(float)
+            return rng.poisson(3.0, (rows, m)).astype(float)
         case _:
-            Y = rng.standard_normal((rows, m))
-    return Problem(W, b, X, Y, hidden, out)
+            return rng.standard_normal((rows, m))
 
 
 def two_steps(
-    backward: Callable[..., Any], form: str, problem_of: Callable[[], Problem]
-) -> Iterator[Run]:
+    backward: Callable[..., Any],
+    form: str,
+    hidden: Sequence[Activation],
+    out: Output,
+    seed: int,
+    sizes: Sequence[int],
+    m: int = M,
+) -> list[Run]:
     """Call backward for two problems of the same sizes, one after the other."""
-    previous = None
+    rng, previous, runs = np.random.default_rng(seed), None, []
     for _ in range(2):
-        previous = passes(problem_of(), previous=previous)
-        yield run(backward, form, previous)
+        previous = passes(draw(sizes, hidden, out, m, rng), previous=previous)
+        runs.append(run(backward, form, previous))
+    return runs
 
 
 def run(backward: Callable[..., Any], form: str, right: Passes) -> Run:
@@ -105,7 +122,7 @@ def run(backward: Callable[..., Any], form: str, right: Passes) -> Run:
     given, X, Y = _as_given(problem, form), problem.X.copy(), problem.Y.copy()
     try:
         returned = backward(given, X, Y)
-    except Exception as error:  # whatever the user's code raises is what the report is for
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is reported
         return Run(right, {}, error=_where(error, backward, _form_in_words(form, problem.L)))
     entries, said = _entries(returned, form, problem)
     found = {}
@@ -113,7 +130,7 @@ def run(backward: Callable[..., Any], form: str, right: Passes) -> Run:
         try:
             found[key] = np.asarray(value).astype(np.float64)
         except (TypeError, ValueError):
-            said.append(f"{_name(*key)} is {_kind(value)}, should be an array.")
+            said.append(f"{key[0]}[{key[1]}] is {kind(value)}, should be an array.")
     said += [_shape_in_words(*key, found[key].shape, problem) for key in found]
     found = {key: P for key, P in found.items() if not _is_numbered_higher(*key, P, problem)}
     widths = [getattr(getattr(value, "dtype", None), "itemsize", 8) for value in entries.values()]
@@ -170,7 +187,7 @@ def _form_in_words(form: str, L: int) -> str:
     return f"parameters holds {L} {entries}, layer 1 first."
 
 
-def _where(error: Exception, backward: Callable[..., Any], parameters: str) -> str:
+def _where(error: BaseException, backward: Callable[..., Any], parameters: str) -> str:
     """Describe an error: the line of the user's code, the shapes in it, or what parameters are."""
     said = " ".join(str(error).split()) or "no message"
     if isinstance(error, KeyError):
@@ -213,7 +230,7 @@ def _entries(returned: Any, form: str, problem: Problem) -> tuple[dict[Key, Any]
     L = problem.L
     if form == "dict":
         if not isinstance(returned, dict):
-            return {}, [f"backward returns {_kind(returned)}, should be a dict of dW1, db1, ..."]
+            return {}, [f"backward returns {kind(returned)}, should be a dict of dW1, db1, ..."]
         keys = {f"{name}{l}": (name, l) for name in GRADIENTS + OTHERS for l in range(1, L + 1)}
         found = {keys[key]: value for key, value in returned.items() if key in keys}
         missing = [
@@ -221,14 +238,14 @@ def _entries(returned: Any, form: str, problem: Problem) -> tuple[dict[Key, Any]
         ]
         return found, [_missing(f"{name}{l}", returned) for name, l in missing[:1]]
     if isinstance(returned, Layer) or not isinstance(returned, tuple | list):
-        return {}, [f"backward returns {_kind(returned)}, should be pairs (dW, db), layer 1 first."]
+        return {}, [f"backward returns {kind(returned)}, should be pairs (dW, db), layer 1 first."]
     if len(returned) != L:
         return {}, [f"backward returns {len(returned)} entries, should be {L}: one per layer."]
     entries = {}
     for l, pair in enumerate(returned, 1):
         both = (pair.W, pair.b) if isinstance(pair, Layer) else pair
         if not isinstance(both, tuple | list) or len(both) != 2:
-            return {}, [f"entry {l} of what backward returns is {_kind(both)}, should be (dW, db)."]
+            return {}, [f"entry {l} of what backward returns is {kind(both)}, should be (dW, db)."]
         entries["dW", l], entries["db", l] = both
     if _from_the_top(entries, problem):
         return {}, ["the pairs are in the wrong order, layer L first; layer 1 should be first."]
@@ -250,24 +267,12 @@ def _missing(name: str, returned: dict[Any, Any]) -> str:
     return f"{name} is missing; the dict has {', '.join(keys) or 'no entries'}."
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "None"
-    if value is Ellipsis:
-        return "still a blank"
-    return f"a {type(value).__name__}"
-
-
-def _name(name: str, l: int) -> str:
-    return f"{name}[{l}]"
-
-
 def _shape_in_words(name: str, l: int, found: tuple[int, ...], problem: Problem) -> str:
     """Say how the shape of a gradient is wrong, in words; "" if it is right, or not a gradient."""
     if name not in GRADIENTS:
         return ""
     right = (problem.W if name == "dW" else problem.b)[l].shape
-    array, of, n, m = _name(name, l), f"{name[1]}[{l}]", right[0], problem.m
+    array, of, n, m = f"{name}[{l}]", f"{name[1]}[{l}]", right[0], problem.m
     if found == right:
         return ""
     if name == "db" and found == (n,):

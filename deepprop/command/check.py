@@ -9,6 +9,8 @@ import numpy as np
 import deepprop as dp
 from deepprop._arguments import output_of
 from deepprop.activations import ACTIVATIONS
+from deepprop.checking.check import usual_units
+from deepprop.checking.run import draw_targets
 from deepprop.command.words import (
     describe,
     hidden_activations,
@@ -16,7 +18,7 @@ from deepprop.command.words import (
 )
 from deepprop.costs import COSTS, OF_SOFTMAX, OUTPUTS
 from deepprop.layers import Params
-from deepprop.outputs import output, target_rows
+from deepprop.outputs import output
 
 
 def check(args: argparse.Namespace) -> int:
@@ -68,7 +70,7 @@ def _check_backward(args: argparse.Namespace) -> int:
     if not callable(backward):
         raise ValueError(f"--backward must name a function, as file.py:name, got {args.backward}")
     out = output(resolve(args.output or "softmax"))
-    sizes = None if args.hidden is None else [8, *args.hidden, out.units(3)]
+    sizes = None if args.hidden is None else [8, *args.hidden, usual_units(out)]
     layers = 2 if args.hidden is None else len(args.hidden)
     report = dp.check_backward(
         backward, parameters=args.parameters, output=out, sizes=sizes, seed=args.seed,
@@ -86,16 +88,5 @@ def _new_network(seed: int, hidden: list[int], activation: Any, output: Any) -> 
 def _random_examples(params: Params, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw X (n_0, m) from the standard normal, and Y that suits the output."""
     rng = np.random.default_rng(seed)
-    out = output_of(params)
-    n_0, rows = params[0].W.shape[-1], target_rows(out, params[-1].W.shape[0])
-    X = rng.standard_normal((n_0, m))
-    match out.name.partition("+")[0]:
-        case "softmax":
-            Y = np.eye(rows)[:, rng.integers(rows, size=m)]
-        case "sigmoid":
-            Y = rng.integers(2, size=(rows, m)).astype(float)
-        case "exp":
-            Y = rng.poisson(3.0, (rows, m)).astype(float)
-        case _:
-            Y = rng.standard_normal((rows, m))
-    return X, Y
+    X = rng.standard_normal((params[0].W.shape[-1], m))
+    return X, draw_targets(output_of(params), params[-1].W.shape[0], m, rng)

@@ -184,11 +184,12 @@ def check_options(parser: argparse.ArgumentParser) -> None:
     _own_option(parser)
     _network_options(parser, hidden=None, output="softmax")
     add("--examples", type=_count, default=8, metavar="N",
-        help="number of random examples (default: %(default)s)")  # fmt: skip
+        help="number of random examples, without --backward (default: %(default)s)")  # fmt: skip
     add("--sample", type=_count, metavar="N",
-        help="number of parameters to check, evenly spread (default: all)")  # fmt: skip
+        help="number of parameters to check, evenly spread, without --backward"
+        " (default: all)")  # fmt: skip
     add("--tolerance", type=_positive, default=1e-5, metavar="T",
-        help="allowed relative error (default: %(default)s)")  # fmt: skip
+        help="allowed relative error, without --backward (default: %(default)s)")  # fmt: skip
     add("--seed", type=_seed, default=0, metavar="N",
         help="seed of the parameters and the examples (default: %(default)s)")  # fmt: skip
 

@@ -46,10 +46,10 @@ def resolve(name: str) -> Any:
 def _module_in(file: Path) -> ModuleType:
     """Import a file as a module; modules beside it can be imported, too."""
     sys.path.insert(0, str(file.resolve().parent))
-    spec = spec_from_file_location(file.stem, file)
+    spec = spec_from_file_location(f"deepprop_user_{file.stem}", file)  # no other module's name
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} can't be imported")
-    module = module_from_spec(spec)
+    module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 

@@ -1,11 +1,12 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from deepprop.training.shuffle import random_order
+from deepprop.training.shuffle import gathered, random_order
 
 
 def orders(m, count):
@@ -60,3 +61,18 @@ def test_places_and_neighbours_are_uniform(m):
     for step in (1, 2, 8, 10):  # in a row, or below one another, on the grid
         apart = (places[:, step:] - places[:, :-step]) % m
         assert stats.chisquare(np.bincount(apart.ravel(), minlength=m)[1:]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_gathering_a_minibatch_widens_nothing_but_its_own_rows(dtype):
+    """XLA's CPU backend may gather two-byte numbers as float32; then of the minibatch alone."""
+    P = jnp.arange(64 * 6).reshape(64, 6).astype(dtype)
+    index = jnp.array([5, 63, 0])
+    rows = jax.jit(gathered)(P, index)
+    assert rows.dtype == P.dtype
+    assert np.array_equal(rows.astype(np.float32), np.asarray(P, np.float32)[index])
+    if dtype != jnp.float32:
+        text = jax.jit(gathered).lower(P, index).compile().as_text()
+        assert "f32[64,6]" not in text
+    parts = gathered(P, jnp.array([[1, 0], [31, 2]]))  # two shards of 32 rows
+    assert np.array_equal(parts.astype(np.float32), np.asarray(P, np.float32)[[1, 0, 63, 34]])

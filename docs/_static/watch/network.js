@@ -171,7 +171,7 @@ function moons(m, seed) {
   return { X, Y };
 }
 
-const deepprop = { ACTIVATIONS, MISTAKES, passes, cost, step, offBy, initialise, moons, transpose };
+const deepprop = { ACTIVATIONS, MISTAKES, passes, cost, step, offBy, initialise, moons };
 if (typeof module !== "undefined") {
   module.exports = deepprop;
 } else {

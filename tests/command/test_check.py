@@ -1,6 +1,7 @@
 """`deepprop check`."""
 
 import re
+import sys
 
 import pytest
 
@@ -25,6 +26,12 @@ def test_check_of_your_own_activation(run):
     assert re.search(r"WRONG .*the gradient is wrong: at [Wb]\[1\]", out)
 
 
+@pytest.fixture
+def own_path(monkeypatch):
+    """The command adds the file's folder to sys.path, for its process; here for one test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 MINE = '''
 from __future__ import annotations
 from dataclasses import dataclass
@@ -44,6 +51,7 @@ def leaves(parameters, X, Y):
 '''  # fmt: skip
 
 
+@pytest.mark.usefixtures("own_path")
 def test_a_backward_pass_in_a_file(run, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "wrong.py").write_text(MINE.replace(" / X.shape[1]", ""))
@@ -62,6 +70,7 @@ def test_a_backward_pass_in_a_file(run, tmp_path):
     assert "parameters holds 1 pairs (W, b), layer 1 first" in out
 
 
+@pytest.mark.usefixtures("own_path")
 def test_a_file_that_can_not_be_used_is_bad_input(run, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "leaves.py").write_text("raise SystemExit('bye')")

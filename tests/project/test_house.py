@@ -12,7 +12,8 @@ import deepprop as dp
 PACKAGE = Path(dp.__file__).parent
 FACE = {"__init__.py", "__main__.py", "data.py"}  # they only re-export
 # Each room may import from those before it; `files` and `checking` only from the page.
-ROOMS = ["page", "files", "checking", "signals", "optimizers", "scale", "training", "command"]
+ROOMS = ["page", "files", "checking", "signals", "optimizers", "scale", "training"]
+ROOMS += ["sklearn", "command"]
 ROLES = {
     "signals": {"page", "signals"},
     "checking": {"page", "checking"},

@@ -1,0 +1,401 @@
+"""`MLPClassifier` and `MLPRegressor`: scikit-learn's parameters and attributes, and some more."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from deepprop.activations import Activation
+from deepprop.sklearn.perceptron import Perceptron
+from deepprop.sklearn.settings import STOCHASTIC, is_stochastic
+from deepprop.training.loop import Callback
+from deepprop.training.private import Privacy
+
+FLOATS = (np.float64, np.float32)
+
+
+def _takes_steps(estimator: Any) -> bool:
+    """Return True if the estimator has `partial_fit`; raise AttributeError if it has not."""
+    if not is_stochastic(estimator.solver):
+        raise AttributeError(
+            f"partial_fit needs a stochastic solver ({', '.join(STOCHASTIC)} or an optax"
+            f" transformation), got {estimator.solver!r}"
+        )
+    if estimator.privacy is not None:
+        raise AttributeError("partial_fit would spend privacy without an account of it")
+    return True
+
+
+class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
+    """Classify rows by a network: scikit-learn's MLPClassifier, compiled, and with more features.
+
+    The parameters up to `max_fun` are scikit-learn's, with its names, defaults and meaning, and so
+    are the fitted attributes. With the same `random_state` the weights start and the examples are
+    shuffled as there, so both train alike, up to rounding. The other parameters are our own.
+
+    >>> import numpy as np
+    >>> from deepprop.sklearn import MLPClassifier
+    >>> X = np.random.default_rng(0).normal(size=(200, 2))
+    >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "other")
+    >>> clf = MLPClassifier((16,), learning_rate_init=0.05, max_iter=300, random_state=0).fit(X, y)
+    >>> clf.score(X, y) > 0.95, clf.predict([[1.0, 1.0]]).tolist()
+    (True, ['same'])
+
+    Args:
+        hidden_layer_sizes: units of each hidden layer.
+        activation: of the hidden layers: "identity", "logistic", "tanh", "relu", any name that
+            `dp.activation` knows, or a `dp.Activation`.
+        solver: "adam", "sgd", "lbfgs", or an optax transformation, such as `dp.kfac()`.
+        alpha: the factor of the penalty alpha / (2 m) sum_l ||W[l]||^2, with m the examples of a
+            step.
+        batch_size: examples per step; "auto" takes 200, or all if there are fewer.
+        learning_rate: for "sgd": "constant", "invscaling" (divided by t^power_t after each epoch,
+            for t examples seen) or "adaptive" (divided by 5 when training no longer improves).
+        learning_rate_init: the learning rate of "adam" and "sgd".
+        power_t: see `learning_rate`.
+        max_iter: epochs at most; for "lbfgs" iterations.
+        shuffle: whether to draw a new order of the examples in each epoch.
+        random_state: a seed or a `RandomState`, for the first weights, the order, the validation
+            set and dropout.
+        tol: an epoch that improves by less counts as none: see `n_iter_no_change`; for "lbfgs" the
+            largest entry of the gradient at which to stop.
+        verbose: whether to print the cost of each epoch.
+        warm_start: whether `fit` starts from the weights of the earlier fit.
+        momentum: of "sgd".
+        nesterovs_momentum: whether it is Nesterov's.
+        early_stopping: whether to hold out a validation set, stop by its score, and keep the best
+            weights.
+        validation_fraction: its share of the examples, of each class alike.
+        beta_1: of "adam", the decay of the mean.
+        beta_2: of "adam", the decay of the mean of squares.
+        epsilon: of "adam".
+        n_iter_no_change: epochs without an improvement after which to stop.
+        max_fun: evaluations of the cost at most, for "lbfgs".
+        class_weight: weights of the classes: "balanced", or a mapping of labels to weights. They
+            multiply `sample_weight`.
+        dropout: the probability with which an entry of what enters layers 2 to L is dropped in
+            training.
+        normalize: "layer" or "rms", to normalise what enters layers 2 to L.
+        residual: whether hidden layers with as many units as the layer below add their input.
+        compute_dtype: of the factors of matrix products: "bfloat16", "float32", or "auto".
+        schedule: what multiplies the learning rate over `max_iter` epochs: "constant", "linear",
+            "cosine", "warmup_cosine", or a function of the step's number.
+        patience: epochs without a lower cost of the validation set after which to stop, and keep
+            the weights of the lowest; None watches what scikit-learn watches. It holds out a
+            validation set as `early_stopping` does.
+        callbacks: functions of (epoch, row, params), called after each epoch; True stops training.
+            `dp.progress_bar` gives one.
+        n_members: networks that are trained together, from different weights; their outputs are
+            averaged. coefs_ then have a leading axis.
+        privacy: a `dp.Privacy`, to train by DP-SGD for `max_iter` epochs; `epsilon_` says what was
+            spent.
+
+    Attributes:
+        classes_: the labels.
+        coefs_: W[l]^T of each layer, (n_{l-1}, n_l).
+        intercepts_: b[l] of each layer, (n_l,).
+        params_: the same as a tuple of `dp.Layer`, for all that deepprop does with one.
+        loss_: the cost of the last epoch; loss_curve_ of each, best_loss_ the lowest.
+        validation_scores_: of each epoch, with `early_stopping`; with `patience` minus the cost.
+        n_iter_: epochs of the last call; t_ is the number of examples seen in all.
+        n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_: what they say.
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str | Activation = "relu",
+        *,
+        solver: str | optax.GradientTransformation = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        class_weight: str | Mapping[Any, float] | None = None,
+        dropout: float = 0.0,
+        normalize: str | None = None,
+        residual: bool = False,
+        compute_dtype: DTypeLike | None = None,
+        schedule: str | Callable[[int], float] = "constant",
+        patience: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        n_members: int = 1,
+        privacy: Privacy | None = None,
+    ) -> None:
+        """Store the parameters; `fit` checks them."""
+        given = dict(locals())
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
+    @available_if(_takes_steps)  # type: ignore[untyped-decorator]
+    def partial_fit(
+        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
+    ) -> "MLPClassifier":
+        """Train for one epoch over these examples, from where the last call has ended.
+
+        Args:
+            X: (m, n_0), as for `fit`.
+            y: (m,), their labels.
+            sample_weight: (m,), as for `fit`.
+            classes: all labels that will come; needed in the first call.
+
+        Returns:
+            The estimator itself.
+        """
+        if not hasattr(self, "classes_"):
+            if classes is None:
+                raise ValueError("classes must be passed on the first call to partial_fit.")
+            self._set_classes(y if type_of_target(y).startswith("multilabel") else classes)
+        elif classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
+            raise ValueError(
+                f"`classes={classes!r}` is not the same as on last call to partial_fit, was:"
+                f" {self.classes_!r}"
+            )
+        self._fit(X, y, sample_weight, once=True)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the label of each row of X, (m,); for multi-label targets (m, labels) of 0 and 1.
+
+        Args:
+            X: (m, n_0).
+        """
+        check_is_fitted(self)
+        found: np.ndarray = self._decoded(self._mean(X))
+        return found
+
+    def predict_proba(self, X: Any, *, return_std: bool = False) -> Any:
+        """Return the probability of each class, in the order of `classes_`, (m, classes).
+
+        Args:
+            X: (m, n_0).
+            return_std: whether to return also the standard deviation over the members of an
+                ensemble, (m, classes).
+        """
+        check_is_fitted(self)
+        A = self._members(X, return_std)
+        mean = A if A.ndim == 2 else A.mean(0)
+        if not return_std:
+            return self._of_classes(mean)
+        return self._of_classes(mean), np.broadcast_to(A.std(0), self._of_classes(mean).shape)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of `predict_proba`, (m, classes).
+
+        Args:
+            X: (m, n_0).
+        """
+        with np.errstate(divide="ignore"):
+            logarithms: np.ndarray = np.log(self.predict_proba(X))
+        return logarithms
+
+    def _of_classes(self, A: np.ndarray) -> np.ndarray:
+        """Return a column per class: with two classes, A[L] is the second's probability."""
+        return np.hstack([1 - A, A]) if A.shape[1] == 1 else A
+
+    def _validated(self, X: Any, y: Any, once: bool, *, reset: bool) -> tuple[Any, np.ndarray]:
+        """Return X and the encoded labels; the labels of an earlier call must be the same."""
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, dtype=FLOATS, reset=reset
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if not hasattr(self, "classes_") or not (self.warm_start or once):
+            self._set_classes(y)
+        else:
+            found = unique_labels(y)
+            if self.warm_start and set(found) != set(self.classes_):
+                raise ValueError(
+                    "warm_start can only be used where `y` has the same classes as in the previous"
+                    f" call to fit. Previously got {self.classes_}, `y` has {found}"
+                )
+            if not set(found) <= set(self.classes_):
+                raise ValueError(
+                    f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}."
+                    f" 'y' has {found}."
+                )
+        return X, self._label_binarizer.transform(y).astype(bool)
+
+    def _set_classes(self, y: Any) -> None:
+        self._label_binarizer = LabelBinarizer().fit(y)
+        self.classes_ = self._label_binarizer.classes_
+
+    def _weights(self, s: Any, given: Any, Y: np.ndarray) -> Any:
+        """Return the weights of the examples, times those of their classes."""
+        w = super()._weights(s, given, Y)
+        if s.class_weight is None:
+            return w
+        by_class = compute_sample_weight(s.class_weight, self._decoded(Y)).astype(Y.dtype)
+        return by_class if w is None else w * by_class
+
+    def _output(self) -> str:
+        return "softmax" if self.out_activation_ == "softmax" else "sigmoid"
+
+    def _out_activation(self) -> str:
+        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
+
+    def _decoded(self, A: np.ndarray) -> Any:
+        """Return the labels of probabilities, or of encoded labels."""
+        return self._label_binarizer.inverse_transform(A.ravel() if A.shape[1] == 1 else A)
+
+    _metric = staticmethod(accuracy_score)
+
+    def _strata(self, Y: np.ndarray, share: float) -> Any:
+        """Return the class of each example, by which to divide them; None for several labels.
+
+        With more than two classes, one that is too rare to be divided is no error: scikit-learn
+        does not divide those by class at all.
+        """
+        if self.out_activation_ == "logistic":
+            return Y.astype(bool) if Y.shape[1] == 1 else None
+        classes, held_out = Y.argmax(1), int(np.ceil(share * len(Y)))
+        counts = np.unique_counts(classes).counts
+        enough = counts.min() >= 2 and len(counts) <= min(held_out, len(Y) - held_out)
+        return classes if enough else None
+
+    def __sklearn_tags__(self) -> Any:
+        """Say what the estimator takes, as scikit-learn asks for it."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
+    """Predict numbers from rows by a network: scikit-learn's MLPRegressor, compiled, and with more.
+
+    See `MLPClassifier` for what is scikit-learn's and what is our own.
+
+    >>> import numpy as np
+    >>> from deepprop.sklearn import MLPRegressor
+    >>> X = np.linspace(-1, 1, 200)[:, None]
+    >>> y = np.sin(3 * X[:, 0])
+    >>> model = MLPRegressor((32,), "tanh", solver="lbfgs", max_iter=500, random_state=0).fit(X, y)
+    >>> model.score(X, y) > 0.99
+    True
+
+    Args:
+        loss: "squared_error", "poisson" (targets that are counts; the output is exp), or another
+            cost of deepprop: "absolute_error", "huber(1.0)", "quantile(0.9)".
+        hidden_layer_sizes: as for `MLPClassifier`, like all that follow.
+    """
+
+    def __init__(
+        self,
+        loss: str = "squared_error",
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str | Activation = "relu",
+        *,
+        solver: str | optax.GradientTransformation = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        normalize: str | None = None,
+        residual: bool = False,
+        compute_dtype: DTypeLike | None = None,
+        schedule: str | Callable[[int], float] = "constant",
+        patience: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        n_members: int = 1,
+        privacy: Privacy | None = None,
+    ) -> None:
+        """Store the parameters; `fit` checks them."""
+        given = dict(locals())
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
+    @available_if(_takes_steps)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MLPRegressor":
+        """Train for one epoch over these examples, from where the last call has ended.
+
+        Args:
+            X: (m, n_0), as for `fit`.
+            y: (m,) or (m, outputs).
+            sample_weight: (m,), as for `fit`.
+
+        Returns:
+            The estimator itself.
+        """
+        self._fit(X, y, sample_weight, once=True)
+        return self
+
+    def predict(self, X: Any, *, return_std: bool = False) -> Any:
+        """Return the prediction for each row of X, (m,) or (m, outputs).
+
+        Args:
+            X: (m, n_0).
+            return_std: whether to return also the standard deviation over the members of an
+                ensemble.
+        """
+        check_is_fitted(self)
+        A = self._members(X, return_std)
+        mean = self._decoded(A if A.ndim == 2 else A.mean(0))
+        return (mean, self._decoded(A.std(0))) if return_std else mean
+
+    def _validated(self, X: Any, y: Any, once: bool, *, reset: bool) -> tuple[Any, np.ndarray]:
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=True,
+            dtype=FLOATS, reset=reset,
+        )  # fmt: skip
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if self.loss == "poisson" and y.min() < 0:
+            raise ValueError(f"y must not be negative with loss='poisson', got {y.min()}")
+        return X, y
+
+    def _output(self) -> str:
+        names = {"squared_error": "identity", "poisson": "exp"}
+        return names.get(self.loss, f"identity+{self.loss}")
+
+    def _out_activation(self) -> str:
+        return "exp" if self.loss == "poisson" else "identity"
+
+    def _decoded(self, A: np.ndarray) -> np.ndarray:
+        return A.ravel() if A.shape[1] == 1 else A
+
+    _metric = staticmethod(r2_score)
+
+    def _strata(self, Y: np.ndarray, share: float) -> None:
+        """Return None: there are no classes."""

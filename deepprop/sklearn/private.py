@@ -1,0 +1,59 @@
+"""Private training for the estimators: `dp.fit` with its `Privacy`."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy import sparse
+
+from deepprop.layers import Params
+from deepprop.optimizers.masks import weight_mask
+from deepprop.sklearn.rows import Examples, batch_of
+from deepprop.sklearn.solvers import transformation
+from deepprop.training.fitting import fit
+
+
+def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) -> Params:
+    """Train for `max_iter` epochs by DP-SGD, and return the parameters.
+
+    Whether to stop is not looked at: the cost of the examples is not private. The penalty shrinks W
+    by alpha / batch size in each step, without looking at the examples.
+
+    Args:
+        estimator: gets `loss_curve_`, `epsilon_` and what else training reports.
+        s: its settings, checked.
+        examples: all of them, without weights.
+        params: the layers to start with.
+    """
+    if examples.weights is not None:
+        raise ValueError("sample_weight must be None beside privacy: each example counts once")
+    if sparse.issparse(examples.X):
+        raise TypeError("X must be dense beside privacy, got a sparse array: pass .toarray()")
+    size = batch_of(s.batch_size, len(examples.Y)).size
+    names = ("beta_1", "beta_2", "epsilon", "momentum")
+    numbers = {name: float(getattr(s, name)) for name in names}
+    solver = "nesterov" if s.solver == "sgd" and s.nesterovs_momentum else s.solver
+    optimizer = optax.chain(
+        optax.add_decayed_weights(s.alpha / size, mask=weight_mask),
+        transformation(solver, s.learning_rate_init, numbers),
+    )
+    fitted = fit(
+        jax.tree.map(jnp.asarray, params), optimizer, examples.X.T, examples.Y.T,
+        epochs=s.max_iter, batch_size=size, key=_key(estimator), privacy=s.privacy,
+        callbacks=s.callbacks,
+    )  # fmt: skip
+    estimator.loss_curve_ = fitted.history["cost"].tolist()
+    estimator.loss_ = estimator.best_loss_ = estimator.loss_curve_[-1]
+    estimator.n_iter_, estimator.t_ = len(estimator.loss_curve_), size * len(estimator.loss_curve_)
+    estimator.epsilon_ = float(fitted.history["epsilon"][-1])
+    return fitted.params
+
+
+def _key(estimator: Any) -> Any:
+    """Return a key that nobody can guess; with `random_state`, one that somebody can."""
+    if estimator.random_state is None:
+        return jax.random.wrap_key_data(jnp.array(np.frombuffer(os.urandom(8), np.uint32)))
+    return jax.random.key(estimator._random_state.randint(2**31 - 1))

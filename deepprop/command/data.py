@@ -18,6 +18,7 @@ from deepprop._arguments import check_domain
 from deepprop.command.targets import encoded, kind_of
 from deepprop.costs import OUTPUTS
 from deepprop.files.archive import as_text, npz_names, read_npz
+from deepprop.tables.preparation import Preparation
 
 LAYOUT = "x_train, y_train, x_test and y_test, or X and y"
 HINT = "np.savez(path, X=X, y=y) writes one"
@@ -42,6 +43,9 @@ class Data(NamedTuple):
         classes: (n_L,), the label of each output unit; None if Y is not classes.
         output: the output layer that fits Y.
         targets: in words, what Y holds, why, and which option changes it.
+        preparation: of a table, what makes its columns inputs; None for arrays.
+        unit: of a table's target that is a number, the scaling that was applied to it.
+        notes: what else was inferred, as lines to print: a label and a text.
     """
 
     name: str
@@ -53,6 +57,9 @@ class Data(NamedTuple):
     classes: np.ndarray | None
     output: str
     targets: str
+    preparation: Preparation | None = None
+    unit: Scaling | None = None
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 class HeldOut(NamedTuple):
@@ -246,12 +253,12 @@ def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
     """Return the scaling of x (m, n_0): to mean 0 and variance 1, or integers by the largest."""
     n_0 = x.shape[1]
     if standardize:
-        return _standard(x)
+        return standard(x)
     largest = max(abs(float(x.max())), abs(float(x.min()))) if x.dtype.kind != "f" else 1.0
     return Scaling(np.zeros(n_0), np.full(n_0, largest or 1.0))
 
 
-def _standard(x: np.ndarray) -> Scaling:
+def standard(x: np.ndarray) -> Scaling:
     """Return the mean of each input as shift, and its standard deviation as scale.
 
     The scale is 1 for an input that is constant except for rounding: dividing by a spread that is

@@ -7,6 +7,7 @@ import deepprop as dp
 from deepprop._arithmetic import wide
 from deepprop.command.words import (
     first_ten,
+    preparation_of,
     resolve,
     scaling_and_classes,
 )
@@ -21,7 +22,10 @@ def export(args: argparse.Namespace) -> int:
     dp.export(args.out, params, platforms=args.platforms.split(","), scaling=scaling)
     n_0, n_L, dtype = params[0].W.shape[-1], params[-1].W.shape[0], wide(params[0].W.dtype)
     rows = "" if classes is None else f", one row per class: {first_ten(classes)}"
+    preparation = preparation_of(args.model)
     print(note, end="")
+    if preparation is not None:
+        print(f"inputs     of a prepared table: {', '.join(preparation.names())}")
     print(f"takes      {dtype} ({n_0}, m), one example per column, not scaled")
     print(f"returns    {dtype} ({n_L}, m){rows}")
     print(f"saved      {args.out}")

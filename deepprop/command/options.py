@@ -1,6 +1,7 @@
 """The options of each command, their help texts, and what counts as a valid value."""
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,18 @@ def train_options(parser: argparse.ArgumentParser) -> None:
 
 def _data_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--data", metavar="FILE.npz", help="the arrays x_train, y_train, x_test and y_test, or X"
-        f" and y, with one example per row ({DIGITS})")  # fmt: skip
+    add("--data", metavar="FILE", help=".npz: the arrays x_train, y_train, x_test and y_test, or X"
+        f" and y, with one example per row; .csv, .tsv or .parquet: a table, with --target"
+        f" ({DIGITS})")  # fmt: skip
+    add("--target", metavar="COLUMN", help="the column of a table to predict")
+    add("--categories", type=_names, default=[], metavar="COLUMN,...", help="columns of a table"
+        " that hold categories, whatever they look like (default: those with text)")  # fmt: skip
+    add("--numbers", type=_names, default=[], metavar="COLUMN,...", help="columns of a table that"
+        " hold numbers; text counts as missing (default: those with numbers)")  # fmt: skip
+    add("--ignore", type=_names, default=[], metavar="COLUMN,...",
+        help="columns of a table to leave out")  # fmt: skip
     add("--standardize", action="store_true",
-        help="scale each input to mean 0 and variance 1")  # fmt: skip
+        help="scale each input to mean 0 and variance 1; of tables, all numbers are")  # fmt: skip
     add("--held-out", type=_positive, default=0.2, metavar="SHARE", help="share of the examples to"
         " hold out if the data has no test set (default: %(default)s)")  # fmt: skip
     add("--class-weights", choices=["balanced"], help="weight the classes equally, however many"
@@ -114,6 +123,8 @@ def _optimizer_options(group: argparse._ArgumentGroup) -> None:
         f" {train.BATCH_SIZE}, or all if there are fewer)")  # fmt: skip
     add("--seed", type=_seed, default=0, metavar="N", help="seed of the held-out examples, the"
         " initial parameters and the order of the examples (default: %(default)s)")  # fmt: skip
+    add("--search", type=_count, metavar="N", help="train N networks at once, with random learning"
+        " rates and weight decays, and take the best by the validation cost")  # fmt: skip
     add("--patience", type=_count, metavar="EPOCHS", help="stop when the validation cost has not"
         " fallen for this many epochs, and return the network of the best epoch")  # fmt: skip
 
@@ -139,12 +150,18 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `deepprop predict`."""
     parser.add_argument("model", metavar="MODEL.npz", help="the saved network")
     parser.add_argument(
-        "--data", metavar="FILE.npz",
-        help=f"the examples, x_test or X, and their labels if there are any ({DIGITS})",
+        "--data", metavar="FILE",
+        help="the examples, x_test or X of an .npz file, and their labels if there are any; a table"
+        f" if the network was trained on one ({DIGITS})",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.csv", help="write every prediction, one example per line"
-    )
+        "--out", type=Path, metavar="FILE.csv", help="write every prediction, one example per line;"
+        " of a table with the id of its row and the probability of each class"
+    )  # fmt: skip
+    parser.add_argument(
+        "--id", metavar="COLUMN", help="the column of a table with the ids to write (default: the"
+        " number of the row)"
+    )  # fmt: skip
     _own_option(parser)
 
 
@@ -207,6 +224,13 @@ def _own_option(parser: argparse.ArgumentParser) -> None:
         "--own", action="append", default=[], metavar="module:name",
         help="your own activation, cost or output in the saved network; repeat it for each one",
     )  # fmt: skip
+
+
+def _names(text: str) -> list[str]:
+    """Return the names between commas; a name with a comma is written in double quotes."""
+    return [
+        name.strip() for name in next(csv.reader([text], skipinitialspace=True)) if name.strip()
+    ]
 
 
 def _seed(text: str) -> int:

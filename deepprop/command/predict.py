@@ -3,6 +3,8 @@
 import argparse
 import csv
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +12,19 @@ import numpy as np
 
 import deepprop as dp
 from deepprop.command.data import load_examples, scaled
+from deepprop.command.table_data import table_examples
 from deepprop.command.targets import encoded
 from deepprop.command.words import (
     first_ten,
     format_score,
     metric_of,
+    preparation_of,
     resolve,
     scaling_and_classes,
 )
 from deepprop.files.archive import atomic_write, check_writable
 from deepprop.layers import Params
+from deepprop.tables.read import is_table
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -28,19 +33,43 @@ def predict(args: argparse.Namespace) -> int:
         check_writable(args.out)
     params = dp.load(args.model, own=[resolve(name) for name in args.own])
     scaling, classes, note = scaling_and_classes(args.model, params)
-    x, y = load_examples(args.data)
+    preparation = preparation_of(args.model)
+    if preparation is None:
+        if args.id is not None or is_table(args.data):
+            raise ValueError(
+                f"{args.model} was not trained on a table: --data must be an .npz file"
+            )
+        x, y = load_examples(args.data)
+        ids = None
+    elif args.data is None:
+        raise ValueError(f"{args.model} was trained on a table: --data must name one")
+    else:
+        x, y, ids = table_examples(args.data, preparation, args.id)
     A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))
     score = "" if y is None else _score(params, A, y, classes)
     answers = A.T if classes is None else classes[A.argmax(axis=0)]
+    shown = answers[:, 0] if preparation is not None and classes is None else answers
     print(note, end="")
-    print(f"{len(answers):,} predictions: {first_ten(answers)}{score}")
+    print(f"{len(answers):,} predictions: {first_ten(shown)}{score}")
     if args.out is not None:
+        columns = answers.reshape(len(answers), -1)
+        rows = columns if ids is None else _with_ids(args.id or "row", ids, columns, A, classes)
         with atomic_write(args.out) as file:
             text = io.TextIOWrapper(file, "utf-8", newline="")
-            csv.writer(text, lineterminator="\n").writerows(answers.reshape(len(answers), -1))
+            csv.writer(text, lineterminator="\n").writerows(rows)
             text.detach()
         print(f"saved      {args.out}")
     return 0
+
+
+def _with_ids(
+    name: str, ids: np.ndarray, answers: np.ndarray, A: np.ndarray, classes: np.ndarray | None
+) -> Iterator[list[Any]]:
+    """Yield the lines of a table's predictions: a head; then ids, answers and probabilities."""
+    of_classes = [] if classes is None else [f"probability of {label}" for label in classes]
+    yield [name, "prediction", *of_classes]
+    for i, row in enumerate(ids):
+        yield [row, *answers[i], *(A[:, i] if of_classes else [])]
 
 
 def _score(params: Params, A: np.ndarray, y: np.ndarray, classes: np.ndarray | None) -> str:

@@ -15,16 +15,21 @@ import optax
 
 import deepprop as dp
 from deepprop.command.data import Data, HeldOut, load_data
+from deepprop.command.pictures import plot_predictions
+from deepprop.command.search import search
+from deepprop.command.table_data import divided, load_table
 from deepprop.command.train_output import (
     failure_message,
     print_layers,
     print_result,
     print_setup,
 )
+from deepprop.command.units import in_unit, in_unit_of, predictions
 from deepprop.command.words import describe, format_score, hidden_activations, metric_of, resolve
 from deepprop.files.archive import check_writable
 from deepprop.layers import Params
 from deepprop.optimizers.by_name import optimizer_by_name, optimizer_with_rate, state_with_rate
+from deepprop.tables.read import is_table
 from deepprop.training.report import epoch_lines, plot_curves, require_matplotlib
 
 LEARNING_RATE = 1e-3
@@ -54,11 +59,11 @@ def train(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--output {args.output} has another number of units than targets: train it from Python"
         )
-    data = load_data(
-        args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
-        output=None if output is None else output.name,
-    )  # fmt: skip
-    share = args.validation or (VALIDATION if args.patience else 0.0)
+    for option in ("checkpoint", "diagnose"):
+        if args.search and getattr(args, option):
+            raise ValueError(f"--{option} must be left out with --search, which trains several")
+    data = _data(args, None if output is None else output.name)
+    share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)
     m = data.X.shape[1]
     args.batch_size = args.batch_size or min(m, BATCH_SIZE)
@@ -79,6 +84,8 @@ def train(args: argparse.Namespace) -> int:
     params = params if args.keep is None else dp.stack(params, args.keep)
     if args.optimizer != "kfac":
         args.learning_rate = args.learning_rate or LEARNING_RATE
+    elif args.search:
+        raise ValueError("--search needs an --optimizer with a rate and a decay to vary, not kfac")
     elif not args.learning_rate and args.schedule != "constant":
         raise ValueError("--schedule needs --learning-rate if the optimizer is kfac")
     print_setup(args, data, held_out, params)
@@ -95,15 +102,39 @@ def train(args: argparse.Namespace) -> int:
     print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
     if args.plot is not None:
-        title = f"{data.name}: {describe(params)}"
-        plot_curves(args.plot, fit.history, metric_of(params)[0], held_out.name, title)
-        print(f"curves     {args.plot}")
+        _plot(args.plot, data, fit, held_out.name)
     print_layers(args.diagnose, data, fit.params, fit.history)
     if fit.stopped == "interrupted":
         return 130
     if not args.no_check:
         print(f"gradients  {_gradient_check(data, fit.params)}")
     return 0
+
+
+def _data(args: argparse.Namespace, output: str | None) -> Data:
+    """Return the data of a table, or of an archive of arrays, or the digits."""
+    if args.target is not None or is_table(args.data):
+        if args.data is None:
+            raise ValueError("--target needs --data, a table")
+        return load_table(args, output)
+    for option in ("categories", "numbers", "ignore"):
+        if getattr(args, option):
+            raise ValueError(f"--{option} needs a table and --target")
+    return load_data(
+        args.data, held_out=args.held_out, seed=args.seed, standardize=args.standardize,
+        output=output,
+    )  # fmt: skip
+
+
+def _plot(path: Path, data: Data, fit: dp.Fit, held_out: str) -> None:
+    """Draw the curves, and for a table how good its predictions are."""
+    metric, title = metric_of(fit.params)[0], f"{data.name}: {describe(fit.params)}"
+    history = in_unit_of(data, fit.history, metric)
+    if data.preparation is None:
+        plot_curves(path, history, metric, held_out, title)
+    else:
+        plot_predictions(path, history, metric, held_out, title, *predictions(data, fit.params))
+    print(f"curves     {path}")
 
 
 def _check_paths(paths: Mapping[str, Path | None]) -> None:
@@ -129,8 +160,8 @@ def _split(data: Data, share: float, seed: int) -> tuple[Data, HeldOut]:
     if share >= 1 or m < 2:
         raise ValueError(f"--validation must be a share of the {m} examples below 1, got {share}")
     k = int(np.clip(round(share * m), 1, m - 1))
-    order = np.random.default_rng(seed).permutation(m)
-    split_off, rest = order[:k], order[k:]
+    labels = data.Y.argmax(axis=0) if data.preparation and data.classes is not None else None
+    split_off, rest = divided(m, labels, k / m, seed)
     validation = HeldOut("validation", data.X[:, split_off], data.Y[:, split_off])
     return data._replace(X=data.X[:, rest], Y=data.Y[:, rest]), validation
 
@@ -142,12 +173,14 @@ def _fit(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
 
     def print_epoch(epoch: int, row: Mapping[str, float], params: Params) -> None:
         trained.append(epoch)
-        score = format_score(metric, row[f"val_{metric}"])
+        score = format_score(metric, in_unit_of(data, row, metric)[f"val_{metric}"])
         show(epoch, f"{epoch:5} {row['cost']:10.4f} {row['val_cost']:16.4f} {score:>10}")
 
     steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
-    optimizer, state = _optimizer(args, steps, params)
     weights, held_out_weights = _class_weights(args.class_weights, data, held_out)
+    if args.search:
+        return search(args, data, held_out, params, (weights, held_out_weights))
+    optimizer, state = _optimizer(args, steps, params)
     validation = dp.Validation(
         held_out.X, held_out.Y, held_out_weights, {metric: measure}, patience=args.patience
     )
@@ -207,9 +240,11 @@ def _classes(Y: np.ndarray) -> np.ndarray:
 
 
 def _save(path: Path | None, params: Params, data: Data) -> None:
-    """Write the network with its scaling and classes, if there is a path."""
+    """Write the network with its scaling, its classes and a table's preparation, if asked."""
     if path is not None:
-        dp.save(path, params, scaling=data.scaling, classes=data.classes)
+        extra = {} if data.preparation is None else data.preparation.arrays()
+        params = in_unit(params, data.unit)
+        dp.save(path, params, scaling=data.scaling, classes=data.classes, **extra)
         print(f"saved      {path}", flush=True)
 
 

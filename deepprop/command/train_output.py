@@ -9,6 +9,8 @@ import numpy as np
 
 import deepprop as dp
 from deepprop.command.data import Data, HeldOut
+from deepprop.command.scores import class_scores, confusion_lines, number_scores
+from deepprop.command.units import predictions
 from deepprop.command.words import describe, format_score, metric_of
 from deepprop.layers import Params
 from deepprop.signals.diagnosis import _of_inputs, diagnosis_of
@@ -38,9 +40,12 @@ def print_setup(args: argparse.Namespace, data: Data, held_out: HeldOut, params:
         f"data       {data.name}: {m:,} to train on,{validation} {m_test:,} held out,"
         f" {data.X.shape[0]:,} inputs, {data.Y.shape[0]:,} {kind}"
     )
+    for label, text in data.notes:
+        print(f"{label:10} {text}")
     print(f"targets    {data.targets}")
-    for line in _input_findings(data.X, args.standardize):
-        print(line)
+    if data.preparation is None:  # otherwise they are scaled
+        for line in _input_findings(data.X, args.standardize):
+            print(line)
     print(f"network    {describe(params)}; {size:,} parameters")
     if args.compute_dtype is not None:
         chosen = ", the faster one here" if args.compute_dtype == "auto" else ""
@@ -49,8 +54,9 @@ def print_setup(args: argparse.Namespace, data: Data, held_out: HeldOut, params:
         f"training   {args.optimizer}, {rate}, {args.epochs} epoch{'s' * (args.epochs > 1)} of"
         f" {-(-m // args.batch_size)} steps of {args.batch_size} examples, seed {args.seed}\n"
     )
+    score = "" if args.search else f"{metric_of(params)[0]:>10}"
     print(f"{'training':>16} {held_out.name:>16}")
-    print(f"epoch {'cost':>10} {'cost':>16} {metric_of(params)[0]:>10}", flush=True)
+    print(f"epoch {'cost':>10} {'cost':>16} {score}".rstrip(), flush=True)
 
 
 def _input_findings(X: np.ndarray, standardized: bool) -> list[str]:
@@ -73,12 +79,28 @@ def print_result(args: argparse.Namespace, data: Data, fit: dp.Fit, seconds: flo
     if fit.stopped == "patience":
         best = int(np.argmin(fit.history["val_cost"])) + 1
         print(f"\nstopped    after epoch {done}: the cost no longer fell; epoch {best} is the best")
+    after = f"on {data.X_test.shape[1]:,} held-out examples, after {seconds:.1f} s of training"
+    if data.preparation is not None:
+        _print_scores(*predictions(data, fit.params), after)
+        return
     on_test = measure_of(
         fit.params, dp.Validation(data.X_test, data.Y_test, metrics={metric: measure})
     )
     score = format_score(metric, float(on_test(fit.params)[f"val_{metric}"]))
-    print(f"\nresult     {metric} {score} on {data.X_test.shape[1]:,} held-out examples", end="")
-    print(f", after {seconds:.1f} s of training")
+    print(f"\nresult     {metric} {score} {after}")
+
+
+def _print_scores(A: np.ndarray, Y: np.ndarray, classes: np.ndarray | None, after: str) -> None:
+    """Print the scores of a table's held-out rows, and for classes the confusion table."""
+    scores = number_scores(A, Y) if classes is None else class_scores(A, Y)
+    texts = [
+        f"{name} {format_score('accuracy' if 'accuracy' in name else name, value)}"
+        for name, value in scores.items()
+    ]
+    print(f"\nresult     {', '.join(texts)} {after}")
+    if classes is not None:
+        for line in confusion_lines(A, Y, classes):
+            print(line)
 
 
 def print_layers(where: Path | bool | None, data: Data, params: Params, history: History) -> None:

@@ -17,6 +17,7 @@ from deepprop._arguments import output_of
 from deepprop.command.data import Scaling
 from deepprop.files.extras import checked_classes, checked_scaling
 from deepprop.layers import Layer, Params, depth, is_stack
+from deepprop.tables.preparation import Preparation, from_arrays
 
 ADVICE = "(dp.save(..., scaling=...) stores one)"
 
@@ -129,6 +130,18 @@ def scaling_and_classes(path: str, params: Params) -> tuple[Scaling, np.ndarray 
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
     return Scaling(*scaling), classes, note
+
+
+def preparation_of(path: str) -> Preparation | None:
+    """Return the preparation of the table on which a model was trained; None if it was none.
+
+    Raises:
+        ValueError: it is damaged; the message names the file.
+    """
+    try:
+        return from_arrays(dp.load_extra(path))
+    except ValueError as error:
+        raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None
 
 
 def first_ten(items: np.ndarray) -> str:

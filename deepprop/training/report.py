@@ -135,10 +135,26 @@ def plot_curves(
     """
     from matplotlib.figure import Figure
 
-    epochs = range(1, len(history["cost"]) + 1)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(_as_title(title))
-    cost, score = figure.subplots(1, 2)
+    figure.suptitle(as_title(title))
+    curve_panels(figure.subplots(1, 2), history, metric, held_out)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+
+
+def curve_panels(
+    panels: Any, history: Mapping[str, np.ndarray], metric: str, held_out: str
+) -> None:
+    """Draw the cost and a metric against the epoch into two axes of matplotlib.
+
+    Args:
+        panels: the two axes.
+        history: as for `plot_curves`, like the others.
+        metric: the name of the metric.
+        held_out: what to call the examples on which it was measured.
+    """
+    epochs = range(1, len(history["cost"]) + 1)
+    cost, score = panels
     cost.plot(epochs, history["cost"], "-", marker=".", label="training")
     for axes, name in ((cost, "cost"), (score, metric)):
         axes.plot(epochs, history[f"val_{name}"], "C1--", marker=".", label=held_out)
@@ -149,8 +165,6 @@ def plot_curves(
         axes.legend()
     if min(history["cost"].min(), history["val_cost"].min()) > 0:
         cost.set_yscale("log")
-    with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
 
 
 def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str = "") -> None:
@@ -176,7 +190,7 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
     check_recorded(history)
     epochs, _, L = history["dead"].shape
     figure = Figure(figsize=(9, 2.6 + 0.12 * L), layout="constrained")
-    figure.suptitle(_as_title(title))
+    figure.suptitle(as_title(title))
     shown = {name: label for name, label in LAYER_PANELS.items() if name in history}
     panels = figure.subplots(1, len(shown), sharey=True)
     for axes, (name, label) in zip(panels, shown.items(), strict=True):
@@ -199,6 +213,6 @@ def plot_layers(path: str | Path, history: Mapping[str, np.ndarray], title: str 
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
 
 
-def _as_title(text: str) -> str:
+def as_title(text: str) -> str:
     """Wrap the text, and escape $, which would start a formula in matplotlib."""
     return textwrap.fill(text.replace("$", r"\$"), 100)

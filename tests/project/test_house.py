@@ -12,12 +12,13 @@ import deepprop as dp
 PACKAGE = Path(dp.__file__).parent
 FACE = {"__init__.py", "__main__.py", "data.py"}  # they only re-export
 # Each room may import from those before it; `files` and `checking` only from the page.
-ROOMS = ["page", "files", "checking", "signals", "optimizers", "scale", "training"]
+ROOMS = ["page", "files", "checking", "tables", "signals", "optimizers", "scale", "training"]
 ROOMS += ["sklearn", "command"]
 ROLES = {
     "signals": {"page", "signals"},
     "checking": {"page", "checking"},
     "files": {"page", "files"},
+    "tables": {"page", "files", "tables"},
 }  # narrower than by the order
 
 

@@ -1,0 +1,136 @@
+"""deepprop train --search N: N settings, trained as one program, and the best of their networks."""
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+import deepprop as dp
+from deepprop.command.data import Data, HeldOut
+from deepprop.command.words import format_score, metric_of
+from deepprop.layers import Params
+from deepprop.optimizers.by_name import SCHEDULES, optimizer_with_rate
+from deepprop.training.report import epoch_lines
+
+RATES = 0.1, 30.0  # times the learning rate that would be taken without a search
+DECAYS = 1e-5, 0.1  # weight decay
+WITH_DECAY = {"adam": optax.adamw, "adamw": optax.adamw}  # adam with weight decay is adamw
+SHOWN = 10  # settings in the table
+
+
+def search(
+    args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params, weights: Any
+) -> dp.Fit:
+    """Train N networks that differ in learning rate and weight decay; return the best as a `Fit`.
+
+    All start from the same parameters and see the same minibatches. Of each, the epoch with the
+    lowest validation cost counts; the best network is the one whose best epoch is the best. The
+    first setting is the default.
+
+    Args:
+        args: the options.
+        data: to train on.
+        held_out: the examples to choose by.
+        params: the layers to start with.
+        weights: of the training and of the held-out examples, or None for both.
+
+    Raises:
+        TrainingError: no network is finite any longer.
+    """
+    sweep = _settings(args)
+    K = len(sweep["learning_rate"])
+    steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
+    best: dict[str, Any] = {"cost": np.full(K, np.inf), "epoch": np.zeros(K, int), "params": None}
+    metric, measure = metric_of(params)
+
+    def after_epoch(epoch: int, row: Mapping[str, Any], now: Params) -> None:
+        cost = np.nan_to_num(np.asarray(row["val_cost"]), nan=np.inf)
+        better = cost < best["cost"]
+        before = now if best["params"] is None else best["params"]
+        best["params"] = _chosen(better, now, before)
+        best["cost"], best["epoch"] = np.where(
+            better, (cost, np.full(K, epoch)), (best["cost"], best["epoch"])
+        )
+        show(epoch, f"{epoch:5} {np.nanmin(row['cost']):10.4f} {np.min(cost):16.4f}")
+
+    validation = dp.Validation(held_out.X, held_out.Y, weights[1], {metric: measure})
+    with epoch_lines(args.epochs) as show:
+        fitted = dp.fit_ensemble(
+            params, partial(_optimizer, args.optimizer, args.schedule, steps), data.X, data.Y,
+            epochs=args.epochs, batch_size=args.batch_size, key=jax.random.key(args.seed),
+            sweep=sweep, weights=weights[0], validation=validation, callbacks=[after_epoch],
+        )  # fmt: skip
+    k = int(np.argmin(best["cost"]))
+    _print_table(sweep, best, fitted.history, metric)
+    history = {name: values[:, k] for name, values in fitted.history.items()}
+    of_best: Params = jax.tree.map(lambda leaf: leaf[k], best["params"])
+    return dp.Fit(of_best, None, history, fitted.stopped)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Array]:
+    """Return the settings, (N,) each: random on a logarithmic scale, after the default."""
+    rng = np.random.default_rng(args.seed)
+    N = args.search
+
+    def drawn(low: float, high: float, first: float) -> Array:
+        values = np.exp(rng.uniform(np.log(low), np.log(high), N))
+        values[0] = first
+        return jnp.asarray(values, jnp.float32)
+
+    low, high = (factor * args.learning_rate for factor in RATES)
+    sweep = {"learning_rate": drawn(low, high, args.learning_rate)}
+    if args.optimizer in WITH_DECAY:
+        sweep["weight_decay"] = drawn(*DECAYS, 1e-4)
+    return sweep
+
+
+def _optimizer(
+    name: str, schedule: str, steps: int, learning_rate: Any, weight_decay: Any = None
+) -> optax.GradientTransformation:
+    if weight_decay is None:
+        return optimizer_with_rate(name, learning_rate, schedule, steps)
+    factor = SCHEDULES[schedule](steps)
+    return WITH_DECAY[name](
+        lambda count: learning_rate * factor(count), weight_decay=weight_decay, mask=dp.weight_mask
+    )
+
+
+@jax.jit
+def _chosen(better: Array, now: Params, before: Params) -> Params:
+    """Return the parameters of each network now where they are better, otherwise those before."""
+
+    def of_leaf(now: Array, before: Array) -> Array:
+        return jnp.where(better.reshape(-1, *[1] * (now.ndim - 1)), now, before)
+
+    chosen: Params = jax.tree.map(of_leaf, now, before)
+    return chosen
+
+
+def _print_table(
+    sweep: Mapping[str, Array],
+    best: Mapping[str, Any],
+    history: Mapping[str, np.ndarray],
+    metric: str,
+) -> None:
+    """Print the settings, the best first."""
+    order = np.argsort(best["cost"])
+    decay = "weight_decay" in sweep
+    print(f"\nsearch     {len(order)} settings, by their lowest validation cost\n")
+    print(
+        f"{'learning rate':>16} {'weight decay' * decay:>14} {'epoch':>6} {'cost':>10} {metric:>10}"
+    )
+    for k in order[:SHOWN].tolist():
+        epoch = int(best["epoch"][k])
+        cost = best["cost"][k]
+        score = format_score(metric, history[f"val_{metric}"][epoch - 1, k]) if epoch else "-"
+        of_decay = f"{float(sweep['weight_decay'][k]):.2g}" if decay else ""
+        rate = float(sweep["learning_rate"][k])
+        print(f"{rate:16.2g} {of_decay:>14} {epoch:6} {cost:10.4f} {score:>10}")
+    if len(order) > SHOWN:
+        print(f"{'and ' + str(len(order) - SHOWN) + ' more':>16}")

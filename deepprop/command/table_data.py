@@ -1,0 +1,193 @@
+"""Tables for the command line: --target names the column to predict, the others become inputs."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepprop._arguments import check_domain
+from deepprop.command.data import Data, Scaling, scaled, standard
+from deepprop.command.targets import MANY, encoded, kind_of
+from deepprop.costs import OUTPUTS
+from deepprop.tables.kinds import CATEGORY, NUMBER, Kinds, check_column, kinds_of, text_of
+from deepprop.tables.preparation import Preparation, fitted, numbers_of
+from deepprop.tables.read import read_table
+
+FEW = 20  # different whole numbers in a target; more are numbers to predict
+SHOWN = 8  # names in a line
+
+
+def load_table(args: argparse.Namespace, output: str | None) -> Data:
+    """Read the table, prepare its columns, and hold out a share of the rows.
+
+    The preparation and the scaling are computed from the training rows alone.
+
+    Args:
+        args: data, target, categories, numbers, ignore, held_out and seed.
+        output: the name of the output layer; None for the one that suits the target.
+
+    Raises:
+        ValueError: the file is not a table, a column is not there or can't be used, or too few rows
+            are left.
+        OSError, ImportError: as `read_table`.
+    """
+    frame = read_table(args.data)
+    if args.target is None:
+        raise ValueError(f"--target must name the column to predict: one of {_few(frame.columns)}")
+    check_column(frame, args.target, "--target ")
+    kinds = kinds_of(
+        frame, args.target, categories=args.categories, numbers=args.numbers, ignore=args.ignore
+    )
+    known = frame[args.target].notna().to_numpy()
+    frame = frame[known]
+    y = _target(frame[args.target], dropped=not known.all())
+    output, why = _output(y, output)
+    classes, output, targets = kind_of(y, output)
+    labels = None if classes is None else y
+    test, train = divided(len(y), labels, args.held_out, args.seed)
+
+    preparation = fitted(frame.iloc[train], kinds, args.target)
+    x, x_test = (preparation.encoded(frame.iloc[part]) for part in (train, test))
+    scaling = _scaling(x, preparation.are_numbers())
+    Y, Y_test = (encoded(y[part], classes, args.target) for part in (train, test))
+    unit = None
+    if classes is None and output.split("+")[0] == "identity":  # A[L] is in the target's unit then
+        unit = standard(y[train].reshape(len(train), -1).astype(np.float64))
+        Y, Y_test = ((part - unit.shift[:, None]) / unit.scale[:, None] for part in (Y, Y_test))
+    if output in OUTPUTS:
+        check_domain(args.target, Y.min(), Y.max(), OUTPUTS[output])
+    return Data(
+        Path(args.data).name, scaled(x, scaling), Y.astype(np.float32), scaled(x_test, scaling),
+        Y_test.astype(np.float32), scaling, classes, output,
+        f"{args.target}: {why or targets.replace(' y holds', ' it holds')}", preparation, unit,
+        _notes(frame, kinds, preparation, int((~known).sum())),
+    )  # fmt: skip
+
+
+def table_examples(
+    path: str, preparation: Preparation, row_id: str | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Read a table to predict: return x (m, n_0), the targets if it has them, and each row's id.
+
+    Args:
+        path: the file.
+        preparation: that of the model.
+        row_id: the column with the ids; None numbers the rows from 1.
+
+    Raises:
+        ValueError: it lacks a column.
+        OSError, ImportError: as `read_table`.
+    """
+    frame = read_table(path)
+    if row_id is not None:
+        check_column(frame, row_id, "--id ")
+    ids = np.arange(1, len(frame) + 1) if row_id is None else text_of(frame[row_id])
+    y = frame[preparation.target] if preparation.target in frame.columns else None
+    if y is not None and y.isna().any():
+        y = None  # no score, as it is not known for all rows
+    return preparation.encoded(frame), None if y is None else _target(y, dropped=False), ids
+
+
+def divided(
+    m: int, labels: np.ndarray | None, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of m rows are held out, and which are not; of each class the same share.
+
+    Args:
+        m: the number of rows.
+        labels: (m,), the class of each row; None without classes.
+        share: of the rows to hold out.
+        seed: of the random choice.
+
+    Raises:
+        ValueError: no row would be left on one side.
+    """
+    if not 0 < share < 1 or not 0 < round(m * share) < m:
+        raise ValueError(
+            f"--held-out must be a share that leaves rows on both sides, got {share:g} of {m} rows"
+        )
+    order = np.random.default_rng(seed).permutation(m)
+    if labels is None:
+        k = round(m * share)
+        return order[:k], order[k:]
+    # Rows of one class lie together, in a random order, and every (1 / share)-th is held out.
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.floor(np.arange(1, m + 1) * share + 0.5)
+    held_out = np.diff(counts, prepend=0) > 0
+    return by_class[held_out], by_class[~held_out]
+
+
+def _target(values: Any, *, dropped: bool) -> np.ndarray:
+    """Return the target as numbers or text; whole numbers again if rows without one were dropped.
+
+    Raises:
+        ValueError: it holds dates, or infinite numbers.
+    """
+    kind = values.dtype.kind
+    if kind == "M":
+        raise ValueError(f"the target {values.name!r} must be classes or numbers, and holds dates")
+    if kind not in "buif":
+        return text_of(values)
+    if values.dtype.name in ("bool", "boolean"):
+        return np.asarray(values.to_numpy(bool))
+    number = numbers_of(values)
+    whole = kind in "ui" or (dropped and bool((number == np.round(number)).all()))
+    return number.astype(np.int64) if whole else number
+
+
+def _output(y: np.ndarray, output: str | None) -> tuple[str | None, str]:
+    """Return the output layer, and why if the target is many whole numbers: see `FEW`.
+
+    Raises:
+        ValueError: the target is text that hardly ever occurs twice.
+    """
+    distinct = len(np.unique(y))
+    if y.dtype.kind == "U" and distinct > MANY and distinct > len(y) / 2:
+        raise ValueError(
+            f"the --target must be classes or numbers, and holds text with {distinct} different"
+            f" values in {len(y)} rows"
+        )
+    if output is not None or y.dtype.kind != "i" or distinct <= FEW:
+        return output, ""
+    return "identity", (
+        f"numbers, 1 per example, as it holds {distinct} different whole numbers"
+        " (--output softmax for classes)"
+    )
+
+
+def _scaling(x: np.ndarray, are_numbers: np.ndarray) -> Scaling:
+    """Return the scaling of numbers to mean 0 and variance 1; 0 and 1 stay as they are."""
+    shift, scale = standard(x)
+    return Scaling(np.where(are_numbers, shift, 0.0), np.where(are_numbers, scale, 1.0))
+
+
+def _notes(
+    frame: Any, kinds: Kinds, preparation: Preparation, dropped: int
+) -> tuple[tuple[str, str], ...]:
+    """Return what was inferred, as lines to print: a label and a text."""
+    by_kind = {kind: [name for name, k in kinds.of.items() if k == kind]
+               for kind in (NUMBER, CATEGORY)}  # fmt: skip
+    change = {NUMBER: "--categories changes it", CATEGORY: "--numbers changes it"}
+    labels = {NUMBER: "numbers", CATEGORY: "categories"}
+    notes = [
+        (labels[kind], f"{_few(names)} ({change[kind]})")
+        for kind, names in by_kind.items()
+        if names
+    ]
+    lacking = frame[list(kinds.of)].isna().sum()
+    lacking = [f"{name} {count:,}" for name, count in lacking.items() if count]
+    if lacking:
+        notes.append(("missing", f"{_few(lacking)}: imputed, and an input says where"))
+    left_out = [f"{name} ({reason})" for name, reason in kinds.left_out.items()]
+    if left_out:
+        notes.append(("left out", f"{_few(left_out)} (--categories or --numbers takes it)"))
+    if dropped:
+        notes.append(("dropped", f"{dropped:,} rows without {preparation.target}"))
+    return tuple(notes)
+
+
+def _few(names: Any) -> str:
+    names = [str(name) for name in names]
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -1,0 +1,1 @@
+"""Tables of columns: reading them, and the preparation that turns them into inputs of a network."""

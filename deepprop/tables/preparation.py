@@ -1,0 +1,158 @@
+"""The preparation of a table: its columns become inputs, and a model file holds it as arrays.
+
+A number enters as it is; where it is missing, the median of the training rows takes its place. A
+category enters as one input per level, of which one is 1. If a column lacked values in training, a
+further input says where. A level that training has not seen is 0 in all inputs of its column.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepprop.tables.kinds import CATEGORY, Kinds, text_of
+
+LEVELS = 100  # per column: rarer ones share the 0s of a level that is not known
+PREFIX = "table_"  # of the arrays in a model file
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the columns of a table become inputs.
+
+    Attributes:
+        target: the column to predict.
+        columns: the columns that enter, in their order.
+        fill: (columns,), the median of each column of numbers; 0 for categories.
+        missing: (columns,), whether the column lacked values in training.
+        levels: of each column, the levels in the order of their inputs; none for numbers.
+    """
+
+    target: str
+    columns: tuple[str, ...]
+    fill: np.ndarray
+    missing: np.ndarray
+    levels: tuple[tuple[str, ...], ...]
+
+    def names(self) -> list[str]:
+        """Return the name of each input, such as "city=Paris" or "age missing"."""
+        names = []
+        for name, levels, lacks in zip(self.columns, self.levels, self.missing, strict=True):
+            names += [f"{name}={level}" for level in levels] or [name]
+            names += [f"{name} missing"] * bool(lacks)
+        return names
+
+    def are_numbers(self) -> np.ndarray:
+        """Return whether each input is a number, rather than 0 or 1, (n_0,)."""
+        counts = [len(levels) or 1 for levels in self.levels]
+        of_columns = [
+            [not levels] * count + [False] * bool(lacks)
+            for levels, count, lacks in zip(self.levels, counts, self.missing, strict=True)
+        ]
+        return np.concatenate(of_columns)
+
+    def encoded(self, frame: Any) -> np.ndarray:
+        """Return the inputs x (m, n_0) of a table, not scaled.
+
+        Raises:
+            ValueError: it lacks a column, or holds an infinite number.
+        """
+        parts = []
+        for i, name in enumerate(self.columns):
+            if name not in frame.columns:
+                known = ", ".join(map(str, frame.columns))
+                raise ValueError(f"the table lacks the column {name!r}, an input; it has {known}")
+            if self.levels[i]:
+                values = text_of(frame[name])
+                hot = values[:, None] == np.array(self.levels[i])[None, :]
+                lacking = values == ""
+            else:
+                number = numbers_of(frame[name])
+                lacking = np.isnan(number)
+                hot = np.where(lacking, self.fill[i], number)[:, None]
+            parts.append(hot.astype(np.float64))
+            if self.missing[i]:
+                parts.append(lacking[:, None].astype(np.float64))
+        return np.concatenate(parts, axis=1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the preparation as arrays of numbers and text, for a model file."""
+        flat = [level for levels in self.levels for level in levels]
+        arrays = {
+            "target": np.array(self.target),
+            "columns": np.array(self.columns),
+            "fill": self.fill,
+            "missing": self.missing,
+            "levels": np.array(flat, dtype=str),
+            "counts": np.array([len(levels) for levels in self.levels]),
+        }
+        return {PREFIX + name: array for name, array in arrays.items()}
+
+
+def fitted(frame: Any, kinds: Kinds, target: str) -> Preparation:
+    """Return the preparation that suits the training rows of a table.
+
+    Args:
+        frame: the training rows.
+        kinds: the columns that enter.
+        target: the column to predict.
+    """
+    fill, lacks, levels = [], [], []
+    for name, kind in kinds.of.items():
+        if kind == CATEGORY:
+            values = text_of(frame[name])
+            found, counts = np.unique(values[values != ""], return_counts=True)
+            frequent = found[np.argsort(-counts, kind="stable")[:LEVELS]]
+            levels.append(tuple(sorted(frequent.tolist())))
+            fill.append(0.0)
+            lacks.append((values == "").any())
+        else:
+            number = numbers_of(frame[name])
+            known = number[~np.isnan(number)]
+            levels.append(())
+            fill.append(float(np.median(known)) if known.size else 0.0)
+            lacks.append(known.size < number.size)
+    return Preparation(target, tuple(kinds.of), np.array(fill), np.array(lacks), tuple(levels))
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> Preparation | None:
+    """Return the preparation in the extras of a model file; None if it has none.
+
+    Raises:
+        ValueError: its arrays do not fit one another: a file may come from anywhere.
+    """
+    if PREFIX + "columns" not in arrays:
+        return None
+    try:
+        target, columns, fill, lacks, levels, counts = (
+            np.asarray(arrays[PREFIX + name])
+            for name in ("target", "columns", "fill", "missing", "levels", "counts")
+        )
+        k = columns.size
+        kinds = [array.dtype.kind for array in (target, columns, fill, lacks, counts)]
+        fits = target.ndim == 0 and kinds == ["U", "U", "f", "b", "i"] and k > 0
+        fits = fits and all(array.shape == (k,) for array in (columns, fill, lacks, counts))
+        fits = fits and bool(np.isfinite(fill).all()) and levels.dtype.kind == "U"
+        if not fits or (counts < 0).any() or levels.shape != (counts.sum(),):
+            raise ValueError
+    except (KeyError, ValueError):
+        raise ValueError("the preparation of its table is damaged") from None
+    of_columns = [tuple(part.tolist()) for part in np.split(levels, np.cumsum(counts)[:-1])]
+    return Preparation(str(target), tuple(map(str, columns)), fill, lacks, tuple(of_columns))
+
+
+def numbers_of(values: Any) -> np.ndarray:
+    """Return a column as float64, with nan where it is missing or is not a number.
+
+    Raises:
+        ValueError: a number is infinite.
+    """
+    import pandas
+
+    coerced = pandas.to_numeric(values, errors="coerce")
+    number: np.ndarray = coerced.to_numpy(np.float64, na_value=np.nan)
+    if np.isinf(number).any():
+        i = int(np.argmax(np.isinf(number)))
+        raise ValueError(f"{values.name} must hold finite numbers, got {number[i]} in row {i + 1}")
+    return number

@@ -254,5 +254,7 @@ def main():
         jax.config.update("jax_default_matmul_precision", "highest")
     there = each(CONTENDERS, lambda contender: importlib.import_module(contender.package))
     contenders = {name: CONTENDERS[name] for name in there}
-    measured = [measure(batch_size, contenders, args) for batch_size in args.batches]
-    write(text(measured, args), "per-example", args.out)
+    measured = []
+    for batch_size in args.batches:
+        measured.append(measure(batch_size, contenders, args))
+        write(text(measured, args), "per-example", args.out)  # as they come

@@ -128,30 +128,34 @@ def row(name, results):
     return [name, spread(100 * right, ".2f"), f"{epsilon:.3f}", f"{epoch:.3f}"]
 
 
-def main():
-    args = arguments()
-    warnings.simplefilter("ignore")  # Opacus warns about every hook
-    name = "digits" if args.data is None else "mnist"
-    data = load_data(args.data, held_out=0.2, seed=0, standardize=False, output=None)
+def text(name, data, seeds, found):
+    """Return the report."""
     epochs, batch_size, rate, momentum, units, epsilon, delta = SETTINGS[name]
-    found = {contender: [] for contender in CONTENDERS}
-    for seed in range(args.seeds):
-        for contender, result in results_of(seed, data, SETTINGS[name]).items():
-            found[contender].append(result)
-            print(seed, contender, *result, flush=True)
     head = ["", "test accuracy, %: median (min to max)", "epsilon from its own accountant"]
     table = markdown(
         [*head, "s per epoch"], [row(contender, r) for contender, r in found.items() if r]
     )
-    text = f"""# Private training, {name}, {today()}
+    return f"""# Private training, {name}, {today()}
 
 {setting()}.
 
 {data.X.shape[0]}-{units}-{data.Y.shape[0]}, tanh, {data.X.shape[1]:,} training examples, SGD with learning rate {rate} and
 momentum {momentum}, clipping norm {MAX_NORM}, batches of {batch_size} on average, {epochs} epochs, noise for
-epsilon {epsilon} at delta {delta}; {args.seeds} seeds, each with its own initial parameters, which all
+epsilon {epsilon} at delta {delta}; {seeds} seeds, each with its own initial parameters, which all
 contenders share. Opacus samples with probability 1 / steps, deepprop with batch / examples.
 
 {table}
 """
-    write(text, f"privacy-{name}", args.out)
+
+
+def main():
+    args = arguments()
+    warnings.simplefilter("ignore")  # Opacus warns about every hook
+    name = "digits" if args.data is None else "mnist"
+    data = load_data(args.data, held_out=0.2, seed=0, standardize=False, output=None)
+    found = {contender: [] for contender in CONTENDERS}
+    for seed in range(args.seeds):
+        for contender, result in results_of(seed, data, SETTINGS[name]).items():
+            found[contender].append(result)
+            print(seed, contender, *result, flush=True)
+        write(text(name, data, args.seeds, found), f"privacy-{name}", args.out)  # as they come

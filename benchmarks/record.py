@@ -55,6 +55,20 @@ def measure(network, rounds):
     return [spread(np.array(seconds[every]) / plain, ".2f") for every in EVERY[1:]]
 
 
+def text(rows, rounds):
+    """Return the report."""
+    head = ["network, batch", *(f"every {k}" if k > 1 else "every step" for k in EVERY[1:])]
+    return f"""# Recording the health of every layer, {today()}
+
+{setting()}.
+
+Time of an epoch with `record=dp.Record(dp.diagnose, every)` relative to one without, Adam, {rounds}
+rounds: median (min to max).
+
+{markdown(head, rows)}
+"""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
@@ -65,15 +79,4 @@ def main():
         network = NETWORKS[name]
         shape = f"{name}: {network.shape()}, {network.batch_size}"
         rows.append([shape, *measure(network, args.rounds)])
-        print(*rows[-1], sep="  ", flush=True)
-    head = ["network, batch", *(f"every {k}" if k > 1 else "every step" for k in EVERY[1:])]
-    text = f"""# Recording the health of every layer, {today()}
-
-{setting()}.
-
-Time of an epoch with `record=dp.Record(dp.diagnose, every)` relative to one without, Adam, {args.rounds}
-rounds: median (min to max).
-
-{markdown(head, rows)}
-"""
-    write(text, "record", args.out)
+        write(text(rows, args.rounds), "record", args.out)  # as they come

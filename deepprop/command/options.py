@@ -60,7 +60,7 @@ def _data_options(group: argparse._ArgumentGroup) -> None:
         " examples they have")  # fmt: skip
     add("--validation", type=_positive, metavar="SHARE", help="share of the training examples to"
         " measure on after each epoch, instead of the held-out ones (default: none; with --patience"
-        f" {train.VALIDATION})")  # fmt: skip
+        f" or --search {train.VALIDATION})")  # fmt: skip
 
 
 def _network_options(group: argparse._ActionsContainer, hidden: str | None, output: str) -> None:
@@ -117,8 +117,8 @@ def _optimizer_options(group: argparse._ArgumentGroup) -> None:
     add("--schedule", choices=SCHEDULES, default="constant", metavar="NAME",
         help="schedule of the learning rate over all steps:"
         f" {', '.join(SCHEDULES)} (default: %(default)s)")  # fmt: skip
-    add("--epochs", type=_count, default=30, metavar="N",
-        help="passes through the training examples (default: %(default)s)")  # fmt: skip
+    add("--epochs", type=_count, metavar="N", help="passes through the training examples (default:"
+        f" {train.EPOCHS}; for a small table, as many as make {train.STEPS:,} steps)")  # fmt: skip
     add("--batch-size", type=_count, metavar="N", help="examples per step (default:"
         f" {train.BATCH_SIZE}, or all if there are fewer)")  # fmt: skip
     add("--seed", type=_seed, default=0, metavar="N", help="seed of the held-out examples, the"

@@ -18,16 +18,16 @@ def plot_predictions(
     path: Path, history: Mapping[str, np.ndarray], metric: str, held_out: str, title: str,
     A: np.ndarray, Y: np.ndarray, classes: np.ndarray | None,
 ) -> None:  # fmt: skip
-    """Draw the curves of training, and below them what the held-out predictions look like.
+    """Draw the learning curves, and below them two plots of the held-out predictions.
 
     Args:
-        path: the file; its ending determines the format.
-        history: as for `plot_curves`, like metric, held_out and title.
-        metric: its name.
+        path: the file; its extension determines the format.
+        history: as for `plot_curves`.
+        metric: the name of the metric.
         held_out: the name of the examples on which it was measured.
-        title: of the picture.
+        title: the title of the picture.
         A: (n_L, m), the predictions.
-        Y: (n_L, m), what is true.
+        Y: (n_L, m), the targets.
         classes: (n_L,), or None if Y is numbers.
 
     Raises:
@@ -68,11 +68,15 @@ def _confusion(axes: Any, counts: np.ndarray, classes: np.ndarray) -> None:
 
 
 def calibration(A: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return by bins of the highest probability: its mean, the share that is right, and the count.
+    """Bin examples by their highest probability, and compare it with the accuracy.
 
     Args:
         A: (n_L, m), probabilities.
         Y: (n_L, m), one-hot.
+
+    Returns:
+        Per bin that is not empty: the mean of the highest probability, the accuracy, and the number
+        of examples.
     """
     sure, right = A.max(axis=0), A.argmax(axis=0) == Y.argmax(axis=0)
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)

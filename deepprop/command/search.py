@@ -18,8 +18,8 @@ from deepprop.layers import Params
 from deepprop.optimizers.by_name import SCHEDULES, optimizer_with_rate
 from deepprop.training.report import epoch_lines
 
-RATES = 0.1, 30.0  # times the learning rate that would be taken without a search
-DECAYS = 1e-5, 0.1  # weight decay
+RATES = 0.1, 30.0  # the range of random learning rates, as factors of --learning-rate
+DECAYS = 1e-5, 0.1  # the range of random weight decays
 WITH_DECAY = {"adam": optax.adamw, "adamw": optax.adamw}  # adam with weight decay is adamw
 SHOWN = 10  # settings in the table
 
@@ -29,14 +29,13 @@ def search(
 ) -> dp.Fit:
     """Train N networks that differ in learning rate and weight decay; return the best as a `Fit`.
 
-    All start from the same parameters and see the same minibatches. Of each, the epoch with the
-    lowest validation cost counts; the best network is the one whose best epoch is the best. The
-    first setting is the default.
+    All start from the same parameters and see the same minibatches. Each network is judged by its
+    lowest validation cost over all epochs. The first setting is the default.
 
     Args:
         args: the options.
         data: to train on.
-        held_out: the examples to choose by.
+        held_out: the validation set on which the networks are compared.
         params: the layers to start with.
         weights: of the training and of the held-out examples, or None for both.
 

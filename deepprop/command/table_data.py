@@ -92,7 +92,7 @@ def table_examples(
 def divided(
     m: int, labels: np.ndarray | None, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of m rows are held out, and which are not; of each class the same share.
+    """Return the indices of the held-out rows and of the others, stratified by class.
 
     Args:
         m: the number of rows.
@@ -178,12 +178,14 @@ def _notes(
     lacking = frame[list(kinds.of)].isna().sum()
     lacking = [f"{name} {count:,}" for name, count in lacking.items() if count]
     if lacking:
-        notes.append(("missing", f"{_few(lacking)}: imputed, and an input says where"))
+        notes.append(("missing", f"{_few(lacking)}: imputed; an extra input marks them"))
     left_out = [f"{name} ({reason})" for name, reason in kinds.left_out.items()]
     if left_out:
-        notes.append(("left out", f"{_few(left_out)} (--categories or --numbers takes it)"))
+        notes.append(("left out", f"{_few(left_out)} (--categories includes text)"))
     if dropped:
-        notes.append(("dropped", f"{dropped:,} rows without {preparation.target}"))
+        notes.append(
+            ("dropped", f"{dropped:,} row{'s' * (dropped > 1)} without {preparation.target}")
+        )
     return tuple(notes)
 
 

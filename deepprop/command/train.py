@@ -34,6 +34,8 @@ from deepprop.training.report import epoch_lines, plot_curves, require_matplotli
 
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 64
+EPOCHS = 30
+STEPS = 1_500  # at least, on a table, which may be small
 VALIDATION = 0.1  # share of the training examples, if --patience is given
 RECORD_EVERY = 20  # steps from one diagnosis to the next
 CHECK_EXAMPLES = 8  # of the gradient check after training
@@ -69,6 +71,9 @@ def train(args: argparse.Namespace) -> int:
     args.batch_size = args.batch_size or min(m, BATCH_SIZE)
     if args.batch_size > m:
         raise ValueError(f"--batch-size must be at most the {m} training examples")
+    if args.epochs is None:
+        least = 0 if data.preparation is None else STEPS // -(-m // args.batch_size)
+        args.epochs = max(EPOCHS, least)
     params = dp.init_params(
         jax.random.key(args.seed),
         [data.X.shape[0], *args.hidden, data.Y.shape[0]],

@@ -24,7 +24,7 @@ def print_setup(args: argparse.Namespace, data: Data, held_out: HeldOut, params:
     """Print the version, the data, the network and the settings, and the head of the table."""
     m, m_test = data.X.shape[1], data.X_test.shape[1]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    kind = "targets" if data.classes is None else "classes"
+    kind = "classes" if data.classes is not None else "target" + "s" * (len(data.Y) > 1)
     device = jax.devices()[0]
     validation = (
         f" {held_out.X.shape[1]:,} to validate on," if held_out.name == "validation" else ""

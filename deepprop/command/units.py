@@ -1,4 +1,4 @@
-"""A table's target that is a number is scaled for training; here it gets its unit back."""
+"""Convert networks, metrics and predictions from the standardised target to its own unit."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -27,7 +27,7 @@ from deepprop.walk import to_the_top
 def no_sums(params: Params) -> np.ndarray:
     """Return the sums before an epoch's first step, (3,), or (K, 3) for K networks.
 
-    They are of J and of the penalty, each times the examples of its step, and of the examples.
+    They sum J times the examples of each step, the penalty times the same, and the examples.
     """
     return np.zeros((*params[-1].W.shape[:-2], 3), wide(params[0].W.dtype))
 
@@ -46,7 +46,7 @@ def _steps(
     width: int,
     several: bool,
 ) -> tuple[Params, Any, Array]:
-    """Take a step with each `size` examples of the chunk, in its order.
+    """Take one step per `size` examples of the chunk, in its order.
 
     Args:
         params: the layers; with a leading axis if there are several networks, which then see the

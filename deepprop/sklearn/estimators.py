@@ -31,16 +31,17 @@ def _takes_steps(estimator: Any) -> bool:
             f" transformation), got {estimator.solver!r}"
         )
     if estimator.privacy is not None:
-        raise AttributeError("partial_fit would spend privacy without an account of it")
+        raise AttributeError("partial_fit does not support privacy: its epsilon would not add up")
     return True
 
 
 class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
-    """Classify rows by a network: scikit-learn's MLPClassifier, compiled, and with more features.
+    """Classify with a neural network: scikit-learn's `MLPClassifier`, compiled and extended.
 
-    The parameters up to `max_fun` are scikit-learn's, with its names, defaults and meaning, and so
-    are the fitted attributes. With the same `random_state` the weights start and the examples are
-    shuffled as there, so both train alike, up to rounding. The other parameters are our own.
+    The parameters up to `max_fun` have the names, defaults and meaning that they have in
+    scikit-learn; so do the fitted attributes. With the same `random_state`, both draw the same
+    initial weights and the same order of examples, and training agrees up to rounding. The
+    parameters after `max_fun` are extensions.
 
     >>> import numpy as np
     >>> from deepprop.sklearn import MLPClassifier
@@ -58,16 +59,17 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         alpha: the factor of the penalty alpha / (2 m) sum_l ||W[l]||^2, with m the examples of a
             step.
         batch_size: examples per step; "auto" takes 200, or all if there are fewer.
-        learning_rate: for "sgd": "constant", "invscaling" (divided by t^power_t after each epoch,
-            for t examples seen) or "adaptive" (divided by 5 when training no longer improves).
+        learning_rate: for "sgd": "constant", "invscaling" (learning_rate_init / (t + 1)^power_t,
+            with t the examples seen so far) or "adaptive" (divided by 5 when training no longer
+            improves).
         learning_rate_init: the learning rate of "adam" and "sgd".
         power_t: see `learning_rate`.
         max_iter: epochs at most; for "lbfgs" iterations.
         shuffle: whether to draw a new order of the examples in each epoch.
-        random_state: a seed or a `RandomState`, for the first weights, the order, the validation
-            set and dropout.
-        tol: an epoch that improves by less counts as none: see `n_iter_no_change`; for "lbfgs" the
-            largest entry of the gradient at which to stop.
+        random_state: a seed or a `RandomState`, for the initial weights, the order of the examples,
+            the validation set and dropout.
+        tol: the smallest improvement that counts, see `n_iter_no_change`; for "lbfgs", stop when no
+            entry of the gradient is larger in size.
         verbose: whether to print the cost of each epoch.
         warm_start: whether `fit` starts from the weights of the earlier fit.
         momentum: of "sgd".
@@ -86,28 +88,32 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
             training.
         normalize: "layer" or "rms", to normalise what enters layers 2 to L.
         residual: whether hidden layers with as many units as the layer below add their input.
-        compute_dtype: of the factors of matrix products: "bfloat16", "float32", or "auto".
+        compute_dtype: of the factors of matrix products: "bfloat16", "float16" or "auto".
         schedule: what multiplies the learning rate over `max_iter` epochs: "constant", "linear",
             "cosine", "warmup_cosine", or a function of the step's number.
-        patience: epochs without a lower cost of the validation set after which to stop, and keep
-            the weights of the lowest; None watches what scikit-learn watches. It holds out a
-            validation set as `early_stopping` does.
+        patience: stop after so many epochs without a lower validation cost, and keep the weights of
+            the best epoch. It holds out a validation set, as `early_stopping` does. None applies
+            scikit-learn's stopping rules.
         callbacks: functions of (epoch, row, params), called after each epoch; True stops training.
-            `dp.progress_bar` gives one.
+            `dp.progress_bar` provides one.
         n_members: networks that are trained together, from different weights; their outputs are
-            averaged. coefs_ then have a leading axis.
-        privacy: a `dp.Privacy`, to train by DP-SGD for `max_iter` epochs; `epsilon_` says what was
-            spent.
+            averaged. `coefs_` then have a leading axis.
+        privacy: a `dp.Privacy`, to train with DP-SGD for `max_iter` epochs; `epsilon_` is the
+            epsilon spent. Leave `random_state` as None: anyone who knows the seed can subtract the
+            noise. `loss_` and `loss_curve_` are not private.
 
     Attributes:
         classes_: the labels.
         coefs_: W[l]^T of each layer, (n_{l-1}, n_l).
         intercepts_: b[l] of each layer, (n_l,).
-        params_: the same as a tuple of `dp.Layer`, for all that deepprop does with one.
-        loss_: the cost of the last epoch; loss_curve_ of each, best_loss_ the lowest.
-        validation_scores_: of each epoch, with `early_stopping`; with `patience` minus the cost.
-        n_iter_: epochs of the last call; t_ is the number of examples seen in all.
-        n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_: what they say.
+        params_: the same as a tuple of `dp.Layer`, for all that deepprop does with one; in float32,
+            unless JAX's float64 is on.
+        loss_: the cost of the last epoch; `loss_curve_` has that of each epoch, `best_loss_` is the
+            lowest.
+        validation_scores_: the validation score of each epoch, with `early_stopping`; with
+            `patience`, the negative validation cost.
+        n_iter_: epochs of the last call; `t_` is the total number of examples seen.
+        n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_: as the names say.
     """
 
     def __init__(
@@ -156,7 +162,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
     ) -> "MLPClassifier":
-        """Train for one epoch over these examples, from where the last call has ended.
+        """Train for one epoch on these examples, continuing from the last call.
 
         Args:
             X: (m, n_0), as for `fit`.
@@ -286,15 +292,15 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
 
 
 class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
-    """Predict numbers from rows by a network: scikit-learn's MLPRegressor, compiled, and with more.
+    """Predict numbers with a neural network: scikit-learn's `MLPRegressor`, compiled and extended.
 
-    See `MLPClassifier` for what is scikit-learn's and what is our own.
+    See `MLPClassifier` for what matches scikit-learn and what is an extension.
 
     >>> import numpy as np
     >>> from deepprop.sklearn import MLPRegressor
     >>> X = np.linspace(-1, 1, 200)[:, None]
     >>> y = np.sin(3 * X[:, 0])
-    >>> model = MLPRegressor((32,), "tanh", solver="lbfgs", max_iter=500, random_state=0).fit(X, y)
+    >>> model = MLPRegressor(hidden_layer_sizes=(32,), solver="lbfgs", random_state=0).fit(X, y)
     >>> model.score(X, y) > 0.99
     True
 
@@ -348,7 +354,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
 
     @available_if(_takes_steps)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MLPRegressor":
-        """Train for one epoch over these examples, from where the last call has ended.
+        """Train for one epoch on these examples, continuing from the last call.
 
         Args:
             X: (m, n_0), as for `fit`.

@@ -1,7 +1,7 @@
 """L-BFGS on the cost of all examples: SciPy's, as scikit-learn uses it, with our cost and gradient.
 
-SciPy's line search fulfils the strong Wolfe conditions. optax has no search that does so without
-differentiating the cost by itself, and its backtracking ends farther from the minimum.
+SciPy's line search satisfies the strong Wolfe conditions. optax's search that does so
+differentiates the cost itself, and its backtracking search does not satisfy them.
 """
 
 import warnings
@@ -68,7 +68,7 @@ def _minimised(estimator: Any, s: Any, chunks: Any, params: Params) -> tuple[Par
     )  # fmt: skip
     if found.status != 0:
         warnings.warn(
-            f"lbfgs failed to converge after {found.nit} iterations, of at most {s.max_iter}:"
+            f"lbfgs failed to converge after {found.nit} iterations (max_iter={s.max_iter}):"
             f" {found.message}. Increase max_iter or max_fun, or scale the data.",
             ConvergenceWarning,
             stacklevel=5,

@@ -19,6 +19,7 @@ from deepprop.sklearn.rows import Batch, Examples, batch_of, feed, rounded
 from deepprop.sklearn.settings import factors
 from deepprop.sklearn.solvers import first_state
 
+GENERATOR = "rbg"  # for dropout: on a CPU it takes half as long as Threefry
 SLOWEST = 1e-6  # "adaptive" stops at that rate
 
 
@@ -77,10 +78,10 @@ def _solver(s: Any) -> Any:
 
 
 def _dropout_key(estimator: Any, s: Any) -> Any:
-    """Return a key for dropout, or one per network; None without it, as drawing it is a draw."""
+    """Return a key for dropout, or one per network; without dropout, None, and draw nothing."""
     if not s.dropout:
         return None
-    key = jax.random.key(estimator._random_state.randint(2**31 - 1))
+    key = jax.random.key(estimator._random_state.randint(2**31 - 1), impl=GENERATOR)
     return key if s.n_members == 1 else jax.random.split(key, s.n_members)
 
 
@@ -100,7 +101,7 @@ def _divided(estimator: Any, s: Any, examples: Examples) -> tuple[Examples, Exam
 
 
 def _shuffled(order: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Return the order in a new order, with the draws of `sklearn.utils.shuffle`."""
+    """Shuffle the order with the same random numbers as `sklearn.utils.shuffle`."""
     positions = np.arange(len(order))
     rng.shuffle(positions)
     return order[positions]
@@ -188,7 +189,7 @@ def _is_best(estimator: Any, s: Any, score: float | None) -> bool:
     """Count the epochs without an improvement; return whether this is the best score so far."""
     e = estimator
     if score is None:
-        improved = not e.loss_ > e.best_loss_ - s.tol  # a cost that is not a number: as there
+        improved = not e.loss_ > e.best_loss_ - s.tol  # nan: as in scikit-learn
         e.best_loss_ = e.loss_ if e.loss_ < e.best_loss_ else e.best_loss_
         is_best = False
     else:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 from sklearn.base import BaseEstimator
@@ -45,8 +46,12 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
 
     @property
     def params_(self) -> Params:
-        """The network as a tuple of `dp.Layer`; with several members, they have a leading axis."""
-        return self._layers(checked(self._settings()))
+        """The network as a tuple of `dp.Layer`; with several members, they have a leading axis.
+
+        float64 becomes float32 unless JAX's own float64 is on, as everything in JAX does.
+        """
+        params: Params = jax.tree.map(jnp.asarray, self._layers(checked(self._settings())))
+        return params
 
     def _settings(self) -> SimpleNamespace:
         return SimpleNamespace(**self.get_params(deep=False))
@@ -132,8 +137,11 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
                 layer = replace(layer, normalize=s.normalize, dropout=float(s.dropout))
             adds = s.residual and l < len(pairs) and W.shape[-1] == W.shape[-2]
             layers.append(replace(layer, residual=bool(adds)))
-        params = tuple(layers)
-        return with_compute_dtype(params, s.compute_dtype) if s.compute_dtype else params
+        if not s.compute_dtype:
+            return tuple(layers)
+        one = layers if s.n_members == 1 else [_first(layer) for layer in layers]
+        chosen = with_compute_dtype(tuple(one), s.compute_dtype)[0].compute_dtype
+        return tuple(replace(layer, compute_dtype=chosen) for layer in layers)
 
     def _keep(self, params: Params) -> None:
         """Store trained layers as coefs_ and intercepts_.
@@ -191,6 +199,11 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _first(layer: Layer) -> Layer:
+    """Return the first network's layer."""
+    return replace(layer, W=layer.W[0], b=layer.b[0])
 
 
 def _glorot(

@@ -19,8 +19,8 @@ from deepprop.training.fitting import fit
 def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) -> Params:
     """Train for `max_iter` epochs by DP-SGD, and return the parameters.
 
-    Whether to stop is not looked at: the cost of the examples is not private. The penalty shrinks W
-    by alpha / batch size in each step, without looking at the examples.
+    There is no early stopping, because the cost of the examples is not private. The penalty adds
+    alpha / batch_size W to the private gradient in each step; it does not depend on the examples.
 
     Args:
         estimator: gets `loss_curve_`, `epsilon_` and what else training reports.
@@ -29,9 +29,9 @@ def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) 
         params: the layers to start with.
     """
     if examples.weights is not None:
-        raise ValueError("sample_weight must be None beside privacy: each example counts once")
+        raise ValueError("sample_weight must be None with privacy: each example counts once")
     if sparse.issparse(examples.X):
-        raise TypeError("X must be dense beside privacy, got a sparse array: pass .toarray()")
+        raise TypeError("X must be dense with privacy, got a sparse array: pass .toarray()")
     size = batch_of(s.batch_size, len(examples.Y)).size
     names = ("beta_1", "beta_2", "epsilon", "momentum")
     numbers = {name: float(getattr(s, name)) for name in names}
@@ -53,7 +53,7 @@ def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) 
 
 
 def _key(estimator: Any) -> Any:
-    """Return a key that nobody can guess; with `random_state`, one that somebody can."""
+    """Return an unpredictable key; with `random_state`, a reproducible one, which is not secret."""
     if estimator.random_state is None:
         return jax.random.wrap_key_data(jnp.array(np.frombuffer(os.urandom(8), np.uint32)))
     return jax.random.key(estimator._random_state.randint(2**31 - 1))

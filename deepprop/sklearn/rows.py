@@ -1,8 +1,8 @@
-"""Examples enter: in the network's dtype, and in sizes that share compiled programs.
+"""Move examples to the device: in the network's dtype, padded to sizes that share programs.
 
-A compiled program belongs to the shapes of its arguments. Rows of 0 fill a data set up to a rounded
-size, and the number of examples is an argument: so the folds of a cross-validation share one
-program. Sparse rows are made dense chunk by chunk, as many at a time as `CHUNK` allows.
+JAX compiles a program per shape of its arguments. Data sets are padded with rows of 0 to a rounded
+size, and the number of examples is an argument, so the folds of a cross-validation share one
+program. Sparse rows are converted to dense ones in chunks of at most about `CHUNK` numbers.
 """
 
 import warnings
@@ -78,7 +78,7 @@ def batch_of(batch_size: int | str, m: int, least: int = 0) -> Batch:
     Args:
         batch_size: as for the estimators.
         m: the number of examples.
-        least: the least width, of an earlier step that shall be used again.
+        least: the smallest width, which is that of an earlier step whose program is reused.
     """
     if batch_size == "auto":
         size = min(200, m)

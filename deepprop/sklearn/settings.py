@@ -108,7 +108,7 @@ def _refuse(s: SimpleNamespace, beside: str, **defaults: Any) -> None:
     for name, default in defaults.items():
         value = getattr(s, name, default)
         if value is not default and value != default:
-            raise ValueError(f"{name} must be {default!r} beside {beside}, got {value!r}")
+            raise ValueError(f"{name} must be {default!r} with {beside}, got {value!r}")
 
 
 def _hidden(sizes: Any) -> list[int]:

@@ -26,10 +26,10 @@ Solver = Any  # a name in SOLVERS, or an optax transformation
 
 
 def adam(rate: Any, numbers: Numbers) -> optax.GradientTransformation:
-    """Return Adam, with epsilon where the last lines of section 2 of its paper have it.
+    """Return Adam with the epsilon of the efficient form, at the end of section 2 of its paper.
 
-    There the step is rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon). optax adds
-    its epsilon to the corrected root, sqrt(v / (1 - beta_2^t)): it is larger by that root.
+    Its step is rate sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon). optax adds epsilon
+    to the corrected root, sqrt(v / (1 - beta_2^t)), so it gets epsilon / sqrt(1 - beta_2^t).
 
     Source: Kingma and Ba 2015, Adam: A Method for Stochastic Optimization.
     """
@@ -95,7 +95,7 @@ def penalised(alpha: Any) -> Backward:
     def backward(cache: Cache, Y: Array, w: Array | None) -> Params:
         share = over(alpha, jnp.sum(jnp.asarray(w)))
         pairs = zip(mean_gradient(cache, Y, w), cache.params, strict=True)
-        return tuple(replace(grad, W=grad.W + share * layer.W) for grad, layer in pairs)
+        return tuple(replace(of_J, W=of_J.W + share * layer.W) for of_J, layer in pairs)
 
     return backward
 

@@ -60,7 +60,7 @@ def kinds_of(
         else:
             kinds.of[name] = chosen.get(name) or _kind(values)
     if not kinds.of:
-        raise ValueError("the table must have a column that can be an input beside the --target")
+        raise ValueError("the table must have a column that can be an input besides the --target")
     return kinds
 
 

@@ -1,8 +1,8 @@
-"""The preparation of a table: its columns become inputs, and a model file holds it as arrays.
+"""Encode the columns of a table as inputs; a model file stores the preparation as arrays.
 
-A number enters as it is; where it is missing, the median of the training rows takes its place. A
-category enters as one input per level, of which one is 1. If a column lacked values in training, a
-further input says where. A level that training has not seen is 0 in all inputs of its column.
+A number is one input, and a missing one is replaced by the median of the training rows. A category
+is one-hot encoded: one input per level. If a column has missing values in the training rows, one
+more input marks them. A missing category, or a level not seen in training, is 0 in every level.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy as np
 
 from deepprop.tables.kinds import CATEGORY, Kinds, text_of
 
-LEVELS = 100  # per column: rarer ones share the 0s of a level that is not known
+LEVELS = 100  # per column, the most frequent; rarer ones are encoded as unknown, with all 0
 PREFIX = "table_"  # of the arrays in a model file
 
 

@@ -1,7 +1,6 @@
 """Read a table from a file: CSV, Parquet, or a NumPy archive with an array per column."""
 
 import csv
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ def is_table(path: str | None) -> bool:
 
 
 def read_table(path: str) -> Any:
-    """Read a file as a pandas DataFrame, with a column per column.
+    """Read a file into a pandas DataFrame.
 
     Args:
-        path: the file. Its ending says its kind; the first line of a CSV file names the columns.
+        path: the file. Its extension determines the format; the first line of a CSV file names the
+            columns.
 
     Raises:
         ValueError: it can't be read as a table, or has no rows, or two columns of one name.
@@ -46,10 +46,10 @@ def read_table(path: str) -> Any:
             return _checked(path, pandas.read_parquet(path))
         with open(path, encoding="utf-8-sig", newline="") as file:
             separator = _separator(path, file.read(START))
-        read = pandas.read_csv(
-            path, sep=separator, na_values=NO_VALUE, encoding="utf-8-sig", low_memory=False,
-            skipinitialspace=True,
-        )  # fmt: skip
+        options = {"sep": separator, "encoding": "utf-8-sig", "skipinitialspace": True}
+        read = pandas.read_csv(path, na_values=NO_VALUE, low_memory=False, **options)
+        # pandas renames columns that have one name: a, a becomes a, a.1
+        read.columns = pandas.read_csv(path, header=None, nrows=1, dtype=str, **options).iloc[0]
     except ImportError:
         raise missing("a Parquet file", "pyarrow", "tables") from None
     except UnicodeDecodeError as error:
@@ -101,8 +101,6 @@ def _checked(path: str, frame: Any) -> Any:
         raise ValueError(f"{path}: must have a line of names and at least one row")
     names = list(frame.columns)
     twice = [name for name in names if names.count(name) > 1]
-    # pandas adds ".1" to a name that it has read before
-    twice += [name for name in names if (m := re.fullmatch(r"(.+)\.\d+", name)) and m[1] in names]
     if twice:
-        raise ValueError(f"{path}: must have a name of its own for each column, got {twice[0]!r}")
+        raise ValueError(f"{path}: must have unique column names, got {twice[0]!r} twice")
     return frame

@@ -15,6 +15,7 @@ from deepprop.files.archive import atomic_write
 from deepprop.signals.diagnosis import check_recorded
 from deepprop.training.streams import Tolerant
 
+MARKED = 60  # epochs; more have no markers in a picture
 LAYER_PANELS = {
     "A": "size of A",
     "dZ": "norm of dZ",
@@ -154,10 +155,11 @@ def curve_panels(
         held_out: what to call the examples on which it was measured.
     """
     epochs = range(1, len(history["cost"]) + 1)
+    marker = "." if len(epochs) <= MARKED else ""
     cost, score = panels
-    cost.plot(epochs, history["cost"], "-", marker=".", label="training")
+    cost.plot(epochs, history["cost"], "-", marker=marker, label="training")
     for axes, name in ((cost, "cost"), (score, metric)):
-        axes.plot(epochs, history[f"val_{name}"], "C1--", marker=".", label=held_out)
+        axes.plot(epochs, history[f"val_{name}"], "C1--", marker=marker, label=held_out)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -96,6 +96,7 @@ def test_params_are_the_networks_layers():
         dZ = dp.error_signals(cache, onehot)
         norms = dp.per_example_norms(cache, dZ)
     np.testing.assert_allclose(A.T, model.predict_proba(X), rtol=1e-12)
+    np.testing.assert_allclose(dp.predict(model.params_, X.T), A, rtol=1e-4)  # in float32
     assert norms.shape == (140,)
     assert [layer.W.shape for layer in model.params_] == [(8, 6), (3, 8)]
 
@@ -278,6 +279,8 @@ def test_bfloat16_products():
     exact = classifier().fit(X, Y)
     difference = np.abs(coefs(model) - coefs(exact)).max()
     assert 1e-6 < difference < 0.1  # rounded to 8 bits, and trained alike
+    several = classifier(compute_dtype="bfloat16", n_members=2).fit(X, Y)
+    assert {str(layer.compute_dtype) for layer in several.params_} == {"bfloat16"}
 
 
 def test_a_schedule_multiplies_the_rate_of_each_step():
@@ -400,11 +403,11 @@ BAD = [
     ({"compute_dtype": "int8"}, (TypeError, ValueError), "dtype"),
     ({"schedule": "square"}, ValueError, "schedule must be 'constant'"),
     ({"schedule": "cosine", "learning_rate": "adaptive"}, ValueError, "learning_rate must be 'const"),
-    ({"schedule": "cosine", "solver": optax.sgd(0.1)}, ValueError, "schedule must be 'constant' beside"),
+    ({"schedule": "cosine", "solver": optax.sgd(0.1)}, ValueError, "schedule must be 'constant' with"),
     ({"patience": 0}, ValueError, "patience must be above 0"),
     ({"n_members": 0}, ValueError, "n_members must be above 0"),
     ({"privacy": 1.0}, TypeError, "privacy must be a dp.Privacy"),
-    ({"solver": "lbfgs", "dropout": 0.5}, ValueError, "dropout must be 0.0 beside solver='lbfgs'"),
+    ({"solver": "lbfgs", "dropout": 0.5}, ValueError, "dropout must be 0.0 with solver='lbfgs'"),
     ({"class_weight": "even"}, ValueError, "class_weight"),
 ]  # fmt: skip
 

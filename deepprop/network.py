@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -161,9 +162,13 @@ def predict(params: Params, X: ArrayLike) -> Array:
             values are not known, that example's column of A[L] is non-finite instead.
     """
     A_0 = inputs(params, X)
-    if is_known(A_0):
-        check_finite("X", np.asarray(A_0))
-    return to_the_top(params, A_0)
+    if not is_known(A_0):
+        return to_the_top(params, A_0)
+    check_finite("X", np.asarray(A_0))
+    return _compiled_to_the_top(params, A_0)  # one program; by itself, each operation would be one
+
+
+_compiled_to_the_top = jax.jit(to_the_top)
 
 
 def cost(cache: Cache, Y: ArrayLike, weights: ArrayLike | None = None) -> Array:

@@ -165,7 +165,8 @@ def predict(params: Params, X: ArrayLike) -> Array:
     if not is_known(A_0):
         return to_the_top(params, A_0)
     check_finite("X", np.asarray(A_0))
-    return _compiled_to_the_top(params, A_0)  # one program; by itself, each operation would be one
+    A_L: Array = _compiled_to_the_top(params, A_0)  # one program; else each operation would be one
+    return A_L
 
 
 _compiled_to_the_top = jax.jit(to_the_top)

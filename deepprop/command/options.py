@@ -50,6 +50,7 @@ def _data_options(group: argparse._ArgumentGroup) -> None:
         " that hold categories, whatever they look like (default: those with text)")  # fmt: skip
     add("--numbers", type=_names, default=[], metavar="COLUMN,...", help="columns of a table that"
         " hold numbers; text counts as missing (default: those with numbers)")  # fmt: skip
+    _decimal_option(group)
     add("--ignore", type=_names, default=[], metavar="COLUMN,...",
         help="columns of a table to leave out")  # fmt: skip
     add("--standardize", action="store_true",
@@ -158,6 +159,7 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE.csv", help="write every prediction, one example per line;"
         " of a table with the id of its row and the probability of each class"
     )  # fmt: skip
+    _decimal_option(parser)
     parser.add_argument(
         "--id", metavar="COLUMN", help="the column of a table with the ids to write (default: the"
         " number of the row)"
@@ -216,6 +218,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-kept-programs", action="store_true",
         help="neither use compiled programs of earlier runs nor keep those of this one",
+    )  # fmt: skip
+
+
+def _decimal_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--decimal", choices=[".", ","], default=".",
+        help="the decimal mark in a CSV file (default: %(default)s)",
     )  # fmt: skip
 
 

@@ -44,13 +44,21 @@ def predict(args: argparse.Namespace) -> int:
     elif args.data is None:
         raise ValueError(f"{args.model} was trained on a table: --data must name one")
     else:
-        x, y, ids = table_examples(args.data, preparation, args.id)
+        x, y, ids, lines = table_examples(args.data, preparation, args.id, args.decimal)
+        note += "".join(f"{label:10} {text}\n" for label, text in lines)
     A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))
-    score = "" if y is None else _score(params, A, y, classes)
+    score = ""
+    if y is not None:
+        try:
+            score = _score(params, A, y, classes)
+        except ValueError as error:
+            if preparation is None:
+                raise
+            note += f"no score   {error}\n"  # a table's predictions don't need its targets
     answers = A.T if classes is None else classes[A.argmax(axis=0)]
     shown = answers[:, 0] if preparation is not None and classes is None else answers
     print(note, end="")
-    print(f"{len(answers):,} predictions: {first_ten(shown)}{score}")
+    print(f"{len(answers):,} prediction{'s' * (len(answers) > 1)}: {first_ten(shown)}{score}")
     if args.out is not None:
         columns = answers.reshape(len(answers), -1)
         rows = columns if ids is None else _with_ids(args.id or "row", ids, columns, A, classes)

@@ -13,6 +13,7 @@ from jax import Array
 
 import deepprop as dp
 from deepprop.command.data import Data, HeldOut
+from deepprop.command.units import in_unit_of
 from deepprop.command.words import format_score, metric_of
 from deepprop.layers import Params
 from deepprop.optimizers.by_name import SCHEDULES, optimizer_with_rate
@@ -40,7 +41,7 @@ def search(
         weights: of the training and of the held-out examples, or None for both.
 
     Raises:
-        TrainingError: no network is finite any longer.
+        FloatingPointError: no network was finite in any epoch.
     """
     sweep = _settings(args)
     K = len(sweep["learning_rate"])
@@ -49,27 +50,42 @@ def search(
     metric, measure = metric_of(params)
 
     def after_epoch(epoch: int, row: Mapping[str, Any], now: Params) -> None:
-        cost = np.nan_to_num(np.asarray(row["val_cost"]), nan=np.inf)
+        cost = np.asarray(row["val_cost"], float)
+        cost = np.where(np.isfinite(cost), cost, np.inf)
         better = cost < best["cost"]
         before = now if best["params"] is None else best["params"]
         best["params"] = _chosen(better, now, before)
         best["cost"], best["epoch"] = np.where(
             better, (cost, np.full(K, epoch)), (best["cost"], best["epoch"])
         )
-        show(epoch, f"{epoch:5} {np.nanmin(row['cost']):10.4f} {np.min(cost):16.4f}")
+        show(epoch, f"{epoch:5} {_least(row['cost']):10.4f} {_least(cost):16.4f}")
 
     validation = dp.Validation(held_out.X, held_out.Y, weights[1], {metric: measure})
-    with epoch_lines(args.epochs) as show:
-        fitted = dp.fit_ensemble(
-            params, partial(_optimizer, args.optimizer, args.schedule, steps), data.X, data.Y,
-            epochs=args.epochs, batch_size=args.batch_size, key=jax.random.key(args.seed),
-            sweep=sweep, weights=weights[0], validation=validation, callbacks=[after_epoch],
-        )  # fmt: skip
+    try:
+        with epoch_lines(args.epochs) as show:
+            fitted = dp.fit_ensemble(
+                params, partial(_optimizer, args.optimizer, args.schedule, steps), data.X, data.Y,
+                epochs=args.epochs, batch_size=args.batch_size, key=jax.random.key(args.seed),
+                sweep=sweep, weights=weights[0], validation=validation, callbacks=[after_epoch],
+            )  # fmt: skip
+    except dp.TrainingError as error:  # all have diverged; some were finite before
+        if not np.isfinite(best["cost"]).any():
+            raise FloatingPointError(
+                f"the costs of all {K} networks are not finite in epoch 1: try a smaller"
+                " --learning-rate"
+            ) from None
+        fitted = error.fit
     k = int(np.argmin(best["cost"]))
-    _print_table(sweep, best, fitted.history, metric)
+    _print_table(sweep, best, in_unit_of(data, fitted.history, metric), metric)
     history = {name: values[:, k] for name, values in fitted.history.items()}
     of_best: Params = jax.tree.map(lambda leaf: leaf[k], best["params"])
     return dp.Fit(of_best, None, history, fitted.stopped)
+
+
+def _least(costs: Any) -> float:
+    """Return the least finite cost; nan if there is none."""
+    finite = [cost for cost in np.ravel(costs).tolist() if np.isfinite(cost)]
+    return min(finite, default=float("nan"))
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Array]:

@@ -10,12 +10,21 @@ from deepprop._arguments import check_domain
 from deepprop.command.data import Data, Scaling, scaled, standard
 from deepprop.command.targets import MANY, encoded, kind_of
 from deepprop.costs import OUTPUTS
-from deepprop.tables.kinds import CATEGORY, NUMBER, Kinds, check_column, kinds_of, text_of
+from deepprop.tables.kinds import (
+    CATEGORY,
+    NUMBER,
+    Kinds,
+    check_column,
+    kinds_of,
+    listed,
+    text_of,
+)
 from deepprop.tables.preparation import Preparation, fitted, numbers_of
-from deepprop.tables.read import read_table
+from deepprop.tables.read import read_table, typed
 
 FEW = 20  # different whole numbers in a target; more are numbers to predict
 SHOWN = 8  # names in a line
+LARGEST_SHIFT = 1e4  # the mean of a target over its standard deviation
 
 
 def load_table(args: argparse.Namespace, output: str | None) -> Data:
@@ -32,9 +41,11 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
             are left.
         OSError, ImportError: as `read_table`.
     """
-    frame = read_table(args.data)
+    frame = typed(read_table(args.data, decimal=args.decimal))
     if args.target is None:
-        raise ValueError(f"--target must name the column to predict: one of {_few(frame.columns)}")
+        raise ValueError(
+            f"--target must name the column to predict: one of {_few(map(_quoted, frame.columns))}"
+        )
     check_column(frame, args.target, "--target ")
     kinds = kinds_of(
         frame, args.target, categories=args.categories, numbers=args.numbers, ignore=args.ignore
@@ -50,11 +61,11 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
     preparation = fitted(frame.iloc[train], kinds, args.target)
     x, x_test = (preparation.encoded(frame.iloc[part]) for part in (train, test))
     scaling = _scaling(x, preparation.are_numbers())
-    Y, Y_test = (encoded(y[part], classes, args.target) for part in (train, test))
     unit = None
     if classes is None and output.split("+")[0] == "identity":  # A[L] is in the target's unit then
-        unit = standard(y[train].reshape(len(train), -1).astype(np.float64))
-        Y, Y_test = ((part - unit.shift[:, None]) / unit.scale[:, None] for part in (Y, Y_test))
+        unit = _unit(args.target, y[train])
+        y = (y.astype(np.float64) - unit.shift) / unit.scale
+    Y, Y_test = (encoded(y[part], classes, args.target) for part in (train, test))
     if output in OUTPUTS:
         check_domain(args.target, Y.min(), Y.max(), OUTPUTS[output])
     return Data(
@@ -66,27 +77,34 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
 
 
 def table_examples(
-    path: str, preparation: Preparation, row_id: str | None
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Read a table to predict: return x (m, n_0), the targets if it has them, and each row's id.
+    path: str, preparation: Preparation, row_id: str | None, decimal: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, list[tuple[str, str]]]:
+    """Read a table to predict.
 
     Args:
         path: the file.
         preparation: that of the model.
         row_id: the column with the ids; None numbers the rows from 1.
+        decimal: the decimal mark of a CSV file.
+
+    Returns:
+        x (m, n_0); the targets if it has them, or None; each row's id; and what had to be made up,
+        as lines to print: a label and a text.
 
     Raises:
         ValueError: it lacks a column.
         OSError, ImportError: as `read_table`.
     """
-    frame = read_table(path)
+    frame = read_table(path, decimal=decimal)
     if row_id is not None:
         check_column(frame, row_id, "--id ")
-    ids = np.arange(1, len(frame) + 1) if row_id is None else text_of(frame[row_id])
+    ids = np.arange(1, len(frame) + 1) if row_id is None else frame[row_id].fillna("").to_numpy()
     y = frame[preparation.target] if preparation.target in frame.columns else None
     if y is not None and y.isna().any():
         y = None  # no score, as it is not known for all rows
-    return preparation.encoded(frame), None if y is None else _target(y, dropped=False), ids
+    x = preparation.encoded(frame)
+    target = None if y is None else _target(typed(y.to_frame())[y.name], dropped=False)
+    return x, target, ids, preparation.surprises(frame)
 
 
 def divided(
@@ -103,17 +121,17 @@ def divided(
     Raises:
         ValueError: no row would be left on one side.
     """
-    if not 0 < share < 1 or not 0 < round(m * share) < m:
+    k = round(m * share)
+    if not 0 < share < 1 or not 0 < k < m:
         raise ValueError(
             f"--held-out must be a share that leaves rows on both sides, got {share:g} of {m} rows"
         )
     order = np.random.default_rng(seed).permutation(m)
     if labels is None:
-        k = round(m * share)
         return order[:k], order[k:]
-    # Rows of one class lie together, in a random order, and every (1 / share)-th is held out.
+    # Rows of one class lie together, in a random order, and every (m / k)-th is held out.
     by_class = order[np.argsort(labels[order], kind="stable")]
-    counts = np.floor(np.arange(1, m + 1) * share + 0.5)
+    counts = np.arange(1, m + 1) * k // m
     held_out = np.diff(counts, prepend=0) > 0
     return by_class[held_out], by_class[~held_out]
 
@@ -131,9 +149,26 @@ def _target(values: Any, *, dropped: bool) -> np.ndarray:
         return text_of(values)
     if values.dtype.name in ("bool", "boolean"):
         return np.asarray(values.to_numpy(bool))
+    if kind in "ui" and not values.isna().any():
+        return np.asarray(values.to_numpy(np.int64))
     number = numbers_of(values)
-    whole = kind in "ui" or (dropped and bool((number == np.round(number)).all()))
+    whole = dropped and bool((number == np.round(number)).all())
     return number.astype(np.int64) if whole else number
+
+
+def _unit(name: str, y: np.ndarray) -> Scaling:
+    """Return the mean and the standard deviation of a target that is a number.
+
+    Raises:
+        ValueError: float32, in which networks are stored, does not tell its values apart.
+    """
+    unit = standard(y.reshape(len(y), -1).astype(np.float64))
+    if (np.abs(unit.shift) > LARGEST_SHIFT * unit.scale).any():
+        raise ValueError(
+            f"the target {name!r} must vary more: its mean is {unit.shift[0]:g}, its deviation"
+            f" {unit.scale[0]:g}; subtract a number from it first"
+        )
+    return unit
 
 
 def _output(y: np.ndarray, output: str | None) -> tuple[str | None, str]:
@@ -171,22 +206,33 @@ def _notes(
     change = {NUMBER: "--categories changes it", CATEGORY: "--numbers changes it"}
     labels = {NUMBER: "numbers", CATEGORY: "categories"}
     notes = [
-        (labels[kind], f"{_few(names)} ({change[kind]})")
+        (labels[kind], f"{_few(map(_quoted, names))} ({change[kind]})")
         for kind, names in by_kind.items()
         if names
     ]
-    lacking = frame[list(kinds.of)].isna().sum()
-    lacking = [f"{name} {count:,}" for name, count in lacking.items() if count]
+    counts = {name: _missing(frame[name], kind) for name, kind in kinds.of.items()}
+    lacking = [f"{listed([name])} {count:,}" for name, count in counts.items() if count]
     if lacking:
         notes.append(("missing", f"{_few(lacking)}: imputed; an extra input marks them"))
-    left_out = [f"{name} ({reason})" for name, reason in kinds.left_out.items()]
+    left_out = [f"{listed([name])} ({reason})" for name, reason in kinds.left_out.items()]
     if left_out:
-        notes.append(("left out", f"{_few(left_out)} (--categories includes text)"))
+        notes.append(("left out", f"{_few(left_out)} (--categories or --numbers includes it)"))
     if dropped:
         notes.append(
             ("dropped", f"{dropped:,} row{'s' * (dropped > 1)} without {preparation.target}")
         )
     return tuple(notes)
+
+
+def _missing(values: Any, kind: str) -> int:
+    """Return how many values of a column are missing; of numbers, text counts as missing."""
+    if kind == CATEGORY:
+        return int(values.isna().sum())
+    return int(np.isnan(numbers_of(values)).sum())
+
+
+def _quoted(name: Any) -> str:
+    return listed([name])
 
 
 def _few(names: Any) -> str:

@@ -61,9 +61,12 @@ def train(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--output {args.output} has another number of units than targets: train it from Python"
         )
-    for option in ("checkpoint", "diagnose"):
+    for option in ("checkpoint", "diagnose", "patience"):
         if args.search and getattr(args, option):
-            raise ValueError(f"--{option} must be left out with --search, which trains several")
+            raise ValueError(
+                f"--{option} must be left out with --search, which trains several networks and"
+                " takes the best epoch of each"
+            )
     data = _data(args, None if output is None else output.name)
     share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)

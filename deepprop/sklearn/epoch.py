@@ -13,12 +13,13 @@ import numpy as np
 from jax import Array, lax
 
 from deepprop._arithmetic import wide
-from deepprop.layers import Params, like
+from deepprop._checks import sum_of_weights
+from deepprop.layers import Cache, Params, like
 from deepprop.network import mean_loss
 from deepprop.optimizers.optax_calls import check_state
 from deepprop.sklearn.rows import Chunk
 from deepprop.sklearn.solvers import Numbers, Solver, over, penalised, squares, transformation
-from deepprop.training.epoch import minibatch
+from deepprop.training.epoch import step
 from deepprop.training.examples import forward_checked
 from deepprop.training.programs import Programs
 from deepprop.walk import to_the_top
@@ -70,7 +71,7 @@ def _steps(
     constant = jnp.ndim(rates) == 0
 
     def of_one(params: Params, state: Any, sums: Array, key: Array | None) -> Any:
-        def step(i: Array, carry: Any) -> Any:
+        def take_step(i: Array, carry: Any) -> Any:
             params, state, cost, penalty, count = carry
             index = lax.dynamic_slice(order, (i * size,), (width,))
             counted = jnp.arange(width, dtype=jnp.int32) < jnp.minimum(size, m - i * size)
@@ -79,15 +80,19 @@ def _steps(
             penalty_now = over(alpha / 2, jnp.sum(w)) * squares(params)
             optimizer = transformation(solver, rates if constant else rates[i], numbers)
             key_i = None if key is None else jax.random.fold_in(key, i)
-            params, new, (cost, count) = minibatch(
-                (params, state, (cost, count)), X[index], Y[index], w, share, key_i,
-                optimizer=optimizer, backward=penalised(alpha),
-            )  # fmt: skip
+            cache, targets = forward_checked(params, X[index].T, key_i), Y[index].T
+            J = reported(cache, targets, w).astype(dtype)
+            params, new, _ = step(
+                cache, targets, w, state, optimizer=optimizer, backward=penalised(alpha)
+            )
             check_state(state, new)
-            return params, new, cost, penalty + share * penalty_now.astype(dtype), count
+            penalty += share * penalty_now.astype(dtype)
+            return params, new, cost + share * J, penalty, count + share
 
         steps = (m + size - 1) // size
-        params, state, *trained = lax.fori_loop(jnp.int32(0), steps, step, (params, state, *sums))
+        params, state, *trained = lax.fori_loop(
+            jnp.int32(0), steps, take_step, (params, state, *sums)
+        )
         return params, state, jnp.stack(trained)
 
     run = jax.vmap(of_one) if several else of_one
@@ -133,7 +138,24 @@ def total_and_gradient(flat: Array, params: Params, chunk: Chunk) -> tuple[Array
     cache = forward_checked(params, chunk.X.T)
     Y, m = chunk.Y.T.astype(cache.A[-1].dtype), jnp.sum(w)
     grads = penalised(0.0)(cache, Y, w)
-    return m * mean_loss(cache, Y, w), m * packed(grads)
+    return m * reported(cache, Y, w), m * packed(grads)
+
+
+def reported(cache: Cache, Y: Array, w: Array) -> Array:
+    """Return J as scikit-learn reports it: with probabilities of at least the dtype's epsilon.
+
+    Its rule for when to stop, and its L-BFGS, see this J, and the gradient of the other.
+    """
+    A, name = cache.A[-1], cache.params[-1].activation.name
+    if name not in ("softmax", "sigmoid"):
+        return mean_loss(cache, Y, w)
+    eps = float(np.finfo(A.dtype).eps)
+    p = jnp.clip(A, eps, 1 - eps)
+    terms = Y * jnp.log(p)
+    if name == "sigmoid":
+        terms += (1 - Y) * jnp.log(1 - p)
+    losses = -jnp.sum(jnp.where(jnp.isnan(A), A, terms), axis=0)
+    return jnp.sum(w * losses) / sum_of_weights(w)
 
 
 def packed(tree: Any) -> Array:

@@ -15,12 +15,14 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from deepprop.activations import Activation
+from deepprop.costs import COSTS
 from deepprop.sklearn.perceptron import Perceptron
 from deepprop.sklearn.settings import STOCHASTIC, is_stochastic
 from deepprop.training.loop import Callback
 from deepprop.training.private import Privacy
 
 FLOATS = (np.float64, np.float32)
+LOSSES = {"squared_error": "identity", "poisson": "exp"}  # scikit-learn's, and deepprop's outputs
 
 
 def _takes_steps(estimator: Any) -> bool:
@@ -32,6 +34,8 @@ def _takes_steps(estimator: Any) -> bool:
         )
     if estimator.privacy is not None:
         raise AttributeError("partial_fit does not support privacy: its epsilon would not add up")
+    if estimator.schedule != "constant":
+        raise AttributeError("partial_fit does not support a schedule, as no end is known")
     return True
 
 
@@ -155,8 +159,12 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     ) -> None:
         """Store the parameters; `fit` checks them."""
         given = dict(locals())
-        for name in self._get_param_names():
+        for name in self._names():
             setattr(self, name, given[name])
+
+    @staticmethod
+    def _names() -> Any:
+        return MLPClassifier._get_param_names()
 
     @available_if(_takes_steps)  # type: ignore[untyped-decorator]
     def partial_fit(
@@ -349,8 +357,12 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
     ) -> None:
         """Store the parameters; `fit` checks them."""
         given = dict(locals())
-        for name in self._get_param_names():
+        for name in self._names():
             setattr(self, name, given[name])
+
+    @staticmethod
+    def _names() -> Any:
+        return MLPRegressor._get_param_names()
 
     @available_if(_takes_steps)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MLPRegressor":
@@ -392,8 +404,18 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         return X, y
 
     def _output(self) -> str:
-        names = {"squared_error": "identity", "poisson": "exp"}
-        return names.get(self.loss, f"identity+{self.loss}")
+        """Return deepprop's name of the output and its cost.
+
+        Raises:
+            ValueError: `loss` is not known.
+        """
+        if self.out_activation_ == "exp" or self.loss in LOSSES:
+            return "exp" if self.out_activation_ == "exp" else "identity"
+        name = str(self.loss).partition("(")[0]
+        if name not in COSTS:
+            known = ", ".join(map(repr, [*LOSSES, *(cost for cost in COSTS if cost not in LOSSES)]))
+            raise ValueError(f"loss must be one of {known}, got {self.loss!r}")
+        return f"identity+{self.loss}"
 
     def _out_activation(self) -> str:
         return "exp" if self.loss == "poisson" else "identity"

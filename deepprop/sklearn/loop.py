@@ -47,8 +47,10 @@ def train(estimator: Any, s: Any, examples: Examples, params: Params, *, once: b
         _epoch, estimator, s, feed(examples, dtype, batch, M), batch, _dropout_key(estimator, s)
     )
     scored = None if held_out is None else _Scored(estimator, s, held_out, dtype)
-    if not once or estimator._state is None:
+    estimator._begin_progress(s)
+    if not once or estimator._state is None or estimator._solver != _name(s):
         estimator._state, estimator._rate = first_state(_solver(s), params), s.learning_rate_init
+        estimator._solver = _name(s)
 
     estimator.n_iter_, best, stopped, order = 0, params, False, np.arange(m)
     try:
@@ -75,6 +77,11 @@ def train(estimator: Any, s: Any, examples: Examples, params: Params, *, once: b
 
 def _solver(s: Any) -> Any:
     return "nesterov" if s.solver == "sgd" and s.nesterovs_momentum else s.solver
+
+
+def _name(s: Any) -> str:
+    """Return what tells solvers apart in a pickle, where an optax transformation can't be."""
+    return s.solver if isinstance(s.solver, str) else "optax"
 
 
 def _dropout_key(estimator: Any, s: Any) -> Any:
@@ -116,18 +123,17 @@ def _epoch(
     factor = factors(s.schedule, estimator.n_iter_ * steps, steps, s.max_iter * steps)
     names = ("alpha", "beta_1", "beta_2", "epsilon", "momentum")
     numbers = {name: float(getattr(s, name)) for name in names}
-    number = estimator.t_ // m
     sums, state = no_sums(params), estimator._state
     for i, chunk in enumerate(chunks(order)):
         rates = estimator._rate * factor if isinstance(factor, float) else _part(
             estimator._rate * np.array(factor), i, int(chunk.m), batch, len(chunk.X)
         )  # fmt: skip
-        key_i = None if key is None else _folded(key, number, i)
+        key_i = None if key is None else _folded(key, estimator.t_ % 2**31, i)
         params, state, sums = take_steps(
             params, state, sums, chunk, np.int32(batch.size), rates, numbers, key_i,
             solver=_solver(s), width=batch.width, several=s.n_members > 1,
         )  # fmt: skip
-    estimator._state = state
+        estimator._state = state  # the former was donated, and Ctrl-C may come before the next
     estimator.loss_ = _loss(estimator, s, jax.device_get(sums))
     estimator.loss_curve_.append(estimator.loss_)
     estimator.n_iter_ += 1
@@ -144,21 +150,21 @@ def _part(rates: np.ndarray, i: int, m: int, batch: Batch, M: int) -> np.ndarray
     return np.pad(of_chunk, (0, steps - len(of_chunk)))
 
 
-def _folded(key: Any, epoch: int, chunk: int) -> Any:
-    """Return the keys of an epoch's chunk."""
+def _folded(key: Any, seen: int, chunk: int) -> Any:
+    """Return the keys of an epoch's chunk, after that many examples."""
 
     def fold(key: Any) -> Any:
-        return jax.random.fold_in(jax.random.fold_in(key, epoch), chunk)
+        return jax.random.fold_in(jax.random.fold_in(key, seen), chunk)
 
     return jax.vmap(fold)(key) if key.ndim else fold(key)
 
 
-def _loss(estimator: Any, s: Any, sums: np.ndarray) -> float:
+def _loss(estimator: Any, s: Any, sums: np.ndarray) -> np.float64:
     """Return the epoch's mean cost with its penalty; of several networks, their mean."""
     cost, penalty, count = sums if sums.ndim == 1 else sums.mean(0)
     # scikit-learn reports the mean over outputs of squared errors, and follows the sum's gradient.
     outputs = estimator.n_outputs_ if getattr(s, "loss", None) == "squared_error" else 1
-    return float(cost / outputs + penalty) / float(count)
+    return np.float64((cost / outputs + penalty) / count)
 
 
 class _Scored:
@@ -167,6 +173,8 @@ class _Scored:
     def __init__(self, estimator: Any, s: Any, examples: Examples, dtype: Any) -> None:
         self._estimator, self._examples, self._by_cost = estimator, examples, s.patience is not None
         m = len(examples.Y)
+        if examples.weights is not None and not examples.weights.any():
+            raise ValueError("sample_weight must not all be zero in the validation set")
         if self._by_cost:
             chunks = feed(examples, dtype, Batch(m, rounded(m)))
             self._chunks = partial(chunks, np.arange(m))

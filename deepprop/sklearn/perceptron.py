@@ -26,9 +26,15 @@ from deepprop.sklearn.rows import CHUNK, Examples, rounded
 from deepprop.sklearn.settings import checked, is_stochastic
 from deepprop.training.rows import rows_of
 
+PROGRESS = ("loss_curve_", "validation_scores_", "best_validation_score_", "best_loss_")
+
 
 class Perceptron(BaseEstimator):  # type: ignore[misc]
     """A multi-layer perceptron; `MLPClassifier` and `MLPRegressor` say what Y is."""
+
+    coefs_: list[np.ndarray]
+    intercepts_: list[np.ndarray]
+    loss_curve_: list[float]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Train on examples in rows.
@@ -54,15 +60,17 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         return params
 
     def _settings(self) -> SimpleNamespace:
-        return SimpleNamespace(**self.get_params(deep=False))
+        """Return the parameters of our class; a subclass may have others."""
+        return SimpleNamespace(**{name: getattr(self, name) for name in self._names()})
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, once: bool) -> Any:
         """Train, from the start or from where an earlier call has ended."""
         s = checked(self._settings())
         first = not hasattr(self, "coefs_") or not (self.warm_start or once)
         X, y = self._validated(X, y, once, reset=first)
+        X = X if first else X.astype(self.coefs_[0].dtype, copy=False)  # the network's
         Y = np.asarray(y.reshape(len(y), -1), X.dtype)
-        weights = self._weights(s, sample_weight, Y)
+        weights = _checked_weights(self._weights(s, sample_weight, Y), len(Y))
         self.n_outputs_ = Y.shape[1]
         self._random_state = check_random_state(s.random_state)
         sizes = [X.shape[1], *s.hidden, Y.shape[1]]
@@ -70,6 +78,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
             self._begin(s, sizes, X.dtype)
         self._check_sizes(s, sizes)
         examples = Examples(X.tocsr() if sparse.issparse(X) else X, Y, weights)
+        if s.privacy is None and hasattr(self, "epsilon_"):
+            del self.epsilon_  # what an earlier, private fit has spent
         with precision(X.dtype):
             params = self._layers(s)
             if not is_stochastic(s.solver):
@@ -82,21 +92,15 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _weights(self, s: SimpleNamespace, given: Any, Y: np.ndarray) -> Any:
-        """Return the weights (m,) of the examples, or None if all are alike."""
-        if given is None:
-            return None
-        w = check_array(given, ensure_2d=False, dtype=Y.dtype, input_name="sample_weight")
-        if w.shape != Y.shape[:1]:
-            raise ValueError(f"sample_weight must have shape ({len(Y)},), got {w.shape}")
-        if w.min() < 0:
-            raise ValueError(f"sample_weight must not be negative, got {w.min()}")
-        if not w.any():
-            raise ValueError("sample_weight must not all be zero: J is the mean over their sum")
-        return w
+        """Return the weights of the examples, or None if all are alike."""
+        if given is None or np.ndim(given) == 0:
+            return None if given is None else np.full(len(Y), given, Y.dtype)
+        return check_array(given, ensure_2d=False, dtype=Y.dtype, input_name="sample_weight")
 
     def _begin(self, s: SimpleNamespace, sizes: list[int], dtype: Any) -> None:
         """Draw the weights, as scikit-learn draws them, and forget what an earlier fit reported."""
         self.n_layers_, self.t_, self._state, self._sizes = len(sizes), 0, None, (0, 0)
+        self._solver = None
         self.out_activation_ = self._out_activation()
         draws = [_glorot(s, sizes, self._random_state) for _ in range(s.n_members)]
         pairs = draws[0] if s.n_members == 1 else [
@@ -105,13 +109,20 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         ]  # fmt: skip
         self.coefs_ = [W.astype(dtype) for W, _ in pairs]
         self.intercepts_ = [b.astype(dtype) for _, b in pairs]
-        if not is_stochastic(s.solver):
-            return
+        for name in PROGRESS:
+            if hasattr(self, name):
+                delattr(self, name)
+        if is_stochastic(s.solver):
+            self._begin_progress(s)
+
+    def _begin_progress(self, s: SimpleNamespace) -> None:
+        """Start what training reports, except for what an earlier call has started."""
         scored = s.early_stopping or s.patience is not None
-        scores: list[float] = []
-        self.loss_curve_: list[float] = []
+        if hasattr(self, "loss_curve_") and (getattr(self, "best_loss_", None) is None) == scored:
+            return
+        self.loss_curve_ = getattr(self, "loss_curve_", [])
         self._no_improvement_count = 0
-        self.validation_scores_ = scores if scored else None
+        self.validation_scores_: list[float] | None = [] if scored else None
         self.best_validation_score_ = -np.inf if scored else None
         self.best_loss_ = None if scored else np.inf
 
@@ -139,7 +150,7 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
             layers.append(replace(layer, residual=bool(adds)))
         if not s.compute_dtype:
             return tuple(layers)
-        one = layers if s.n_members == 1 else [_first(layer) for layer in layers]
+        one = layers if self.coefs_[0].ndim == 2 else [_first(layer) for layer in layers]
         chosen = with_compute_dtype(tuple(one), s.compute_dtype)[0].compute_dtype
         return tuple(replace(layer, compute_dtype=chosen) for layer in layers)
 
@@ -155,8 +166,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
                 "Solver produced non-finite parameter weights. The input data may contain large"
                 " values and need to be preprocessed."
             )
-        self.coefs_ = [np.ascontiguousarray(W.swapaxes(-1, -2)) for W in arrays[::2]]
-        self.intercepts_ = [b[..., 0] for b in arrays[1::2]]
+        self.coefs_ = [np.array(W.swapaxes(-1, -2), order="C") for W in arrays[::2]]
+        self.intercepts_ = [b[..., 0].copy() for b in arrays[1::2]]
 
     def _members(self, X: Any, return_std: bool) -> np.ndarray:
         """Return A[L] of each row of X, (m, n_L); of K members (K, m, n_L).
@@ -199,6 +210,23 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _checked_weights(w: np.ndarray | None, m: int) -> np.ndarray | None:
+    """Return the weights (m,), times those of the classes.
+
+    Raises:
+        ValueError: their shape is another, one is negative or not finite, or all are 0.
+    """
+    if w is None:
+        return None
+    if w.shape != (m,):
+        raise ValueError(f"sample_weight must have shape ({m},), got {w.shape}")
+    if not (np.isfinite(w) & (w >= 0)).all():
+        raise ValueError(f"sample_weight must not be negative, and must be finite, got {w.min()}")
+    if not w.any():
+        raise ValueError("sample_weight must not all be zero: J is the mean over their sum")
+    return w
 
 
 def _first(layer: Layer) -> Layer:

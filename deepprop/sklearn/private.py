@@ -47,7 +47,8 @@ def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) 
     )  # fmt: skip
     estimator.loss_curve_ = fitted.history["cost"].tolist()
     estimator.loss_ = estimator.best_loss_ = estimator.loss_curve_[-1]
-    estimator.n_iter_, estimator.t_ = len(estimator.loss_curve_), size * len(estimator.loss_curve_)
+    estimator.n_iter_ = len(estimator.loss_curve_)
+    estimator.t_ = len(examples.Y) * estimator.n_iter_  # on average
     estimator.epsilon_ = float(fitted.history["epsilon"][-1])
     return fitted.params
 
@@ -55,5 +56,6 @@ def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) 
 def _key(estimator: Any) -> Any:
     """Return an unpredictable key; with `random_state`, a reproducible one, which is not secret."""
     if estimator.random_state is None:
-        return jax.random.wrap_key_data(jnp.array(np.frombuffer(os.urandom(8), np.uint32)))
-    return jax.random.key(estimator._random_state.randint(2**31 - 1))
+        bits = jnp.array(np.frombuffer(os.urandom(8), np.uint32))
+        return jax.random.wrap_key_data(bits, impl="threefry2x32")
+    return jax.random.key(estimator._random_state.randint(2**31 - 1), impl="threefry2x32")

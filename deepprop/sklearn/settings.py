@@ -121,8 +121,10 @@ def _hidden(sizes: Any) -> list[int]:
 
 
 def _activation(choice: Any) -> Activation:
-    name = choice if isinstance(choice, Activation) else OURS.get(choice, choice)
-    return activation(name)
+    try:
+        return activation(OURS.get(choice, choice) if isinstance(choice, str) else choice)
+    except ValueError as error:
+        raise ValueError(str(error).replace("one of", "one of logistic,")) from None
 
 
 def _check_number(name: str, value: Any, fits: Check, due: str) -> None:

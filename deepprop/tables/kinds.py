@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MANY = 100  # levels; text with more, mostly different ones, is a name rather than a category
+FEW = 20  # levels; text with more that looks like numbers is refused rather than made categories
+MOSTLY = 0.8  # of the values of a column
+WRITTEN = re.compile(r"\s*[^\w\s.,+-]?\s*[+-]?\d[\d.,' ]*\s*\D{0,4}$")  # 12 kg, $1,234.50, 55%
+PLAIN = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?$")  # a number, rather than a code such as 007
 DATE = re.compile(r"\s*(\d{4}-\d{1,2}-\d{1,2}|\d{1,4}[./]\d{1,2}[./]\d{1,4})([ T].*)?$")
 NUMBER, CATEGORY = "number", "category"
 
@@ -71,21 +75,45 @@ def check_column(frame: Any, name: str, option: str = "") -> None:
         ValueError: it has not; the message lists those that it has.
     """
     if name not in frame.columns:
-        known = ", ".join(map(str, frame.columns))
-        raise ValueError(f"{option}{name!r} must be a column of the table, which has {known}")
+        raise ValueError(
+            f"{option}{name!r} must be a column of the table, which has {listed(frame.columns)}"
+        )
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Return names in a line; one with a comma is in quotes, as the options take it."""
+    return ", ".join(f'"{name}"' if "," in str(name) else str(name) for name in names)
 
 
 def _kind(values: Any) -> str:
-    return NUMBER if values.dtype.kind in "buif" else CATEGORY
+    """Return the kind of a column; a few words among numbers count as missing."""
+    are_numbers = values.dtype.kind in "buif" or _share_of_numbers(values) >= MOSTLY
+    return NUMBER if are_numbers else CATEGORY
+
+
+def _share_of_numbers(values: Any) -> float:
+    """Return the share of numbers; text with digits after a leading 0 is a code."""
+    text = values.astype(str)
+    return float(
+        (
+            text.str.match(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$") & ~text.str.match(r"[+-]?0\d")
+        ).mean()
+    )
 
 
 def _reason(name: str, values: Any, chosen: bool) -> str:
     """Return why a column is left out, or "".
 
     Raises:
-        ValueError: it holds dates.
+        ValueError: it holds dates, or numbers that are written with more, or neither of both.
     """
-    distinct = values.nunique()
+    try:
+        distinct = values.nunique()
+    except TypeError:  # such as lists, which Parquet has
+        raise ValueError(
+            f"the column {name!r} must hold numbers or text, got {type(values.iloc[0]).__name__}:"
+            f" leave it out with --ignore {name!r}"
+        ) from None
     if distinct < 2:
         return "one value" if distinct else "no value"
     if _are_dates(values):
@@ -93,10 +121,26 @@ def _reason(name: str, values: Any, chosen: bool) -> str:
             f"the column {name!r} holds dates: leave it out with --ignore {name!r}, or make numbers"
             " of it first (the year, the month, days since an event)"
         )
-    text = values.dtype.kind not in "buif"
-    if text and not chosen and distinct > MANY and distinct > len(values) / 2:
+    if chosen:
+        return ""
+    if values.dtype.kind in "buif":
+        return "it numbers the rows" if _numbers_the_rows(values) else ""
+    if _share_of_numbers(values) >= MOSTLY:
+        return ""
+    if distinct > FEW and values.astype(str).str.match(WRITTEN).mean() >= MOSTLY:
+        raise ValueError(
+            f"the column {name!r} holds text such as {str(values.iloc[0])!r}: make plain numbers of"
+            f" it (--decimal , reads decimal commas), or choose --categories or --ignore for it"
+        )
+    if distinct > MANY and distinct > len(values) / 2:
         return f"text, {distinct:,} different values"
     return ""
+
+
+def _numbers_the_rows(values: Any) -> bool:
+    """Return whether a column counts 0, 1, 2, ... or from another number on, such as an index."""
+    number = values.to_numpy(np.float64)
+    return bool(len(number) > FEW and (np.diff(number) == 1).all())
 
 
 def _are_dates(values: Any) -> bool:
@@ -113,14 +157,25 @@ def _are_dates(values: Any) -> bool:
 
 
 def text_of(values: Any) -> np.ndarray:
-    """Return values as text, with 1.0 as "1": a column of whole numbers is float if one is missing.
+    """Return values as text, and missing ones as "".
 
-    Missing ones become "".
+    A value has one text in every file, whatever the others in its column are: 1.0 is "1", and True
+    is "true".
     """
     lacking = values.isna().to_numpy()
-    if values.dtype.kind == "f":
-        plain = [str(int(v)) if float(v).is_integer() else repr(float(v)) if v == v else ""
-                 for v in values.tolist()]  # fmt: skip
-    else:
-        plain = [str(v) for v in values.tolist()]
-    return np.where(lacking, "", np.array(plain, dtype=str))
+    return np.array(
+        ["" if gone else _text(v) for v, gone in zip(values, lacking, strict=True)], str
+    )
+
+
+def _text(value: Any) -> str:
+    text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    if isinstance(value, str) and not PLAIN.match(text):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else text

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepprop.tables.kinds import CATEGORY, Kinds, text_of
+from deepprop.tables.kinds import CATEGORY, Kinds, listed, text_of
 
 LEVELS = 100  # per column, the most frequent; rarer ones are encoded as unknown, with all 0
 PREFIX = "table_"  # of the arrays in a model file
@@ -58,23 +58,41 @@ class Preparation:
         Raises:
             ValueError: it lacks a column, or holds an infinite number.
         """
+        lacking = [name for name in self.columns if name not in frame.columns]
+        if lacking:
+            raise ValueError(
+                f"the table must have the columns {listed(lacking)}, too, which are inputs; it has"
+                f" {listed(frame.columns)}"
+            )
         parts = []
         for i, name in enumerate(self.columns):
-            if name not in frame.columns:
-                known = ", ".join(map(str, frame.columns))
-                raise ValueError(f"the table lacks the column {name!r}, an input; it has {known}")
             if self.levels[i]:
                 values = text_of(frame[name])
                 hot = values[:, None] == np.array(self.levels[i])[None, :]
-                lacking = values == ""
+                gone = values == ""
             else:
                 number = numbers_of(frame[name])
-                lacking = np.isnan(number)
-                hot = np.where(lacking, self.fill[i], number)[:, None]
+                gone = np.isnan(number)
+                hot = np.where(gone, self.fill[i], number)[:, None]
             parts.append(hot.astype(np.float64))
             if self.missing[i]:
-                parts.append(lacking[:, None].astype(np.float64))
+                parts.append(gone[:, None].astype(np.float64))
         return np.concatenate(parts, axis=1)
+
+    def surprises(self, frame: Any) -> list[tuple[str, str]]:
+        """Return what had to be made up for the rows of a table, as lines: a label and a text."""
+        imputed, unseen = [], []
+        for name, levels in zip(self.columns, self.levels, strict=True):
+            if not levels:
+                gone = int(np.isnan(numbers_of(frame[name])).sum())
+            else:
+                values = text_of(frame[name])
+                gone = int((values == "").sum())
+                new = [value for value in np.unique(values).tolist() if value not in ("", *levels)]
+                unseen += [f"{listed([name])} {', '.join(map(repr, new[:3]))}"] if new else []
+            imputed += [f"{listed([name])} {gone:,}"] if gone else []
+        lines = [("missing", f"{', '.join(imputed)} of {len(frame):,}: imputed")] if imputed else []
+        return lines + ([("not seen", f"{'; '.join(unseen)} in training")] if unseen else [])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the preparation as arrays of numbers and text, for a model file."""
@@ -97,6 +115,9 @@ def fitted(frame: Any, kinds: Kinds, target: str) -> Preparation:
         frame: the training rows.
         kinds: the columns that enter.
         target: the column to predict.
+
+    Raises:
+        ValueError: a column of numbers holds none.
     """
     fill, lacks, levels = [], [], []
     for name, kind in kinds.of.items():
@@ -110,8 +131,10 @@ def fitted(frame: Any, kinds: Kinds, target: str) -> Preparation:
         else:
             number = numbers_of(frame[name])
             known = number[~np.isnan(number)]
+            if not known.size:
+                raise ValueError(f"the column {name!r} must hold a number in a training row")
             levels.append(())
-            fill.append(float(np.median(known)) if known.size else 0.0)
+            fill.append(float(np.median(known)))
             lacks.append(known.size < number.size)
     return Preparation(target, tuple(kinds.of), np.array(fill), np.array(lacks), tuple(levels))
 
@@ -150,9 +173,13 @@ def numbers_of(values: Any) -> np.ndarray:
     """
     import pandas
 
+    if values.dtype.kind not in "buif":
+        truth = {"true": "1", "false": "0"}
+        values = values.map(lambda value: truth.get(str(value).lower(), value), na_action="ignore")
     coerced = pandas.to_numeric(values, errors="coerce")
     number: np.ndarray = coerced.to_numpy(np.float64, na_value=np.nan)
     if np.isinf(number).any():
         i = int(np.argmax(np.isinf(number)))
-        raise ValueError(f"{values.name} must hold finite numbers, got {number[i]} in row {i + 1}")
+        row = values.index[i] + 1  # of the file, whatever rows these are
+        raise ValueError(f"{values.name} must hold finite numbers, got {number[i]} in row {row}")
     return number

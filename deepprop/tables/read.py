@@ -1,6 +1,12 @@
-"""Read a table from a file: CSV, Parquet, or a NumPy archive with an array per column."""
+"""Read a table from a file: CSV, Parquet, or a NumPy archive with an array per column.
+
+A CSV file is read as text. Its columns get types in one place, `typed`, and only for training: a
+file with new rows may hold fewer of the values, and its columns must not mean something else.
+"""
 
 import csv
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,10 @@ from deepprop.files.archive import as_text, npz_names, read_npz
 CSV, PARQUET = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 SEPARATORS = ",;\t|"
 START = 2**16  # characters in which the separator is looked for
-NO_VALUE = ["?"]  # what counts as missing besides pandas' own, such as an empty field or NA
+NO_VALUE = ["", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null"]  # missing
+WHOLE = re.compile(r"[+-]?\d+$")
+CODE = re.compile(r"[+-]?0\d")  # a number does not begin with such a 0
+COMMA = r"^([+-]?\d+),(\d+)$"
 
 
 def is_table(path: str | None) -> bool:
@@ -20,12 +29,13 @@ def is_table(path: str | None) -> bool:
     return path is not None and Path(path).suffix.lower() in (*CSV, *PARQUET)
 
 
-def read_table(path: str) -> Any:
-    """Read a file into a pandas DataFrame.
+def read_table(path: str, *, decimal: str = ".") -> Any:
+    """Read a file into a pandas DataFrame; the columns of a CSV file hold text.
 
     Args:
         path: the file. Its extension determines the format; the first line of a CSV file names the
             columns.
+        decimal: the decimal mark of a CSV file.
 
     Raises:
         ValueError: it can't be read as a table, or has no rows, or two columns of one name.
@@ -46,21 +56,78 @@ def read_table(path: str) -> Any:
             return _checked(path, pandas.read_parquet(path))
         with open(path, encoding="utf-8-sig", newline="") as file:
             separator = _separator(path, file.read(START))
-        options = {"sep": separator, "encoding": "utf-8-sig", "skipinitialspace": True}
-        read = pandas.read_csv(path, na_values=NO_VALUE, low_memory=False, **options)
-        # pandas renames columns that have one name: a, a becomes a, a.1
-        read.columns = pandas.read_csv(path, header=None, nrows=1, dtype=str, **options).iloc[0]
+        read = _csv(path, separator)
     except ImportError:
         raise missing("a Parquet file", "pyarrow", "tables") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: must be text in UTF-8: {error}") from None
+        raise ValueError(f"{path}: must be text in UTF-8, save it as such: {error}") from None
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
         raise ValueError(f"{path}: can't be read as a table: {error}") from None
-    except OSError:
+    except (OSError, ValueError):
         raise
     except Exception as error:  # pyarrow's errors have many types
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from None
+    if decimal == ",":
+        read = read.apply(lambda column: column.str.replace(COMMA, r"\1.\2", regex=True))
     return _checked(path, read)
+
+
+def _csv(path: str, separator: str) -> Any:
+    """Read a CSV file as text.
+
+    Raises:
+        ValueError: its rows have more fields than there are names.
+    """
+    import pandas
+
+    options = {"sep": separator, "encoding": "utf-8-sig", "skipinitialspace": True, "dtype": str}
+    options["keep_default_na"] = False
+    with warnings.catch_warnings():
+        # Left to itself, pandas would take the first field of longer rows as an index.
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        try:
+            read = pandas.read_csv(path, na_values=NO_VALUE, index_col=False, **options)
+        except pandas.errors.ParserWarning:
+            raise ValueError(f"{path}: has rows with more fields than there are names") from None
+    # pandas renames columns that have one name: a, a becomes a, a.1
+    names = pandas.read_csv(path, header=None, nrows=1, **options).iloc[0, : read.shape[1]]
+    read.columns = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
+    return read.apply(lambda column: column.str.strip())
+
+
+def typed(frame: Any) -> Any:
+    """Return the table with numbers for the columns of text that hold nothing else, or booleans.
+
+    Digits after a leading 0 are a code, such as a postal code, and stay text.
+    """
+    return frame.apply(_typed)
+
+
+def _typed(values: Any) -> Any:
+    import pandas
+
+    if values.dtype.kind in "buifmM" or not _is_text(values):
+        return values
+    known = values.dropna()
+    if not len(known):
+        return values
+    if known.str.lower().isin(["true", "false"]).all():
+        truth = values.str.lower() == "true"
+        return truth if len(known) == len(values) else truth.astype(float).where(values.notna())
+    if known.str.match(CODE).any():
+        return values
+    number = pandas.to_numeric(values, errors="coerce")
+    if number.notna().sum() < len(known):
+        return values
+    if len(known) == len(values) and known.str.match(WHOLE).all():
+        whole = [int(text) for text in known]
+        if max(map(abs, whole)) < 2**63:
+            return pandas.Series(whole, index=values.index, name=values.name, dtype=np.int64)
+    return number.astype(float)
+
+
+def _is_text(values: Any) -> bool:
+    return bool(values.dropna().map(lambda value: isinstance(value, str)).all())
 
 
 def _arrays(path: str) -> dict[str, np.ndarray]:

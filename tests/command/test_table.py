@@ -107,7 +107,37 @@ def test_new_rows_may_lack_values_have_other_levels_and_more_columns(run, files,
     new.drop(columns="city").to_csv(files / "new.csv", index=False)
     status, _, err = run("predict", files / "m.npz", "--data", files / "new.csv")
     assert status == 2
-    assert "lacks the column 'city', an input" in err
+    assert "must have the columns city, too, which are inputs" in err
+
+
+def test_predictions_say_what_was_made_up_and_keep_ids_as_they_are(run, files):
+    train = ["--data", files / "train.csv", "--target", "bought", "--ignore", "price"]
+    assert run("train", *train, *QUICK, "--save", files / "m.npz")[0] == 0
+    (files / "new.csv").write_text("zip;age;city\n01234;40,5;Rome\n00007;a;Wien\n")
+    new = ["--data", files / "new.csv", "--id", "zip", "--decimal", ",", "--out", files / "out.csv"]
+    status, out, _ = run("predict", files / "m.npz", *new)
+    assert status == 0
+    assert (
+        "missing    age 1 of 2: imputed\nnot seen   city 'Wien' in training\n2 predictions" in out
+    )
+    assert [line[0] for line in read_csv(files / "out.csv")] == ["zip", "01234", "00007"]
+
+
+def test_text_among_numbers_is_counted_as_missing(run, files):
+    (files / "t.csv").write_text(
+        "a,b,y\n" + "".join(f"{i % 9},{i if i % 5 else '-'},{i % 2}\n" for i in range(60))
+    )
+    options = ["--target", "y", "--epochs", "1", "--hidden", "4", "--no-check"]
+    _, out, _ = run("train", "--data", files / "t.csv", *options)
+    assert "missing    b 12: imputed" in out
+
+
+def test_the_metric_of_a_search_is_in_the_targets_unit(run, files):
+    options = ["--data", files / "train.csv", "--target", "price", "--hidden", "8", "--epochs", "3"]
+    _, out, _ = run("train", *options, "--search", "2", "--no-check")
+    rmse = re.findall(r"^ +[\d.e-]+ +[\d.e-]+ +\d +[\d.]+ +([\d.e+]+)$", out, re.M)
+    assert len(rmse) == 2
+    assert all(float(value) > 1000 for value in rmse)
 
 
 def test_parquet_and_archives_of_columns_train_alike(run, files, table):
@@ -198,6 +228,7 @@ def test_a_search_starts_with_the_default(run, files):
         (["--data", "train.csv", "--target", "bought", "--held-out", "1"], "--held-out must be a share"),
         (["--search", "3", "--optimizer", "kfac"], "--search needs an --optimizer"),
         (["--search", "3", "--checkpoint", "c"], "--checkpoint must be left out with --search"),
+        (["--search", "3", "--patience", "2"], "--patience must be left out"),
         (["--search", "3", "--diagnose"], "--diagnose must be left out"),
     ],
 )  # fmt: skip
@@ -272,6 +303,45 @@ def test_pictures(run, files):
         assert (files / picture).stat().st_size > 10_000
 
 
+def test_a_search_keeps_what_was_trained_before_all_diverged(run, files):
+    options = ["--data", files / "train.csv", "--target", "price", "--hidden", "4", "--no-check"]
+    options += ["--activation", "identity", "--optimizer", "sgd", "--epochs", "60", "--search", "1"]
+    status, out, err = run("train", *options, "--learning-rate", "1.1", "--save", files / "m.npz")
+    if status == 0:
+        assert "search     1 settings" in out
+        assert run("predict", files / "m.npz", "--data", files / "new.csv")[0] == 0
+    status, out, err = run("train", *options, "--learning-rate", "1e30")
+    assert status == 1
+    assert "the costs of all 1 networks are not finite in epoch 1: try a smaller" in err
+
+
+def test_large_whole_numbers_are_classes_of_their_own(run, files):
+    rows = "".join(f"{i % 7},{2**53 + i % 3}\n" for i in range(60))
+    (files / "t.csv").write_text("x,y\n" + rows)
+    _, out, _ = run(
+        "train", "--data", files / "t.csv", "--target", "y", "--epochs", "1", "--no-check"
+    )
+    assert "y: 3 classes" in out
+
+
+def test_a_target_that_float32_does_not_tell_apart_is_refused(run, files):
+    rows = "".join(f"{i % 7},{1e9 + i % 9 / 8}\n" for i in range(60))
+    (files / "t.csv").write_text("x,y\n" + rows)
+    status, _, err = run("train", "--data", files / "t.csv", "--target", "y", "--epochs", "1")
+    assert status == 2
+    assert "the target 'y' must vary more: its mean is 1e+09" in err
+
+
+def test_labels_that_do_not_fit_cost_only_the_score(run, files, table):
+    train = ["--data", files / "train.csv", "--target", "bought", "--ignore", "price"]
+    assert run("train", *train, *QUICK, "--save", files / "m.npz")[0] == 0
+    table[200:].assign(bought="perhaps").to_csv(files / "new.csv", index=False)
+    status, out, _ = run("predict", files / "m.npz", "--data", files / "new.csv")
+    assert status == 0
+    assert "no score   y holds the label perhaps" in out
+    assert "40 predictions" in out
+
+
 # --- parts --------------------------------------------------------------------------------------
 
 
@@ -304,14 +374,16 @@ def test_a_calibration():
     assert counts.tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize(("m", "share"), [(100, 0.2), (103, 0.25), (7, 0.5), (1000, 0.1)])
+@pytest.mark.parametrize(
+    ("m", "share"), [(100, 0.2), (103, 0.25), (7, 0.5), (1000, 0.1), (25, 0.1), (5, 0.8)]
+)
 def test_the_held_out_rows_have_each_class_in_its_share(m, share):
     labels = np.where(RNG.random(m) < 0.1, "rare", RNG.choice(["a", "b"], m))
     test, train = divided(m, labels, share, 0)
     assert sorted([*test, *train]) == list(range(m))
     assert len(test) == round(m * share)
     for label in np.unique(labels):
-        due = share * (labels == label).sum()
+        due = len(test) / m * (labels == label).sum()
         assert abs((labels[test] == label).sum() - due) <= 1
     other, _ = divided(m, labels, share, 1)
-    assert set(test) != set(other)
+    assert m < 20 or set(test) != set(other)

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import deepprop as dp
-from deepprop.sklearn import MLPClassifier, MLPRegressor, rows
+from deepprop.sklearn import MLPClassifier, MLPRegressor, loop, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X, Y = make_classification(140, 6, n_informative=5, n_redundant=0, n_classes=3, random_state=0)
@@ -360,6 +360,105 @@ def test_privacy_spends_what_it_may():
     assert not np.allclose(coefs(one), coefs(other))
 
 
+def test_an_estimator_that_was_private_no_longer_says_so():
+    privacy = dp.Privacy(max_norm=1.0, delta=1e-5, noise_multiplier=1.0)
+    model = classifier(privacy=privacy, max_iter=1, batch_size=35).fit(X, Y)
+    assert model.epsilon_ > 0
+    assert not hasattr(model.set_params(privacy=None).fit(X, Y), "epsilon_")
+
+
+class Own(MLPClassifier):
+    """A subclass with a parameter of its own, and fewer of ours."""
+
+    def __init__(self, hidden_layer_sizes=(5,), extra=1):
+        super().__init__(hidden_layer_sizes, max_iter=2)
+        self.extra = extra
+
+
+def test_a_subclass_may_have_other_parameters():
+    model = clone(Own(extra=3)).fit(X, Y)
+    assert (model.extra, model.n_iter_, model.get_params()) == (
+        3,
+        2,
+        {"extra": 3, "hidden_layer_sizes": (5,)},
+    )
+
+
+def test_ctrl_c_between_the_chunks_of_an_epoch(monkeypatch):
+    monkeypatch.setattr(rows, "CHUNK", 40 * 6)
+    taken = []
+    take = loop.take_steps
+
+    def interrupted(*args, **kwargs):
+        taken.append(1)
+        if len(taken) == 10:
+            raise KeyboardInterrupt
+        return take(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "take_steps", interrupted)
+    with pytest.warns(UserWarning, match="interrupted by user"):
+        model = classifier(batch_size=20).fit(sparse.csr_array(X), Y)
+    assert model.n_iter_ == 2
+    model.partial_fit(X, Y)
+
+
+def test_partial_fit_takes_the_networks_dtype_and_a_new_solver():
+    model = classifier().fit(X, Y)
+    model.partial_fit(X.astype(np.float32), Y)
+    assert model.coefs_[0].dtype == np.float64
+    model.set_params(solver="sgd").partial_fit(X, Y)
+    model.set_params(solver=optax.adam(0.01)).partial_fit(X, Y)
+    assert not hasattr(classifier(schedule="cosine"), "partial_fit")
+
+
+def test_a_warm_start_may_begin_or_end_to_hold_out():
+    model = classifier(warm_start=True, max_iter=2).fit(X, Y)
+    model.set_params(early_stopping=True).fit(X, Y)
+    assert len(model.validation_scores_) == 2
+    model.set_params(early_stopping=False).fit(X, Y)
+    assert len(model.loss_curve_) == 6
+    model.set_params(solver="lbfgs").fit(X, Y)
+
+
+def test_dropout_differs_from_call_to_call():
+    """Three calls with equal rows and a seed: only the dropped entries can differ."""
+    model = classifier(dropout=0.5, solver=optax.sgd(0.0), hidden_layer_sizes=(64,))
+    model.partial_fit(X, Y, classes=[0, 1, 2])
+    losses = [model.partial_fit(X, Y).loss_ for _ in range(3)]
+    assert len(set(losses)) == 3
+
+
+def test_the_number_of_members_is_that_of_the_fit():
+    model = classifier(n_members=2, compute_dtype="bfloat16").fit(X, Y)
+    expected = model.predict_proba(X)
+    np.testing.assert_array_equal(model.set_params(n_members=1).predict_proba(X), expected)
+
+
+def test_one_weight_for_all_changes_nothing():
+    np.testing.assert_allclose(
+        coefs(classifier().fit(X, Y, sample_weight=2.0)),
+        coefs(classifier(alpha=0.00005).fit(X, Y)),
+        rtol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("weights", [{0: 0.0, 1: 0.0, 2: 0.0}, {0: -1.0}, {0: np.nan}])
+def test_weights_of_classes_are_checked(weights):
+    with pytest.raises(ValueError, match="sample_weight must not"):
+        classifier(class_weight=weights).fit(X, Y)
+
+
+def test_a_validation_set_without_weight_is_refused():
+    with pytest.raises(ValueError, match="must not all be zero in the validation set"):
+        classifier(patience=2, shuffle=False).fit(X, Y, sample_weight=np.eye(140)[0])
+
+
+def test_predictions_do_not_depend_on_a_later_loss():
+    model = regressor().fit(X_NUMBER, Y_NUMBER)
+    expected = model.predict(X_NUMBER)
+    np.testing.assert_array_equal(model.set_params(loss="poisson").predict(X_NUMBER), expected)
+
+
 @pytest.mark.parametrize(("loss", "by"), [("huber(1.5)", "huber"), ("quantile(0.9)", "quantile")])
 def test_further_costs_of_a_regressor(loss, by):
     model = regressor(loss=loss, alpha=0.0, shuffle=False, max_iter=1).fit(X_NUMBER, Y_NUMBER)
@@ -385,7 +484,7 @@ def test_several_outputs_minimise_their_sum():
 
 BAD = [
     ({"hidden_layer_sizes": (8, 0)}, ValueError, "hidden_layer_sizes"),
-    ({"activation": "sine"}, ValueError, "activation must be one of"),
+    ({"activation": "sine"}, ValueError, "activation must be one of logistic, identity"),
     ({"solver": "adamw"}, ValueError, "solver must be 'adam', 'sgd', 'lbfgs', or an optax"),
     ({"solver": dp.in_backward(optax.sgd(0.1))}, ValueError, "solver must not be an in_backward"),
     ({"alpha": -1.0}, ValueError, "alpha must be at least 0, got -1.0"),
@@ -424,7 +523,10 @@ def test_a_bad_parameter_is_named(settings, error, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sample_weight": np.full(140, -1.0)}, "sample_weight must not be negative, got -1.0"),
+        (
+            {"sample_weight": np.full(140, -1.0)},
+            "sample_weight must not be negative, and must be finite, got -1.0",
+        ),
         ({"sample_weight": np.zeros(140)}, "sample_weight must not all be zero"),
         ({"sample_weight": np.ones(3)}, r"sample_weight must have shape \(140,\), got \(3,\)"),
     ],
@@ -432,6 +534,20 @@ def test_a_bad_parameter_is_named(settings, error, message):
 def test_bad_weights_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         classifier().fit(X, Y, **arguments)
+
+
+def test_an_unknown_loss_is_named():
+    with pytest.raises(
+        ValueError, match="loss must be one of 'squared_error', 'poisson', 'absolute"
+    ):
+        regressor(loss="mae").fit(X_NUMBER, Y_NUMBER)
+
+
+def test_fitted_arrays_can_be_changed():
+    model = classifier().fit(X, Y)
+    for array in [*model.coefs_, *model.intercepts_]:
+        array[:] = 0
+    np.testing.assert_allclose(model.predict_proba(X), 1 / 3)
 
 
 def test_counts_are_not_negative():

@@ -91,7 +91,8 @@ def check_same(their, our, X):
             np.testing.assert_allclose(getattr(our, name), expected, err_msg=name, **CLOSE)
     for method in ("predict", "predict_proba", "predict_log_proba"):
         if hasattr(their, method):
-            expected, found = getattr(their, method)(X), getattr(our, method)(X)
+            with np.errstate(divide="ignore"):  # the logarithm of a probability of 0
+                expected, found = getattr(their, method)(X), getattr(our, method)(X)
             assert found.dtype == expected.dtype
             np.testing.assert_allclose(found, expected, **CLOSE)
 
@@ -154,6 +155,17 @@ def test_a_random_state_that_is_shared():
         for _ in range(2):
             quietly(model.fit, X, y)
     check_same(*models, X)
+
+
+@pytest.mark.parametrize("settings", [{}, {"solver": "lbfgs"}])
+def test_confident_mistakes_are_reported_as_they_are_there(settings):
+    """Columns of any size: at first, probabilities are 0 and 1, and many of them wrong."""
+    X = FOUR[0] * [1, 10, 100, 1000, 1, 1]
+    for y in (FOUR[1], FOUR[1] > 1):
+        their, our = both("MLPClassifier", max_iter=4, **settings)
+        quietly(their.fit, X, y)
+        quietly(our.fit, X, y)
+        check_same(their, our, X)
 
 
 def test_single_precision():

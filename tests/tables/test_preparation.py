@@ -142,7 +142,79 @@ def test_bad_choices_are_named(choices, message):
 
 def test_a_missing_column_and_an_infinite_number_are_named():
     preparation = prepared(FRAME)
-    with pytest.raises(ValueError, match="lacks the column 'city', an input; it has age"):
+    with pytest.raises(
+        ValueError, match="must have the columns city, too, which are inputs; it has age"
+    ):
         preparation.encoded(FRAME[["age", "size"]])
-    with pytest.raises(ValueError, match="size must hold finite numbers, got inf in row 1"):
-        preparation.encoded(FRAME.assign(size=np.inf))
+    infinite = FRAME.assign(size=np.where(np.arange(200) == 7, np.inf, 1.0))
+    with pytest.raises(ValueError, match="size must hold finite numbers, got inf in row 8"):
+        preparation.encoded(infinite.sample(frac=1, random_state=0))  # in any order
+
+
+def test_what_had_to_be_made_up_is_said():
+    new = pandas.DataFrame(
+        {"age": ["12 kg", "30", None], "size": 1.0, "city": ["Wien", "Rome", None]}
+    )
+    assert prepared(FRAME).surprises(new) == [
+        ("missing", "age 2, city 1 of 3: imputed"), ("not seen", "city 'Wien' in training")
+    ]  # fmt: skip
+    assert prepared(FRAME).surprises(FRAME.dropna()) == []
+
+
+def test_a_few_words_among_numbers_count_as_missing():
+    ages = [str(age) for age in range(30, 90)]
+    ages[3] = "unknown"
+    frame = pandas.DataFrame({"age": ages, "y": 1})
+    assert kinds_of(frame, "y").of == {"age": "number"}
+    assert prepared(frame).encoded(frame)[3].tolist() == [
+        np.median(np.delete(np.arange(30, 90), 3)),
+        1,
+    ]
+
+
+@pytest.mark.parametrize("form", ["{} kg", "${},234.50", "{},5", "{}%", "EUR {}", "-{},0"])
+def test_numbers_that_are_written_with_more_are_refused(form):
+    frame = pandas.DataFrame({"weight": [form.format(i) for i in range(40)], "y": 1})
+    if form.startswith("EUR"):  # could as well be a code
+        assert kinds_of(frame, "y").of == {"weight": "category"}
+        return
+    with pytest.raises(ValueError, match=r"'weight' holds text such as '.*0.*: make plain numbers"):
+        kinds_of(frame, "y")
+    assert kinds_of(frame, "y", categories=["weight"]).of == {"weight": "category"}
+
+
+def test_short_levels_with_digits_are_categories():
+    frame = pandas.DataFrame({"class": ["1st", "2nd", "3rd"] * 20, "y": 1})
+    assert kinds_of(frame, "y").of == {"class": "category"}
+
+
+def test_a_column_that_numbers_the_rows_is_left_out():
+    frame = FRAME.assign(row=range(100, 300))
+    assert kinds_of(frame, "y").left_out == {"row": "it numbers the rows"}
+    assert "row" in kinds_of(frame, "y", numbers=["row"]).of
+
+
+def test_a_column_of_numbers_without_any_is_refused():
+    with pytest.raises(ValueError, match="'city' must hold a number in a training row"):
+        prepared(FRAME, numbers=["city"])
+
+
+def test_names_with_commas_are_quoted():
+    frame = pandas.DataFrame({"age, years": [1, 2], "y": 1})
+    with pytest.raises(ValueError, match='which has "age, years", y'):
+        kinds_of(frame, "y", ignore=["age"])
+
+
+def test_values_of_parquet():
+    frame = pandas.DataFrame({
+        "n": pandas.array([1.5, None, 2.0], "Float64"), "b": pandas.array([True, None, False], "boolean"),
+        "c": pandas.Categorical(["x", None, "y"]), "y": 1,
+    })  # fmt: skip
+    x = prepared(frame, categories=["n"]).encoded(frame)
+    assert x.tolist() == [
+        [1, 0, 0, 1, 0, 1, 0, 0],
+        [0, 0, 1, 0.5, 1, 0, 0, 1],
+        [0, 1, 0, 0, 0, 0, 1, 0],
+    ]
+    with pytest.raises(ValueError, match="'l' must hold numbers or text, got list"):
+        kinds_of(pandas.DataFrame({"l": [[1], [2]], "y": 1}), "y")

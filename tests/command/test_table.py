@@ -132,6 +132,7 @@ def test_text_among_numbers_is_counted_as_missing(run, files):
     assert "missing    b 12: imputed" in out
 
 
+@pytest.mark.thorough
 def test_the_metric_of_a_search_is_in_the_targets_unit(run, files):
     options = ["--data", files / "train.csv", "--target", "price", "--hidden", "8", "--epochs", "3"]
     _, out, _ = run("train", *options, "--search", "2", "--no-check")
@@ -140,6 +141,7 @@ def test_the_metric_of_a_search_is_in_the_targets_unit(run, files):
     assert all(float(value) > 1000 for value in rmse)
 
 
+@pytest.mark.thorough
 def test_parquet_and_archives_of_columns_train_alike(run, files, table):
     table[:200].drop(columns="id").to_csv(files / "t.csv", index=False)
     table[:200].drop(columns="id").to_parquet(files / "t.parquet")
@@ -160,6 +162,7 @@ def test_parquet_and_archives_of_columns_train_alike(run, files, table):
     assert "numbers    age, price" in out
 
 
+@pytest.mark.thorough
 def test_whole_numbers_of_many_values_are_numbers(run, files):
     frame = pandas.DataFrame({"x": RNG.normal(size=100), "few": np.arange(100) % 5})
     frame["many"], frame["lacks"] = np.arange(100) % 40, [None, *range(99)]
@@ -198,6 +201,7 @@ def test_a_search_reports_its_settings_and_keeps_the_best(run, files):
     assert run("predict", files / "m.npz", "--data", files / "new.csv")[0] == 0
 
 
+@pytest.mark.thorough
 def test_a_search_starts_with_the_default(run, files):
     options = [
         "--data",
@@ -241,6 +245,7 @@ def test_bad_options_are_named(run, files, monkeypatch, options, message):
     assert err.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_a_model_and_its_data_must_be_of_one_kind(run, files):
     table = ["--data", files / "train.csv", "--target", "bought"]
     assert (
@@ -270,6 +275,7 @@ def test_a_model_and_its_data_must_be_of_one_kind(run, files):
     )
 
 
+@pytest.mark.thorough
 def test_a_damaged_preparation_is_named(run, files):
     table = ["--data", files / "train.csv", "--target", "bought"]
     assert (
@@ -295,6 +301,7 @@ def test_a_damaged_preparation_is_named(run, files):
     assert "t.npz: the preparation of its table is damaged" in err
 
 
+@pytest.mark.thorough
 def test_pictures(run, files):
     options = ["--hidden", "4", "--epochs", "2", "--no-check", "--plot"]
     for target, picture in (("bought", "a.png"), ("price", "b.pdf")):
@@ -315,6 +322,7 @@ def test_a_search_keeps_what_was_trained_before_all_diverged(run, files):
     assert "the costs of all 1 networks are not finite in epoch 1: try a smaller" in err
 
 
+@pytest.mark.thorough
 def test_large_whole_numbers_are_classes_of_their_own(run, files):
     rows = "".join(f"{i % 7},{2**53 + i % 3}\n" for i in range(60))
     (files / "t.csv").write_text("x,y\n" + rows)
@@ -332,6 +340,7 @@ def test_a_target_that_float32_does_not_tell_apart_is_refused(run, files):
     assert "the target 'y' must vary more: its mean is 1e+09" in err
 
 
+@pytest.mark.thorough
 def test_labels_that_do_not_fit_cost_only_the_score(run, files, table):
     train = ["--data", files / "train.csv", "--target", "bought", "--ignore", "price"]
     assert run("train", *train, *QUICK, "--save", files / "m.npz")[0] == 0

@@ -62,6 +62,7 @@ def test_the_folds_of_a_cross_validation_run_one_program(compiled):
     assert compiled() == 1
 
 
+@pytest.mark.thorough
 def test_settings_that_are_numbers_share_a_program(compiled):
     grid = {"alpha": [0.0, 1.0], "learning_rate_init": [0.01, 0.1], "beta_1": [0.5, 0.9]}
     search = GridSearchCV(classifier(hidden_layer_sizes=(10,), max_iter=2), grid, cv=2).fit(X, Y)
@@ -101,6 +102,7 @@ def test_params_are_the_networks_layers():
     assert [layer.W.shape for layer in model.params_] == [(8, 6), (3, 8)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "solver", ["adam", "lbfgs", optax.sgd(0.1)], ids=["adam", "lbfgs", "optax"]
 )
@@ -116,6 +118,7 @@ def test_a_pickle_predicts_and_goes_on(solver):
         np.testing.assert_array_equal(coefs(copy), coefs(model))
 
 
+@pytest.mark.thorough
 def test_threads():
     expected = coefs(classifier().fit(X, Y))
     found = [None] * 4
@@ -162,6 +165,7 @@ def test_global_settings_are_left_alone():
 # --- sparse rows ----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 def test_sparse_rows_are_made_dense_chunk_by_chunk(solver, monkeypatch):
     settings = {"solver": solver, "batch_size": 20} if solver == "adam" else {"solver": solver}
@@ -219,6 +223,7 @@ def test_members_are_networks_of_their_own():
     np.testing.assert_allclose(model.loss_, np.mean([single.loss_ for single in alone]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings", [{}, {"solver": "lbfgs"}, {"early_stopping": True}, {"patience": 2}]
 )
@@ -247,12 +252,14 @@ def test_an_optax_transformation_takes_its_own_steps():
     np.testing.assert_allclose(coefs(model.fit(X, Y)), coefs(expected.fit(X, Y)), rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_members", [1, 2])
 def test_kfac_trains_an_estimator(n_members):
     model = classifier(solver=dp.kfac(), n_members=n_members).fit(X, Y)
     assert model.loss_ < classifier().fit(X, Y).loss_
 
 
+@pytest.mark.thorough
 def test_dropout_normalisation_and_residual_layers_are_the_networks():
     model = classifier(
         hidden_layer_sizes=(8, 8, 8),
@@ -283,6 +290,7 @@ def test_bfloat16_products():
     assert {str(layer.compute_dtype) for layer in several.params_} == {"bfloat16"}
 
 
+@pytest.mark.thorough
 def test_a_schedule_multiplies_the_rate_of_each_step():
     steps = []
     constant = classifier(batch_size=70, schedule=lambda step: steps.append(step) or 1.0).fit(X, Y)
@@ -348,6 +356,7 @@ def test_ctrl_c_keeps_what_is_trained():
     np.testing.assert_array_equal(coefs(model), coefs(classifier(max_iter=2).fit(X, Y)))
 
 
+@pytest.mark.thorough
 def test_privacy_spends_what_it_may():
     privacy = dp.Privacy(max_norm=1.0, delta=1e-5, epsilon=4.0)
     model = classifier(privacy=privacy, batch_size=35).fit(X, Y)
@@ -360,6 +369,7 @@ def test_privacy_spends_what_it_may():
     assert not np.allclose(coefs(one), coefs(other))
 
 
+@pytest.mark.thorough
 def test_an_estimator_that_was_private_no_longer_says_so():
     privacy = dp.Privacy(max_norm=1.0, delta=1e-5, noise_multiplier=1.0)
     model = classifier(privacy=privacy, max_iter=1, batch_size=35).fit(X, Y)
@@ -411,6 +421,7 @@ def test_partial_fit_takes_the_networks_dtype_and_a_new_solver():
     assert not hasattr(classifier(schedule="cosine"), "partial_fit")
 
 
+@pytest.mark.thorough
 def test_a_warm_start_may_begin_or_end_to_hold_out():
     model = classifier(warm_start=True, max_iter=2).fit(X, Y)
     model.set_params(early_stopping=True).fit(X, Y)
@@ -459,6 +470,7 @@ def test_predictions_do_not_depend_on_a_later_loss():
     np.testing.assert_array_equal(model.set_params(loss="poisson").predict(X_NUMBER), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("loss", "by"), [("huber(1.5)", "huber"), ("quantile(0.9)", "quantile")])
 def test_further_costs_of_a_regressor(loss, by):
     model = regressor(loss=loss, alpha=0.0, shuffle=False, max_iter=1).fit(X_NUMBER, Y_NUMBER)
@@ -571,6 +583,7 @@ def test_what_is_missing_is_named(monkeypatch):
         import deepprop.sklearn  # noqa: F401
 
 
+@pytest.mark.thorough
 def test_digits_as_a_user_would():
     D, labels = load_digits(return_X_y=True)
     scores = []

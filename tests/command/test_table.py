@@ -178,6 +178,39 @@ def test_whole_numbers_of_many_values_are_numbers(run, files):
         assert text in out
 
 
+def test_the_preparation_is_of_the_training_rows_alone(run, files, table):
+    train = ["--data", files / "train.csv", "--target", "bought", "--ignore", "price"]
+    options = ["--epochs", "1", "--hidden", "4", "--no-check", "--seed", "5"]
+    assert run("train", *train, *options, "--save", files / "m.npz")[0] == 0
+    _, rows = divided(200, table["bought"][:200].to_numpy(), 0.2, 5)
+    age = table["age"][:200].iloc[rows]
+    extra = dp.load_extra(files / "m.npz")
+    assert extra["table_fill"][0] == age.median() != table["age"][:200].median()
+    np.testing.assert_allclose(extra["shift"][0], age.fillna(age.median()).mean())
+
+
+def test_a_search_takes_the_best_epoch(run, files):
+    options = [
+        "--data",
+        files / "train.csv",
+        "--target",
+        "bought",
+        "--hidden",
+        "32",
+        "--epochs",
+        "10",
+    ]
+    _, out, _ = run("train", *options, "--search", "1", "--learning-rate", "0.3", "--no-check")
+    costs = {
+        int(epoch): float(cost)
+        for epoch, cost in re.findall(r"^ +(\d+) +[\d.]+ +([\d.]+)$", out, re.M)
+    }
+    epoch, cost = re.search(r"^ +0\.3 +0\.0001 +(\d+) +([\d.]+)", out, re.M).groups()
+    assert len(costs) == 10
+    assert min(costs, key=costs.get) == int(epoch) < 10
+    assert costs[int(epoch)] == float(cost)
+
+
 def test_a_search_reports_its_settings_and_keeps_the_best(run, files):
     options = [
         "--data",

@@ -439,6 +439,41 @@ def test_dropout_differs_from_call_to_call():
     assert len(set(losses)) == 3
 
 
+def test_dropout_differs_from_step_to_step():
+    """The second step sees the rows of the first: with equal masks, both would cost the same."""
+    settings = {
+        "dropout": 0.5,
+        "solver": optax.sgd(0.0),
+        "alpha": 0.0,
+        "shuffle": False,
+        "max_iter": 1,
+    }
+    settings |= {"hidden_layer_sizes": (64,), "batch_size": 70}
+    one = classifier(**settings).fit(X[:70], Y[:70])
+    two = classifier(**settings).fit(np.tile(X[:70], (2, 1)), np.tile(Y[:70], 2))
+    assert abs(one.loss_ - two.loss_) > 1e-6
+
+
+def test_residual_layers_start_with_W_over_their_number():
+    """A[l] = A[l-1] + g(Z[l]): R such layers are as large together as one, as in init_params."""
+    still = {"hidden_layer_sizes": (8, 8, 8), "solver": optax.sgd(0.0), "max_iter": 1}
+    plain = classifier(**still).fit(X, Y)
+    residual = classifier(**still, residual=True).fit(X, Y)
+    for l, factor in enumerate([1, 2, 2, 1]):
+        np.testing.assert_allclose(residual.coefs_[l] * factor, plain.coefs_[l], rtol=1e-12)
+
+
+@pytest.mark.thorough
+def test_the_penalty_of_private_training():
+    """With gradients clipped to nothing, a step of rate r multiplies W by 1 - r alpha / batch."""
+    privacy = dp.Privacy(max_norm=1e-9, delta=1e-5, noise_multiplier=1.0)
+    settings = {"batch_size": 35, "alpha": 7.0, "max_iter": 3, "random_state": 0}
+    model = classifier(**settings, privacy=privacy, solver=optax.sgd(0.1)).fit(X, Y)
+    start = classifier(**settings, solver=optax.sgd(0.0)).fit(X, Y)
+    for W, W_start in zip(model.coefs_, start.coefs_, strict=True):
+        np.testing.assert_allclose(W, W_start * (1 - 0.1 * 7 / 35) ** 12, rtol=1e-4, atol=1e-6)
+
+
 def test_the_number_of_members_is_that_of_the_fit():
     model = classifier(n_members=2, compute_dtype="bfloat16").fit(X, Y)
     expected = model.predict_proba(X)

@@ -188,6 +188,11 @@ def test_short_levels_with_digits_are_categories():
     assert kinds_of(frame, "y").of == {"class": "category"}
 
 
+def test_many_levels_that_occur_often_are_categories():
+    frame = pandas.DataFrame({"town": [f"t{i % 150}" for i in range(600)], "y": 1})
+    assert kinds_of(frame, "y").of == {"town": "category"}
+
+
 def test_a_column_that_numbers_the_rows_is_left_out():
     frame = FRAME.assign(row=range(100, 300))
     assert kinds_of(frame, "y").left_out == {"row": "it numbers the rows"}

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from argparse import Namespace
 
 import numpy as np
 import pandas
@@ -11,7 +12,7 @@ from sklearn import metrics
 import deepprop as dp
 from deepprop.command.pictures import calibration
 from deepprop.command.scores import class_scores, confusion, number_scores
-from deepprop.command.table_data import divided
+from deepprop.command.table_data import divided, load_table
 
 pytestmark = pytest.mark.usefixtures("optax_types")
 QUICK = ["--hidden", "16", "--epochs", "40", "--learning-rate", "0.02", "--no-check"]
@@ -187,6 +188,17 @@ def test_the_preparation_is_of_the_training_rows_alone(run, files, table):
     extra = dp.load_extra(files / "m.npz")
     assert extra["table_fill"][0] == age.median() != table["age"][:200].median()
     np.testing.assert_allclose(extra["shift"][0], age.fillna(age.median()).mean())
+
+
+def test_the_unit_of_a_target_is_of_the_training_rows_alone(files, table):
+    args = Namespace(
+        data=str(files / "train.csv"), target="price", categories=[], numbers=[], ignore=["bought"],
+        held_out=0.2, seed=5, decimal=".",
+    )  # fmt: skip
+    unit = load_table(args, None).unit
+    _, rows = divided(200, None, 0.2, 5)
+    price = table["price"].to_numpy()[rows]
+    np.testing.assert_allclose([unit.shift[0], unit.scale[0]], [price.mean(), price.std()])
 
 
 def test_a_search_takes_the_best_epoch(run, files):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,8 +94,10 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
 
     def _weights(self, s: SimpleNamespace, given: Any, Y: np.ndarray) -> Any:
         """Return the weights of the examples, or None if all are alike."""
-        if given is None or np.ndim(given) == 0:
-            return None if given is None else np.full(len(Y), given, Y.dtype)
+        if given is None:
+            return None
+        if isinstance(given, Real):
+            return np.full(len(Y), given, Y.dtype)
         return check_array(given, ensure_2d=False, dtype=Y.dtype, input_name="sample_weight")
 
     def _begin(self, s: SimpleNamespace, sizes: list[int], dtype: Any) -> None:

@@ -123,10 +123,11 @@ for autodiff in kept:
         continue
     sys.exit(f"{autodiff} still works")
 
-import tempfile, numpy as np, optax, deepprop as dp
+import tempfile, warnings, numpy as np, optax, deepprop as dp
 from deepprop.activations import ACTIVATIONS
 from deepprop.command.cli import main
 from deepprop.costs import COSTS, OF_SOFTMAX, OUTPUTS
+from deepprop.sklearn import MLPClassifier
 
 key = jax.random.key(0)
 X, Y = np.ones((4, 3), np.float32), np.eye(3, dtype=np.float32)
@@ -157,13 +158,19 @@ dp.fit(dp.stack(deep, "sqrt"), dp.in_backward(optimizer), X, Y, epochs=1, batch_
 dp.memory_plan(deep, 3, optimizer)
 mesh = dp.mesh(data=1)
 dp.data_parallel(mesh)(dp.forward(dp.place(deep, mesh), X)[1], Y)
+warnings.simplefilter("ignore")
+for solver in ("adam", "sgd", "lbfgs", dp.kfac()):
+    MLPClassifier((5,), solver=solver, max_iter=2).fit(X.T, [0, 1, 2, 0]).predict(X.T)
 with tempfile.TemporaryDirectory() as folder:
     file = f"{folder}/model.npz"
+    table = f"{folder}/table.csv"
+    open(table, "w").write("a,b,y\\n" + "".join(f"{i},x{i % 2},{i % 3}\\n" for i in range(30)))
     sys.exit(
         main(["train", "--epochs", "1", "--hidden", "8", "--save", file])
         or main(["predict", file])
         or main(["export", file, "--out", f"{folder}/model.jax"])
         or main(["check", file, "--examples", "2"])
+        or main(["train", "--data", table, "--target", "y", "--epochs", "1", "--search", "2"])
     )
 """
 

@@ -160,7 +160,7 @@ mesh = dp.mesh(data=1)
 dp.data_parallel(mesh)(dp.forward(dp.place(deep, mesh), X)[1], Y)
 warnings.simplefilter("ignore")
 for solver in ("adam", "sgd", "lbfgs", dp.kfac()):
-    MLPClassifier((5,), solver=solver, max_iter=2).fit(X.T, [0, 1, 2, 0]).predict(X.T)
+    MLPClassifier((5,), solver=solver, max_iter=2).fit(X.T, [0, 1, 2]).predict(X.T)
 with tempfile.TemporaryDirectory() as folder:
     file = f"{folder}/model.npz"
     table = f"{folder}/table.csv"

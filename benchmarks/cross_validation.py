@@ -4,8 +4,8 @@
 
 Digits, breast cancer and wine of scikit-learn, standardised; one hidden layer of 64, Adam, 100
 epochs in batches of up to 200, scikit-learn's rule for when to stop where it is in the estimator.
-Each script starts a Python of its own: what is compiled is compiled anew. One time is that of the
-whole script, one without its imports.
+Each script runs in a new Python process, so nothing is compiled in advance. Times are given with
+and without imports.
 
 With --large: the two estimators on 60,000 rows of 784 numbers, drawn at random, with ten classes by
 a random linear map; 20 epochs.

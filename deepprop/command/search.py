@@ -55,9 +55,8 @@ def search(
         better = cost < best["cost"]
         before = now if best["params"] is None else best["params"]
         best["params"] = _chosen(better, now, before)
-        best["cost"], best["epoch"] = np.where(
-            better, (cost, np.full(K, epoch)), (best["cost"], best["epoch"])
-        )
+        best["cost"] = np.where(better, cost, best["cost"])
+        best["epoch"] = np.where(better, epoch, best["epoch"])
         show(epoch, f"{epoch:5} {_least(row['cost']):10.4f} {_least(cost):16.4f}")
 
     validation = dp.Validation(held_out.X, held_out.Y, weights[1], {metric: measure})
@@ -141,7 +140,7 @@ def _print_table(
         f"{'learning rate':>16} {'weight decay' * decay:>14} {'epoch':>6} {'cost':>10} {metric:>10}"
     )
     for k in order[:SHOWN].tolist():
-        epoch = int(best["epoch"][k])
+        epoch = best["epoch"][k]
         cost = best["cost"][k]
         score = format_score(metric, history[f"val_{metric}"][epoch - 1, k]) if epoch else "-"
         of_decay = f"{float(sweep['weight_decay'][k]):.2g}" if decay else ""

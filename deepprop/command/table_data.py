@@ -101,7 +101,7 @@ def table_examples(
     ids = np.arange(1, len(frame) + 1) if row_id is None else frame[row_id].fillna("").to_numpy()
     y = frame[preparation.target] if preparation.target in frame.columns else None
     if y is not None and y.isna().any():
-        y = None  # no score, as it is not known for all rows
+        y = None  # some rows have no target, so there is no score
     x = preparation.encoded(frame)
     target = None if y is None else _target(typed(y.to_frame())[y.name], dropped=False)
     return x, target, ids, preparation.surprises(frame)

@@ -113,6 +113,11 @@ def outputs(params: Params, X: Array) -> Array:
     return jax.vmap(of_one)(params) if params[-1].W.ndim == 3 else of_one(params)
 
 
+def mean_of(A: np.ndarray) -> np.ndarray:
+    """Return the mean over the members of an ensemble, (m, n_L); A[L] of a single network."""
+    return A if A.ndim == 2 else A.mean(0)
+
+
 @jax.jit
 def total_loss(params: Params, chunk: Chunk) -> tuple[Array, Array]:
     """Return sum_i w_i L(i) and sum_i w_i of a chunk; the first is (K,) with several networks."""

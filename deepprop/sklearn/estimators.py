@@ -16,13 +16,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from deepprop.activations import Activation
 from deepprop.costs import COSTS
+from deepprop.sklearn.epoch import mean_of
 from deepprop.sklearn.perceptron import Perceptron
 from deepprop.sklearn.settings import STOCHASTIC, is_stochastic
 from deepprop.training.loop import Callback
 from deepprop.training.private import Privacy
 
 FLOATS = (np.float64, np.float32)
-LOSSES = {"squared_error": "identity", "poisson": "exp"}  # scikit-learn's, and deepprop's outputs
+LOSSES = ("squared_error", "poisson")  # scikit-learn's; deepprop's costs are known, too
 
 
 def _takes_steps(estimator: Any) -> bool:
@@ -200,7 +201,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
             X: (m, n_0).
         """
         check_is_fitted(self)
-        found: np.ndarray = self._decoded(self._mean(X))
+        found: np.ndarray = self._decoded(mean_of(self._members(X, return_std=False)))
         return found
 
     def predict_proba(self, X: Any, *, return_std: bool = False) -> Any:
@@ -213,10 +214,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
         """
         check_is_fitted(self)
         A = self._members(X, return_std)
-        mean = A if A.ndim == 2 else A.mean(0)
-        if not return_std:
-            return self._of_classes(mean)
-        return self._of_classes(mean), np.broadcast_to(A.std(0), self._of_classes(mean).shape)
+        mean = self._of_classes(mean_of(A))
+        return (mean, np.broadcast_to(A.std(0), mean.shape)) if return_std else mean
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of `predict_proba`, (m, classes).
@@ -282,8 +281,8 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
     def _strata(self, Y: np.ndarray, share: float) -> Any:
         """Return the class of each example, by which to divide them; None for several labels.
 
-        With more than two classes, one that is too rare to be divided is no error: scikit-learn
-        does not divide those by class at all.
+        With more than two classes, a class that is too rare to be stratified is not an error:
+        scikit-learn does not stratify them at all.
         """
         if self.out_activation_ == "logistic":
             return Y.astype(bool) if Y.shape[1] == 1 else None
@@ -389,7 +388,7 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         """
         check_is_fitted(self)
         A = self._members(X, return_std)
-        mean = self._decoded(A if A.ndim == 2 else A.mean(0))
+        mean = self._decoded(mean_of(A))
         return (mean, self._decoded(A.std(0))) if return_std else mean
 
     def _validated(self, X: Any, y: Any, once: bool, *, reset: bool) -> tuple[Any, np.ndarray]:
@@ -409,8 +408,10 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
         Raises:
             ValueError: `loss` is not known.
         """
-        if self.out_activation_ == "exp" or self.loss in LOSSES:
-            return "exp" if self.out_activation_ == "exp" else "identity"
+        if self.out_activation_ == "exp":
+            return "exp"
+        if self.loss in LOSSES:
+            return "identity"
         name = str(self.loss).partition("(")[0]
         if name not in COSTS:
             known = ", ".join(map(repr, [*LOSSES, *(cost for cost in COSTS if cost not in LOSSES)]))
@@ -426,4 +427,4 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
     _metric = staticmethod(r2_score)
 
     def _strata(self, Y: np.ndarray, share: float) -> None:
-        """Return None: there are no classes."""
+        """Return None, as there are no classes to stratify by."""

@@ -5,7 +5,6 @@ differentiates the cost itself, and its backtracking search does not satisfy the
 """
 
 import warnings
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from deepprop.layers import Params
 from deepprop.sklearn.epoch import packed, total_and_gradient, unpacked
-from deepprop.sklearn.rows import Batch, Examples, feed, rounded
+from deepprop.sklearn.rows import Examples, at_once
+from deepprop.sklearn.settings import averaged
 
 
 def minimise(estimator: Any, s: Any, examples: Examples, params: Params) -> Params:
@@ -27,8 +27,7 @@ def minimise(estimator: Any, s: Any, examples: Examples, params: Params) -> Para
         examples: all of them.
         params: the layers to start with.
     """
-    m = len(examples.Y)
-    chunks = partial(feed(examples, examples.Y.dtype, Batch(m, rounded(m))), np.arange(m))
+    chunks = at_once(examples, examples.Y.dtype)
     if s.n_members == 1:
         params, estimator.n_iter_, estimator.loss_ = _minimised(estimator, s, chunks, params)
         return params
@@ -46,7 +45,6 @@ def _minimised(estimator: Any, s: Any, chunks: Any, params: Params) -> tuple[Par
     """Return the minimiser for one network, the iterations, and the cost that is reported."""
     flat = np.asarray(packed(params), np.float64)
     dtype, shrinks = params[0].W.dtype, _shrinks(params)
-    outputs = estimator.n_outputs_ if getattr(s, "loss", None) == "squared_error" else 1
     penalty: Any = 0.0
 
     def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -74,7 +72,7 @@ def _minimised(estimator: Any, s: Any, chunks: Any, params: Params) -> tuple[Par
             stacklevel=5,
         )
     J, _ = cost(found.x)
-    loss = (J - penalty) / outputs + penalty
+    loss = (J - penalty) / averaged(estimator, s) + penalty
     return jax.device_get(_layers(found.x.astype(dtype), params)), found.nit, float(loss)
 
 

@@ -14,10 +14,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from deepprop.layers import Params
-from deepprop.sklearn.epoch import no_sums, take_steps, total_loss
-from deepprop.sklearn.rows import Batch, Examples, batch_of, feed, rounded
-from deepprop.sklearn.settings import factors
-from deepprop.sklearn.solvers import first_state
+from deepprop.sklearn.epoch import mean_of, no_sums, take_steps, total_loss
+from deepprop.sklearn.rows import Batch, Examples, at_once, batch_of, feed, rounded
+from deepprop.sklearn.settings import averaged, factors
+from deepprop.sklearn.solvers import first_state, numbers_of, solver_of
 
 GENERATOR = "rbg"  # for dropout: on a CPU it takes half as long as Threefry
 SLOWEST = 1e-6  # "adaptive" stops at that rate
@@ -49,7 +49,7 @@ def train(estimator: Any, s: Any, examples: Examples, params: Params, *, once: b
     scored = None if held_out is None else _Scored(estimator, s, held_out, dtype)
     estimator._begin_progress(s)
     if not once or estimator._state is None or estimator._solver != _name(s):
-        estimator._state, estimator._rate = first_state(_solver(s), params), s.learning_rate_init
+        estimator._state, estimator._rate = first_state(solver_of(s), params), s.learning_rate_init
         estimator._solver = _name(s)
 
     estimator.n_iter_, best, stopped, order = 0, params, False, np.arange(m)
@@ -73,10 +73,6 @@ def train(estimator: Any, s: Any, examples: Examples, params: Params, *, once: b
         warnings.warn("Training interrupted by user.", stacklevel=4)
     estimator._state = jax.device_get(estimator._state)
     return params if held_out is None else best
-
-
-def _solver(s: Any) -> Any:
-    return "nesterov" if s.solver == "sgd" and s.nesterovs_momentum else s.solver
 
 
 def _name(s: Any) -> str:
@@ -121,17 +117,15 @@ def _epoch(
     m = len(order)
     steps = -(-m // batch.size)
     factor = factors(s.schedule, estimator.n_iter_ * steps, steps, s.max_iter * steps)
-    names = ("alpha", "beta_1", "beta_2", "epsilon", "momentum")
-    numbers = {name: float(getattr(s, name)) for name in names}
     sums, state = no_sums(params), estimator._state
     for i, chunk in enumerate(chunks(order)):
         rates = estimator._rate * factor if isinstance(factor, float) else _part(
-            estimator._rate * np.array(factor), i, int(chunk.m), batch, len(chunk.X)
+            estimator._rate * np.array(factor), i, batch, len(chunk.X)
         )  # fmt: skip
         key_i = None if key is None else _folded(key, estimator.t_ % 2**31, i)
         params, state, sums = take_steps(
-            params, state, sums, chunk, np.int32(batch.size), rates, numbers, key_i,
-            solver=_solver(s), width=batch.width, several=s.n_members > 1,
+            params, state, sums, chunk, np.int32(batch.size), rates, numbers_of(s), key_i,
+            solver=solver_of(s), width=batch.width, several=s.n_members > 1,
         )  # fmt: skip
         estimator._state = state  # the former was donated, and Ctrl-C may come before the next
     estimator.loss_ = _loss(estimator, s, jax.device_get(sums))
@@ -143,7 +137,7 @@ def _epoch(
     return params
 
 
-def _part(rates: np.ndarray, i: int, m: int, batch: Batch, M: int) -> np.ndarray:
+def _part(rates: np.ndarray, i: int, batch: Batch, M: int) -> np.ndarray:
     """Return the rates of a chunk's steps, in an array of one length for all chunks."""
     steps = -(-M // batch.size)
     of_chunk = rates[i * steps :][:steps]
@@ -162,9 +156,7 @@ def _folded(key: Any, seen: int, chunk: int) -> Any:
 def _loss(estimator: Any, s: Any, sums: np.ndarray) -> np.float64:
     """Return the epoch's mean cost with its penalty; of several networks, their mean."""
     cost, penalty, count = sums if sums.ndim == 1 else sums.mean(0)
-    # scikit-learn reports the mean over outputs of squared errors, and follows the sum's gradient.
-    outputs = estimator.n_outputs_ if getattr(s, "loss", None) == "squared_error" else 1
-    return np.float64((cost / outputs + penalty) / count)
+    return np.float64((cost / averaged(estimator, s) + penalty) / count)
 
 
 class _Scored:
@@ -172,12 +164,10 @@ class _Scored:
 
     def __init__(self, estimator: Any, s: Any, examples: Examples, dtype: Any) -> None:
         self._estimator, self._examples, self._by_cost = estimator, examples, s.patience is not None
-        m = len(examples.Y)
         if examples.weights is not None and not examples.weights.any():
             raise ValueError("sample_weight must not all be zero in the validation set")
         if self._by_cost:
-            chunks = feed(examples, dtype, Batch(m, rounded(m)))
-            self._chunks = partial(chunks, np.arange(m))
+            self._chunks = at_once(examples, dtype)
         else:
             self._target = estimator._decoded(examples.Y)
 
@@ -186,7 +176,7 @@ class _Scored:
             pairs = [jax.device_get(total_loss(params, chunk)) for chunk in self._chunks()]
             total, w = (sum(parts) for parts in zip(*pairs, strict=True))
             return -float(np.mean(total) / w)
-        A = self._estimator._mean_outputs(params, self._examples.X)
+        A = mean_of(self._estimator._outputs_of(params, self._examples.X))
         if not np.isfinite(A).all():
             return float("nan")
         found, w = self._estimator._decoded(A), self._examples.weights

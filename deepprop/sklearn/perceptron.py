@@ -184,12 +184,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         with precision(self.coefs_[0].dtype):
             return self._outputs_of(self._layers(checked(self._settings())), X)
 
-    def _mean(self, X: Any) -> np.ndarray:
-        """Return A[L] of each row of X, (m, n_L), the mean of the members."""
-        A = self._members(X, False)
-        return A if A.ndim == 2 else A.mean(0)
-
     def _outputs_of(self, params: Params, X: Any) -> np.ndarray:
+        """Return A[L] of each row of X, in parts of at most about `CHUNK` numbers."""
         m, n_0 = X.shape
         dtype = np.dtype(params[0].W.dtype)
         step = max(1024, CHUNK // n_0)
@@ -202,11 +198,6 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
             A = np.asarray(outputs(params, entered))
             parts.append(A[..., : rows.shape[0], :])
         return np.concatenate(parts, axis=-2)
-
-    def _mean_outputs(self, params: Params, X: Any) -> np.ndarray:
-        """Return the members' mean of A[L], (m, n_L)."""
-        A = self._outputs_of(params, X)
-        return A if A.ndim == 2 else A.mean(0)
 
     def __sklearn_tags__(self) -> Any:
         """Say what the estimator takes, as scikit-learn asks for it."""

@@ -12,7 +12,7 @@ from scipy import sparse
 from deepprop.layers import Params
 from deepprop.optimizers.masks import weight_mask
 from deepprop.sklearn.rows import Examples, batch_of
-from deepprop.sklearn.solvers import transformation
+from deepprop.sklearn.solvers import numbers_of, solver_of, transformation
 from deepprop.training.fitting import fit
 
 
@@ -33,12 +33,9 @@ def train_privately(estimator: Any, s: Any, examples: Examples, params: Params) 
     if sparse.issparse(examples.X):
         raise TypeError("X must be dense with privacy, got a sparse array: pass .toarray()")
     size = batch_of(s.batch_size, len(examples.Y)).size
-    names = ("beta_1", "beta_2", "epsilon", "momentum")
-    numbers = {name: float(getattr(s, name)) for name in names}
-    solver = "nesterov" if s.solver == "sgd" and s.nesterovs_momentum else s.solver
     optimizer = optax.chain(
         optax.add_decayed_weights(s.alpha / size, mask=weight_mask),
-        transformation(solver, s.learning_rate_init, numbers),
+        transformation(solver_of(s), s.learning_rate_init, numbers_of(s)),
     )
     fitted = fit(
         jax.tree.map(jnp.asarray, params), optimizer, examples.X.T, examples.Y.T,

@@ -115,6 +115,12 @@ def feed(
     return partial(_sparse, examples, dtype, batch, rows, M)
 
 
+def at_once(examples: Examples, dtype: Any) -> Callable[[], Iterator[Chunk]]:
+    """Return a function that yields the examples in their order, for one step with all of them."""
+    m = len(examples.Y)
+    return partial(feed(examples, dtype, Batch(m, rounded(m))), np.arange(m))
+
+
 def _dense(entered: Examples, m: int, width: int, order: np.ndarray) -> Iterator[Chunk]:
     yield Chunk(*entered, _padded(order, len(entered.X) + width), np.int32(m))
 

@@ -140,6 +140,14 @@ def _check_one_of(name: str, value: Any, known: tuple[Any, ...], further: str = 
         raise ValueError(f"{name} must be {names}{further and ', ' + further}, got {value!r}")
 
 
+def averaged(estimator: Any, s: SimpleNamespace) -> int:
+    """Return over how many outputs a reported cost is averaged.
+
+    scikit-learn reports the mean over outputs of squared errors, and follows the sum's gradient.
+    """
+    return int(estimator.n_outputs_) if getattr(s, "loss", None) == "squared_error" else 1
+
+
 def factors(schedule: str | optax.Schedule, start: int, steps: int, length: int) -> Any:
     """Return by what the rate is multiplied in each step of an epoch: 1, or an array.
 

@@ -56,8 +56,19 @@ SOLVERS: Mapping[str, Callable[[Any, Numbers], optax.GradientTransformation]] = 
 }
 
 
+def solver_of(s: Any) -> Solver:
+    """Return the solver that an estimator's settings name."""
+    return "nesterov" if s.solver == "sgd" and s.nesterovs_momentum else s.solver
+
+
+def numbers_of(s: Any) -> Numbers:
+    """Return the settings of the solvers, and alpha, which are arguments of the program."""
+    names = ("alpha", "beta_1", "beta_2", "epsilon", "momentum")
+    return {name: float(getattr(s, name)) for name in names}
+
+
 def transformation(solver: Solver, rate: Any, numbers: Numbers) -> optax.GradientTransformation:
-    """Return the optax transformation of a name in `SOLVERS`, or the user's own as it is."""
+    """Return the optax transformation of a name in `SOLVERS`, or the user's own, unchanged."""
     return SOLVERS[solver](rate, numbers) if isinstance(solver, str) else solver
 
 

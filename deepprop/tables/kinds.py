@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepprop.tables.read import CODE
+
 MANY = 100  # levels; text with more, mostly different ones, is a name rather than a category
 FEW = 20  # levels; text with more that looks like numbers is refused rather than made categories
 MOSTLY = 0.8  # of the values of a column
 WRITTEN = re.compile(r"\s*[^\w\s.,+-]?\s*[+-]?\d[\d.,' ]*\s*\D{0,4}$")  # 12 kg, $1,234.50, 55%
+NUMERAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 PLAIN = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?$")  # a number, rather than a code such as 007
 DATE = re.compile(r"\s*(\d{4}-\d{1,2}-\d{1,2}|\d{1,4}[./]\d{1,2}[./]\d{1,4})([ T].*)?$")
 NUMBER, CATEGORY = "number", "category"
@@ -94,18 +97,14 @@ def _kind(values: Any) -> str:
 def _share_of_numbers(values: Any) -> float:
     """Return the share of numbers; text with digits after a leading 0 is a code."""
     text = values.astype(str)
-    return float(
-        (
-            text.str.match(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$") & ~text.str.match(r"[+-]?0\d")
-        ).mean()
-    )
+    return float((text.str.match(NUMERAL) & ~text.str.match(CODE)).mean())
 
 
 def _reason(name: str, values: Any, chosen: bool) -> str:
     """Return why a column is left out, or "".
 
     Raises:
-        ValueError: it holds dates, or numbers that are written with more, or neither of both.
+        ValueError: it holds dates, numbers with units or marks, or anything but numbers and text.
     """
     try:
         distinct = values.nunique()

@@ -65,32 +65,28 @@ class Preparation:
                 f" {listed(frame.columns)}"
             )
         parts = []
-        for i, name in enumerate(self.columns):
-            if self.levels[i]:
-                values = text_of(frame[name])
-                hot = values[:, None] == np.array(self.levels[i])[None, :]
-                gone = values == ""
+        for name, levels, fill, lacks in zip(
+            self.columns, self.levels, self.fill, self.missing, strict=True
+        ):
+            values, gone = _values(frame[name], levels)
+            if levels:
+                parts.append(values[:, None] == np.array(levels)[None, :])
             else:
-                number = numbers_of(frame[name])
-                gone = np.isnan(number)
-                hot = np.where(gone, self.fill[i], number)[:, None]
-            parts.append(hot.astype(np.float64))
-            if self.missing[i]:
-                parts.append(gone[:, None].astype(np.float64))
-        return np.concatenate(parts, axis=1)
+                parts.append(np.where(gone, fill, values)[:, None])
+            if lacks:
+                parts.append(gone[:, None])
+        return np.concatenate([part.astype(np.float64) for part in parts], axis=1)
 
     def surprises(self, frame: Any) -> list[tuple[str, str]]:
         """Return what had to be made up for the rows of a table, as lines: a label and a text."""
         imputed, unseen = [], []
         for name, levels in zip(self.columns, self.levels, strict=True):
-            if not levels:
-                gone = int(np.isnan(numbers_of(frame[name])).sum())
-            else:
-                values = text_of(frame[name])
-                gone = int((values == "").sum())
-                new = [value for value in np.unique(values).tolist() if value not in ("", *levels)]
-                unseen += [f"{listed([name])} {', '.join(map(repr, new[:3]))}"] if new else []
-            imputed += [f"{listed([name])} {gone:,}"] if gone else []
+            values, gone = _values(frame[name], levels)
+            if gone.any():
+                imputed.append(f"{listed([name])} {gone.sum():,}")
+            new = sorted({*values[~gone].tolist()} - {*levels}) if levels else []
+            if new:
+                unseen.append(f"{listed([name])} {', '.join(map(repr, new[:3]))}")
         lines = [("missing", f"{', '.join(imputed)} of {len(frame):,}: imputed")] if imputed else []
         return lines + ([("not seen", f"{'; '.join(unseen)} in training")] if unseen else [])
 
@@ -163,6 +159,15 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Preparation | None:
         raise ValueError("the preparation of its table is damaged") from None
     of_columns = [tuple(part.tolist()) for part in np.split(levels, np.cumsum(counts)[:-1])]
     return Preparation(str(target), tuple(map(str, columns)), fill, lacks, tuple(of_columns))
+
+
+def _values(column: Any, levels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a column as text if it has levels, otherwise as numbers; and which are missing."""
+    if levels:
+        text = text_of(column)
+        return text, text == ""
+    number = numbers_of(column)
+    return number, np.isnan(number)
 
 
 def numbers_of(values: Any) -> np.ndarray:

@@ -107,18 +107,18 @@ def targets(cache: Cache, Y: ArrayLike) -> Array:
     return targets_like(cache.A[-1], cache.params, Y)
 
 
-def targets_like(A: Any, params: Params, Y: ArrayLike) -> Array:
+def targets_like(A: Any, params: Params, Y: ArrayLike, name: str = "Y") -> Array:
     """Return Y as an array that fits A, which is A[L] or has its shape and dtype.
 
     Raises:
         ValueError, TypeError: as `targets`.
     """
-    Y = real_array("Y", Y, A.dtype)
+    Y = real_array(name, Y, A.dtype)
     output = output_of(params)
-    check_shape("Y", Y.shape, target_rows(output, A.shape[0]), A.shape[1])
+    check_shape(name, Y.shape, target_rows(output, A.shape[0]), A.shape[1])
     if is_known(Y):
         numbers = np.asarray(Y)
-        check_domain("Y", numbers.min(), numbers.max(), output)
+        check_domain(name, numbers.min(), numbers.max(), output)
     return Y
 
 

@@ -114,7 +114,11 @@ def check_shape(
             raise ValueError(f"{name} must have shape {(*stack, rows, columns)}, got shape {shape}")
         return
     if len(shape) != 2:
-        hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if name[-1:] == "Y" else ""
+        hint = (
+            "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)"
+            if _short(name)[0] == "Y"
+            else ""
+        )
         raise ValueError(
             f"{name} must have shape {due}, one example per column, got shape {shape}{hint}"
         )
@@ -122,10 +126,15 @@ def check_shape(
         raise ValueError(f"{name} must hold at least one example, got shape {shape}")
     if shape[0] != rows or columns not in (None, shape[1]):
         turned = shape[1] == rows and columns in (None, shape[0])
-        hint = f"; the examples seem to be rows: pass {name[-1:]}.T" if turned else ""
+        hint = f"; the examples seem to be rows: pass {_short(name)}.T" if turned else ""
         raise ValueError(
             f"{name} must have shape {due}, one example per column, got shape {shape}{hint}"
         )
+
+
+def _short(name: str) -> str:
+    """Return the argument's own name, such as "X" of "validation X"."""
+    return name.split()[-1]
 
 
 def example_weights(weights: Any, m: int, dtype: DTypeLike, name: str = "weights") -> Array:

@@ -8,6 +8,7 @@ It ends at dA[0] = W[1]^T dZ[1], the derivative of each example's loss with resp
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,13 +105,28 @@ def jacobian(cache: Cache, of: str = "A") -> Array:
         ValueError: `of` is neither.
         TypeError: `cache` is not a cache.
     """
+    units = each_unit(cache, of)
+
+    def of_unit(e: Array) -> Array:
+        return down(cache, start_from(cache, **{f"d{of}": e}), _nothing, to_inputs=True)[1].mT
+
+    return jnp.moveaxis(jax.vmap(of_unit)(units), 0, 1)
+
+
+def each_unit(cache: Cache, of: str) -> Array:
+    """Return e_k in every column, for each k: (n_L, n_L, m).
+
+    Raises:
+        ValueError: `of` is neither "A" nor "Z".
+        TypeError: `cache` is not a cache.
+    """
     check_cache(cache)
     if of not in ("A", "Z"):
         raise ValueError(f'of must be "A" or "Z", got {of!r}')
     n_L, m = cache.A[-1].shape
+    e = jnp.eye(n_L, dtype=cache.A[-1].dtype)
+    return jnp.broadcast_to(e[:, :, None], (n_L, n_L, m))
 
-    def of_unit(e: Array) -> Array:
-        start = start_from(cache, **{f"d{of}": jnp.broadcast_to(e[:, None], (n_L, m))})
-        return down(cache, start, lambda *_: None, to_inputs=True)[1].mT
 
-    return jnp.moveaxis(jax.vmap(of_unit)(jnp.eye(n_L, dtype=cache.A[-1].dtype)), 0, 1)
+def _nothing(*_: Any) -> None:
+    """Visit a layer, and keep nothing of it."""

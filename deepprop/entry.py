@@ -58,11 +58,19 @@ def _normalized(layer: Layer, A: Array) -> tuple[Array, Array | None]:
     """Return N in the dtype of A, and the size s by which A was divided, (m, 1)."""
     if layer.normalize is None:
         return A, None
-    P = _rows(A)
-    if layer.normalize == "layer":
-        P = P - jnp.mean(P, axis=-1, keepdims=True)
-    s = jnp.sqrt(jnp.mean(jnp.square(P), axis=-1, keepdims=True) + EPSILON)
+    P, s = sizes(layer, A)
     return (P / s).astype(A.dtype).mT, s  # N = (A - mean(A)) / s, or A / s
+
+
+def sizes(layer: Layer, A: Array) -> tuple[Array, Array]:
+    """Return P = A - mean(A), or A for "rms", as rows (m, n), and the size s of each, (m, 1)."""
+    P = without_mean(layer, _rows(A))
+    return P, jnp.sqrt(jnp.mean(jnp.square(P), axis=-1, keepdims=True) + EPSILON)
+
+
+def without_mean(layer: Layer, P: Array) -> Array:
+    """Return rows P (m, n) without their means if the layer normalises them away."""
+    return P - jnp.mean(P, axis=-1, keepdims=True) if layer.normalize == "layer" else P
 
 
 def _times_slope(layer: Layer, v: Array, A: Array) -> Array:

@@ -184,11 +184,23 @@ def layer_map(
         yield mapped(layer, *of_layer)
 
 
-def layer_scan(f: Callable[..., Any], carry: Any, layers: Params, *entries: Any) -> Any:
-    """Fold carry = f(carry, layer, *entries of that layer) over the layers, the lowest first."""
-    for layer, *of_layer in zip(layers, *entries, strict=True):
+def layer_scan(
+    f: Callable[..., Any], carry: Any, layers: Params, *entries: Any, downwards: bool = False
+) -> Any:
+    """Fold carry = f(carry, layer, *entries of that layer) over the layers, the lowest first.
+
+    Args:
+        f: a function of the carry and one layer.
+        carry: where to start.
+        layers: the layers.
+        entries: sequences with one entry for each layer.
+        downwards: whether to begin with the highest layer.
+    """
+    of_layers = list(zip(layers, *entries, strict=True))
+    for layer, *of_layer in reversed(of_layers) if downwards else of_layers:
         if is_stack(layer):
-            carry, _ = lax.scan(lambda c, one: (f(c, *one), None), carry, (layer, *of_layer))
+            one = layer, *of_layer
+            carry, _ = lax.scan(lambda c, e: (f(c, *e), None), carry, one, reverse=downwards)
         else:
             carry = f(carry, layer, *of_layer)
     return carry

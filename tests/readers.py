@@ -23,6 +23,8 @@ READERS = {
     "kfac_factors": lambda c, dZ, Y, w, V: dp.kfac_factors(c, dZ, w),
     "gauss_newton_diagonal": lambda c, dZ, Y, w, V: dp.gauss_newton_diagonal(c, w),
     "gauss_newton_product": lambda c, dZ, Y, w, V: dp.gauss_newton_product(c, V, w),
+    "neural_tangent_kernel": lambda c, dZ, Y, w, V: dp.neural_tangent_kernel(c),
+    "neural_tangent_kernel, A": lambda c, dZ, Y, w, V: dp.neural_tangent_kernel(c, of="A"),
     "input_signal": lambda c, dZ, Y, w, V: dp.input_signal(c, dZ),
     "jacobian": lambda c, dZ, Y, w, V: dp.jacobian(c),
     "diagnose": lambda c, dZ, Y, w, V: dp.diagnose(c, dZ, V),

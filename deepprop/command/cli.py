@@ -1,4 +1,4 @@
-"""The command line: its four commands, its exit status, and its errors of one line each."""
+"""The command line: its five commands, its exit status, and its errors of one line each."""
 
 import argparse
 import gc
@@ -9,7 +9,7 @@ from typing import NoReturn
 import jax
 
 import deepprop as dp
-from deepprop.command import check, export, options, predict, train
+from deepprop.command import audit, check, export, options, predict, train
 from deepprop.command.kept_programs import default_folder, kept_programs
 from deepprop.training.streams import tolerant_streams
 
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, does, add_options, command in (
         ("train", "train a network", options.train_options, train.train),
         ("predict", "apply a saved network to examples", options.predict_options, predict.predict),
+        ("audit", "find labels that are probably wrong", options.audit_options, audit.audit),
         ("export", "write a saved network as a program that runs without deepprop",
          options.export_options, export.export),
         ("check", "compare gradients with central differences, parameter by parameter",

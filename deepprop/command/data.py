@@ -98,8 +98,8 @@ def load_data(
         OSError: the file can't be read.
     """
     name = "handwritten digits (UCI)" if path is None else Path(path).name
-    with _file(path) as file:
-        x, y, x_test, y_test = _sets(file)
+    with file_of(path) as file:
+        x, y, x_test, y_test = sets_of(file)
     classes, output, targets = kind_of(y, output)
     if x_test is None or y_test is None:
         x, y, x_test, y_test = _split(x, y, held_out, seed)
@@ -126,11 +126,11 @@ def load_examples(path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
         ValueError: the file is not an archive, or has no x.
         OSError: the file can't be read.
     """
-    with _file(path) as file:
+    with file_of(path) as file:
         names = npz_names(file, HINT)
         for x_name, y_name in (("x_test", "y_test"), ("x", "y"), ("x_train", "y_train")):
             if any(name.lower() == x_name for name in names):
-                arrays = _read(file, names, x_name, y_name)
+                arrays = arrays_of(file, names, x_name, y_name)
                 return _rows(arrays[x_name], x_name), arrays.get(y_name)
     raise ValueError(f"{path}: must hold x_test or X, holds {', '.join(names) or 'nothing'}")
 
@@ -154,7 +154,7 @@ def scaled(x: np.ndarray, scaling: Scaling) -> np.ndarray:
 
 
 @contextmanager
-def _file(path: str | None) -> Iterator[str]:
+def file_of(path: str | None) -> Iterator[str]:
     """Yield the path of the file, or that of the digits for None."""
     if path is not None:
         yield path
@@ -163,7 +163,7 @@ def _file(path: str | None) -> Iterator[str]:
         yield str(digits)
 
 
-def _read(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray]:
+def arrays_of(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray]:
     """Read the arrays with the wanted names, in upper or lower case, that the file has.
 
     Returns:
@@ -181,7 +181,7 @@ def _read(path: str, names: Sequence[str], *wanted: str) -> dict[str, np.ndarray
     return {name.lower(): as_text(f"{path}: {name}", array) for name, array in arrays.items()}
 
 
-def _sets(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+def sets_of(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Read x, y, x_test and y_test, one example per row; the last two are None if not in the file.
 
     Raises:
@@ -198,7 +198,7 @@ def _sets(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndar
     for x_name, y_name in (train, ("x_test", "y_test")):
         if (x_name in folded) != (y_name in folded):
             raise ValueError(f"{path}: must hold both {x_name} and {y_name}, or neither")
-        arrays = _read(path, names, x_name, y_name)
+        arrays = arrays_of(path, names, x_name, y_name)
         x, y = arrays.get(x_name), arrays.get(y_name)
         if x is not None and y is not None:
             if y.ndim == 0 or x.ndim == 0 or len(x) != len(y):

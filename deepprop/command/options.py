@@ -45,14 +45,7 @@ def _data_options(group: argparse._ArgumentGroup) -> None:
     add("--data", metavar="FILE", help=".npz: the arrays x_train, y_train, x_test and y_test, or X"
         f" and y, with one example per row; .csv, .tsv or .parquet: a table, with --target"
         f" ({DIGITS})")  # fmt: skip
-    add("--target", metavar="COLUMN", help="the column of a table to predict")
-    add("--categories", type=_names, default=[], metavar="COLUMN,...", help="columns of a table"
-        " that hold categories, whatever they look like (default: those with text)")  # fmt: skip
-    add("--numbers", type=_names, default=[], metavar="COLUMN,...", help="columns of a table that"
-        " hold numbers; text counts as missing (default: those with numbers)")  # fmt: skip
-    _decimal_option(group)
-    add("--ignore", type=_names, default=[], metavar="COLUMN,...",
-        help="columns of a table to leave out")  # fmt: skip
+    _column_options(group, target="to predict")
     add("--standardize", action="store_true",
         help="scale each input to mean 0 and variance 1; of tables, all numbers are")  # fmt: skip
     add("--held-out", type=_positive, default=0.2, metavar="SHARE", help="share of the examples to"
@@ -62,6 +55,19 @@ def _data_options(group: argparse._ArgumentGroup) -> None:
     add("--validation", type=_positive, metavar="SHARE", help="share of the training examples to"
         " measure on after each epoch, instead of the held-out ones (default: none; with --patience"
         f" or --search {train.VALIDATION})")  # fmt: skip
+
+
+def _column_options(group: argparse._ArgumentGroup, target: str) -> None:
+    """Add the options that say what the columns of a table are."""
+    add = group.add_argument
+    add("--target", metavar="COLUMN", help=f"the column of a table {target}")
+    add("--categories", type=_names, default=[], metavar="COLUMN,...", help="columns of a table"
+        " that hold categories, whatever they look like (default: those with text)")  # fmt: skip
+    add("--numbers", type=_names, default=[], metavar="COLUMN,...", help="columns of a table that"
+        " hold numbers; text counts as missing (default: those with numbers)")  # fmt: skip
+    _decimal_option(group)
+    add("--ignore", type=_names, default=[], metavar="COLUMN,...",
+        help="columns of a table to leave out")  # fmt: skip
 
 
 def _network_options(group: argparse._ActionsContainer, hidden: str | None, output: str) -> None:
@@ -165,6 +171,41 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
         " number of the row)"
     )  # fmt: skip
     _own_option(parser)
+
+
+def audit_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `deepprop audit`."""
+    parser.usage = "%(prog)s [options]"
+    parser.description = (
+        "Find labels that are probably wrong: train networks on parts of the examples, let each"
+        " judge the labels that it has not seen, and print the most suspicious ones."
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="FILE", help=".npz: x_train and y_train, or X and"
+        f" y, one example per row; .csv, .tsv or .parquet: a table, with --target"
+        f" ({DIGITS})")  # fmt: skip
+    _column_options(data, target="with the labels")
+    data.add_argument("--id", metavar="COLUMN", help="the column of a table with the ids to write"
+        " (default: the number of the row)")  # fmt: skip
+    add = parser.add_argument_group("networks").add_argument
+    add("--hidden", type=_sizes, default="128", metavar="N,N,...",
+        help="units of each hidden layer (default: %(default)s)")  # fmt: skip
+    add("--folds", type=_count, default=5, metavar="N",
+        help="parts; for each, a network is trained on the others (default:"
+        " %(default)s)")  # fmt: skip
+    add("--repeats", type=_count, default=2, metavar="N", help="times to divide and train; more are"
+        " slower and a little better (default: %(default)s)")  # fmt: skip
+    add("--epochs", type=_count, metavar="N",
+        help="passes through the examples (default: as many as make 1,000 steps)")  # fmt: skip
+    add("--seed", type=_seed, default=0, metavar="N",
+        help="seed of the parts, the parameters and the order of the examples (default:"
+        " %(default)s)")  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="FILE.csv", help="write every example with its label, the label"
+        " suggested instead, and the probability that it is wrong, the most suspicious"
+        " first")  # fmt: skip
+    add("--plot", type=Path, metavar="FILE.png",
+        help="draw the most suspicious images with label and suggestion")  # fmt: skip
 
 
 def export_options(parser: argparse.ArgumentParser) -> None:

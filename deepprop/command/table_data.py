@@ -44,7 +44,7 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
     frame = typed(read_table(args.data, decimal=args.decimal))
     if args.target is None:
         raise ValueError(
-            f"--target must name the column to predict: one of {_few(map(_quoted, frame.columns))}"
+            f"--target must name the column to predict: one of {few(map(quoted, frame.columns))}"
         )
     check_column(frame, args.target, "--target ")
     kinds = kinds_of(
@@ -52,7 +52,7 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
     )
     known = frame[args.target].notna().to_numpy()
     frame = frame[known]
-    y = _target(frame[args.target], dropped=not known.all())
+    y = target_of(frame[args.target], dropped=not known.all())
     output, why = _output(y, output)
     classes, output, targets = kind_of(y, output)
     labels = None if classes is None else y
@@ -60,7 +60,7 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
 
     preparation = fitted(frame.iloc[train], kinds, args.target)
     x, x_test = (preparation.encoded(frame.iloc[part]) for part in (train, test))
-    scaling = _scaling(x, preparation.are_numbers())
+    scaling = scaling_of(x, preparation.are_numbers())
     unit = None
     if classes is None and output.split("+")[0] == "identity":  # A[L] is in the target's unit then
         unit = _unit(args.target, y[train])
@@ -72,7 +72,7 @@ def load_table(args: argparse.Namespace, output: str | None) -> Data:
         Path(args.data).name, scaled(x, scaling), Y.astype(np.float32), scaled(x_test, scaling),
         Y_test.astype(np.float32), scaling, classes, output,
         f"{args.target}: {why or targets.replace(' y holds', ' it holds')}", preparation, unit,
-        _notes(frame, kinds, preparation, int((~known).sum())),
+        notes_of(frame, kinds, preparation, int((~known).sum())),
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def table_examples(
     if y is not None and y.isna().any():
         y = None  # some rows have no target, so there is no score
     x = preparation.encoded(frame)
-    target = None if y is None else _target(typed(y.to_frame())[y.name], dropped=False)
+    target = None if y is None else target_of(typed(y.to_frame())[y.name], dropped=False)
     return x, target, ids, preparation.surprises(frame)
 
 
@@ -136,7 +136,7 @@ def divided(
     return by_class[held_out], by_class[~held_out]
 
 
-def _target(values: Any, *, dropped: bool) -> np.ndarray:
+def target_of(values: Any, *, dropped: bool) -> np.ndarray:
     """Return the target as numbers or text; whole numbers again if rows without one were dropped.
 
     Raises:
@@ -191,13 +191,13 @@ def _output(y: np.ndarray, output: str | None) -> tuple[str | None, str]:
     )
 
 
-def _scaling(x: np.ndarray, are_numbers: np.ndarray) -> Scaling:
+def scaling_of(x: np.ndarray, are_numbers: np.ndarray) -> Scaling:
     """Return the scaling of numbers to mean 0 and variance 1; 0 and 1 stay as they are."""
     shift, scale = standard(x)
     return Scaling(np.where(are_numbers, shift, 0.0), np.where(are_numbers, scale, 1.0))
 
 
-def _notes(
+def notes_of(
     frame: Any, kinds: Kinds, preparation: Preparation, dropped: int
 ) -> tuple[tuple[str, str], ...]:
     """Return what was inferred, as lines to print: a label and a text."""
@@ -206,17 +206,17 @@ def _notes(
     change = {NUMBER: "--categories changes it", CATEGORY: "--numbers changes it"}
     labels = {NUMBER: "numbers", CATEGORY: "categories"}
     notes = [
-        (labels[kind], f"{_few(map(_quoted, names))} ({change[kind]})")
+        (labels[kind], f"{few(map(quoted, names))} ({change[kind]})")
         for kind, names in by_kind.items()
         if names
     ]
     counts = {name: _missing(frame[name], kind) for name, kind in kinds.of.items()}
     lacking = [f"{listed([name])} {count:,}" for name, count in counts.items() if count]
     if lacking:
-        notes.append(("missing", f"{_few(lacking)}: imputed; an extra input marks them"))
+        notes.append(("missing", f"{few(lacking)}: imputed; an extra input marks them"))
     left_out = [f"{listed([name])} ({reason})" for name, reason in kinds.left_out.items()]
     if left_out:
-        notes.append(("left out", f"{_few(left_out)} (--categories or --numbers includes it)"))
+        notes.append(("left out", f"{few(left_out)} (--categories or --numbers includes it)"))
     if dropped:
         notes.append(
             ("dropped", f"{dropped:,} row{'s' * (dropped > 1)} without {preparation.target}")
@@ -231,11 +231,13 @@ def _missing(values: Any, kind: str) -> int:
     return int(np.isnan(numbers_of(values)).sum())
 
 
-def _quoted(name: Any) -> str:
+def quoted(name: Any) -> str:
+    """Return a column's name as it is listed."""
     return listed([name])
 
 
-def _few(names: Any) -> str:
+def few(names: Any) -> str:
+    """Return the first names, separated by commas, and how many more there are."""
     names = [str(name) for name in names]
     rest = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")

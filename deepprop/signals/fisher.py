@@ -79,7 +79,7 @@ def kfac_factors(
     mean = partial(_mean_outer_product, share=w / sum_of_weights(w))
 
     def factors(_: Layer, dZ: Array, A: Array) -> Factors:
-        return Factors(mean(_with_one(A)), mean(dZ))
+        return Factors(mean(with_one(A)), mean(dZ))
 
     return tuple(layer_map(factors, layers, dZ, A))
 
@@ -154,6 +154,6 @@ def _mean_outer_product(P: Array, share: Array) -> Array:
     return product(P * share[None, :], P.mT)
 
 
-def _with_one(A: Array) -> Array:
+def with_one(A: Array) -> Array:
     """Return A with a row of ones below it, the input of b."""
     return jnp.concatenate([A, jnp.ones_like(A[:1])])

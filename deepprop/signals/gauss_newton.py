@@ -7,6 +7,7 @@ outputs it is the Fisher matrix.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arguments import check_cache, check_like
-from deepprop._arithmetic import product, wide
+from deepprop._arithmetic import product
 from deepprop._checks import example_weights, sum_of_weights
 from deepprop.backprop import error_signals, gradients
 from deepprop.entry import along_entry, entering
@@ -24,6 +25,9 @@ from deepprop.layers import Cache, Layer, Params, type_of_dZ
 from deepprop.signals.fisher import entry_for_output
 from deepprop.signals.moments import squared_gradients
 from deepprop.walk import below_layers, kept_by, layer_scan, recomputed
+
+Tree = TypeVar("Tree")
+Signals = tuple[Array, ...]
 
 
 def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Params:
@@ -55,16 +59,39 @@ def gauss_newton_diagonal(cache: Cache, weights: ArrayLike | None = None) -> Par
         Schraudolph 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent;
         Dangel et al. 2020, BackPACK, arXiv:1912.10985.
     """
-    root = entry_for_output(cache, ROOTS, "the Gauss-Newton diagonal")
+
+    def of_column(dZ: Signals) -> Params:
+        return squared_gradients(cache, dZ, weights)
+
+    return sum_over_roots(cache, of_column, "the Gauss-Newton diagonal")
+
+
+def sum_over_roots(cache: Cache, f: Callable[[Signals], Tree], what: str) -> Tree:
+    """Sum f(dZ) over the columns s of S, where S S^T = H and dZ follows from dZ[L] = s.
+
+    Column i of the dZ[L] that starts a pass is a column of S_i; there are n_L passes.
+
+    Args:
+        cache: the cache returned by `forward`.
+        f: a function of the error signals.
+        what: is computed, for the message.
+
+    Raises:
+        ValueError: the output is not one of the four canonical ones.
+        TypeError: `cache` is not a cache.
+    """
+    root = entry_for_output(cache, ROOTS, what)
     A_L = cache.A[-1]
 
-    def of_column(total: Params, unit: Array) -> tuple[Params, None]:
-        dZ = error_signals(cache, dZ=root(A_L, unit[:, None]))  # dZ[L] = s
-        return jax.tree.map(jnp.add, total, squared_gradients(cache, dZ, weights)), None
+    def of_column(unit: Array) -> Tree:
+        return f(error_signals(cache, dZ=root(A_L, unit[:, None])))  # dZ[L] = s
 
-    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), cache.params)
-    total: Params
-    total, _ = jax.lax.scan(of_column, zero, jnp.eye(len(A_L), dtype=A_L.dtype))
+    units = jnp.eye(len(A_L), dtype=A_L.dtype)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_column, units[0]))
+    total: Tree
+    total, _ = jax.lax.scan(
+        lambda total, unit: (jax.tree.map(jnp.add, total, of_column(unit)), None), zero, units
+    )
     return total
 
 

@@ -136,11 +136,7 @@ def per_example_products(
         Training Data Influence by Tracing Gradient Descent, arXiv:2002.08484.
     """
     (layers, *one), (_, *other) = columns(cache, dZ), columns(cache_2, dZ_2)
-    shapes = [[tuple(layer.W.shape) for layer in c.params] for c in (cache, cache_2)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"cache_2 must be of a network with W of shapes {shapes[0]}, got {shapes[1]}"
-        )
+    check_same_shapes(cache, cache_2)
     m, m_2 = (dZ[0].shape[-1] for dZ, _ in (one, other))
 
     def add(G: Array, _: Layer, dz: Array, a: Array, dz_2: Array, a_2: Array) -> Array:
@@ -148,6 +144,19 @@ def per_example_products(
 
     G: Array = layer_scan(add, jnp.zeros((m, m_2), one[0][0].dtype), layers, *one, *other)
     return G
+
+
+def check_same_shapes(cache: Cache, cache_2: Cache) -> None:
+    """Raise unless the layers of both caches have the same shapes.
+
+    Raises:
+        ValueError: they differ.
+    """
+    shapes = [[tuple(layer.W.shape) for layer in c.params] for c in (cache, cache_2)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"cache_2 must be of a network with W of shapes {shapes[0]}, got {shapes[1]}"
+        )
 
 
 def columns(cache: Cache, dZ: Sequence[Array]) -> tuple[Params, list[Array], list[Array]]:

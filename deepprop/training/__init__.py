@@ -6,6 +6,7 @@ from deepprop.training.ensemble import fit_ensemble
 from deepprop.training.epoch import train_step
 from deepprop.training.examples import balanced_weights
 from deepprop.training.fitting import fit, fit_batches
+from deepprop.training.label_audit import Audit, audit
 from deepprop.training.loop import Fit, TrainingError
 from deepprop.training.measure import Validation
 from deepprop.training.private import Privacy
@@ -13,12 +14,14 @@ from deepprop.training.record import Record
 from deepprop.training.report import plot_layers, progress_bar
 
 __all__ = [
+    "Audit",
     "Checkpoint",
     "Fit",
     "Privacy",
     "Record",
     "TrainingError",
     "Validation",
+    "audit",
     "balanced_weights",
     "epsilon_spent",
     "fit",

@@ -8,18 +8,19 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params
-from deepprop._checks import check_key, real_array, whole_number
+from deepprop._checks import check_key, dense_array, example_weights, real_array, whole_number
 from deepprop.backprop import Backward, manual_backward
 from deepprop.layers import Params
 from deepprop.optimizers.optax_calls import started
 from deepprop.training.checkpoint import Checkpoint
 from deepprop.training.epoch import Trained, check_training, one_epoch
-from deepprop.training.examples import identity_of_data, in_memory
+from deepprop.training.examples import Data, identity_of_data, in_memory
 from deepprop.training.former_arguments import takes_former_arguments
 from deepprop.training.loop import Callback, Fit, Progress, Training
 from deepprop.training.measure import Pair, Triple, Validation, measure_of
@@ -80,7 +81,8 @@ def fit_ensemble(
         sweep: (K,) values by the name of an argument of `optimizer`, one value per network.
             `optimizer` is called under `jit`: it can compute with the values, but not branch on
             them. A random key in the optimizer is the same for all networks.
-        weights: (m,), one per example.
+        weights: (m,), one per example; or (K, m), for each network its own. With 0 and 1 these are
+            the folds of a cross-validation.
         validation: as for `fit`, but without patience.
         callbacks: as for `fit`; a row of the history has K values for each entry.
         backward: maps (cache, Y, weights) to gradients like params, for one network.
@@ -105,7 +107,11 @@ def fit_ensemble(
         params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (K, *leaf.shape)), params)
     if entries and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("optimizer must be a function of the entries of sweep, such as optax.adam")
-    data, batch_size = in_memory(one, X, Y, weights, batch_size)
+    weights = None if weights is None else dense_array("weights", weights)
+    each = weights is not None and weights.ndim == 2
+    data, batch_size = in_memory(one, X, Y, None if each else weights, batch_size)
+    if each:
+        data = data._replace(weights=_weights_of_networks(weights, K, data))
     epochs = whole_number("epochs", epochs)
     measure = measure_of(one, validation)
     if measure is not None and measure.patience is not None:
@@ -151,14 +157,19 @@ def _one_epoch(
 ) -> Trained:
     """Train every network for one epoch: `one_epoch` under `vmap`."""
 
-    def of_network(params: Params, state: optax.OptState, key: Array, entries: Any) -> Any:
+    def of_network(
+        params: Params, state: optax.OptState, key: Array, entries: Any, weights: Array | None
+    ) -> Any:
         return one_epoch(
             params, state, key, epoch, X, Y, weights, m, backward=backward, batch_size=batch_size,
             optimizer=_optimizer_of(optimizer, entries, backward),
         )  # fmt: skip
 
-    axes = 0, 0, 0 if _are_keys(key) else None, 0
-    params, state, entries, finite = jax.vmap(of_network, in_axes=axes)(params, state, key, sweep)
+    own_weights = weights is not None and weights.ndim == 2
+    axes = 0, 0, 0 if _are_keys(key) else None, 0, 0 if own_weights else None
+    params, state, entries, finite = jax.vmap(of_network, in_axes=axes)(
+        params, state, key, sweep, weights
+    )
     return params, state, entries, jnp.any(finite)
 
 
@@ -190,6 +201,24 @@ def _optimizer_of(
         of_network = of_network(**entries)
     check_training(of_network, backward)
     return of_network
+
+
+def _weights_of_networks(weights: Any, K: int, data: Data) -> Array:
+    """Return the weights of each network's examples, (K, M); rows beyond the examples get 0.
+
+    Raises:
+        ValueError: there are not K rows, or as `example_weights`.
+        TypeError: they are not real numbers.
+    """
+    rows = dense_array("weights", weights)
+    M, m = len(data.X), len(data.X) if data.m is None else int(data.m)
+    if rows.shape != (K, m):
+        raise ValueError(f"weights must have shape ({m},) or ({K}, {m}), got shape {rows.shape}")
+    checked = (
+        np.asarray(example_weights(row, m, data.Y.dtype, f"weights[{k}]"))
+        for k, row in enumerate(np.asarray(rows))
+    )
+    return jnp.asarray(np.pad(np.stack([*checked]), ((0, 0), (0, M - m))))
 
 
 def _are_keys(key: Array) -> bool:

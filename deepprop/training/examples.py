@@ -42,7 +42,7 @@ class Data(NamedTuple):
     Attributes:
         X: (M, n_0), with M = m, or the next multiple of the batch size.
         Y: (M, n_L).
-        weights: (M,), or None.
+        weights: (M,), or None; for an ensemble also (K, M).
         m: the number of examples if rows follow them; None if M = m.
     """
 
@@ -54,7 +54,7 @@ class Data(NamedTuple):
     def examples(self) -> tuple[Array, Array, Array | None]:
         """Return X, Y and the weights without the rows that follow the examples."""
         X, Y, w = self.X[: self.m], self.Y[: self.m], self.weights
-        return X, Y, None if w is None else w[: self.m]
+        return X, Y, None if w is None else w[..., : self.m]
 
     def advice(self, state: optax.OptState) -> str:
         """Return what to try if the cost is not finite."""

@@ -135,3 +135,33 @@ def test_bad_input_is_named(case):
     options, error, message = BAD[case]
     with pytest.raises(error, match=message):
         run(**options)
+
+
+def test_weights_of_its_own_for_each_network():
+    """Each network ends as `fit_ensemble` of it alone with these weights; 0 leaves examples out."""
+    make = lambda key: dp.init_params(key, [3, 4, 2])
+    params = jax.vmap(make)(jax.random.split(jax.random.key(0), 2))
+    X, Y = (
+        np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32),
+        np.eye(2, dtype=np.float32)[:, np.arange(10) % 2],
+    )
+    keys, w = jax.random.split(jax.random.key(1), 2), np.ones((2, 10), np.float32)
+    w[0, :4], w[1, 7] = 0, 3
+    SGD, options = optax.sgd(0.1), {"epochs": 3, "batch_size": 4}  # 2 rows are added to 10 examples
+    both = dp.fit_ensemble(params, SGD, X, Y, key=keys, weights=w, **options)
+    for k in range(2):
+        of_k = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
+        alone = dp.fit(of_k(params), SGD, X, Y, key=keys[k], weights=w[k], **options)
+        for found, expected in zip(
+            jax.tree.leaves(of_k(both.params)), jax.tree.leaves(alone.params), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    X[:, :4] = 1e3  # the first network does not see these
+    again = dp.fit_ensemble(params, SGD, X, Y, key=keys, weights=w, **options)
+    np.testing.assert_allclose(again.params[0].W[0], both.params[0].W[0], atol=1e-6)
+    assert abs(again.params[0].W[1] - both.params[0].W[1]).max() > 1e-3
+    with pytest.raises(ValueError, match=r"weights must have shape \(10,\) or \(2, 10\)"):
+        dp.fit_ensemble(params, SGD, X, Y, key=keys, weights=w[:, :9], **options)
+    w[1, 0] = -1
+    with pytest.raises(ValueError, match=r"weights\[1\] must be finite and not negative"):
+        dp.fit_ensemble(params, SGD, X, Y, key=keys, weights=w, **options)

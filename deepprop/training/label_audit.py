@@ -1,0 +1,228 @@
+"""Which labels are probably wrong: the labels against predictions of networks that never saw them.
+
+The examples are divided into folds, and for each fold a network is trained on the others; all of
+them are one program. So every example has a prediction p(k) of a network that has not seen its
+label. A low p(label) is suspicious, but it is often the network that is wrong.
+
+What helps is that wrong labels have patterns: people confuse 4 and 9 more often than 4 and 1. Let
+T[k, y] be the probability that an example of class k is labelled y. Given T, the probability that
+an example labelled y is of class k is, by Bayes' rule,
+
+    q(k) = p(k) T[k, y] / sum_h p(h) T[h, y]
+
+and given q, T follows by counting. The two are repeated (expectation-maximisation, as Dawid and
+Skene 1979 do for several labels per example). The score is 1 - q(label). As a prior, one label in a
+hundred is taken to be wrong, with all confusions alike: T leaves that only on evidence, and where
+there is none, the ranking is close to that by p(label).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from deepprop._checks import check_finite, check_key, check_shape, real_array, whole_number
+from deepprop.layers import Params
+from deepprop.network import init_params, predict
+from deepprop.training.ensemble import fit_ensemble
+
+STEPS = 1_000  # of each network, if the epochs are not given
+LEAST = 5  # epochs
+WRONG = 0.1  # share of wrong labels from which the estimate starts
+REPEATED = 30  # iterations of the estimate
+PRIOR = 0.01  # share of wrong labels that is added to the counts of each class
+SMALLEST = 1e-9  # probability
+SHOWN = 10  # examples in the text
+
+Network = Sequence[int] | Callable[[Array], Params]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """The examples, the most suspicious labels first.
+
+    Attributes:
+        example: (m,), the index of each example.
+        label: (m,), the class it is labelled as, as the index of its row of Y.
+        suggested: (m,), its most probable class other than the label.
+        score: (m,), the probability that the label is wrong. Their sum estimates how many are. It
+            is rather too low, because networks learn from wrong labels, too.
+        probabilities: (n_L, m), q(k) of each example, in the order of X.
+        confusion: (n_L, n_L), T[k, y], the estimated probability that class k is labelled y.
+    """
+
+    example: np.ndarray
+    label: np.ndarray
+    suggested: np.ndarray
+    score: np.ndarray
+    probabilities: np.ndarray
+    confusion: np.ndarray
+
+    def __str__(self) -> str:
+        """Return the first examples as a table, and how many labels are probably wrong."""
+        rows = [" example  label  suggested  score"]
+        columns = zip(self.example, self.label, self.suggested, self.score, strict=True)
+        for (i, y, k, score), _ in zip(columns, range(SHOWN), strict=False):
+            rows.append(f"{i:8} {y:6} {k:10} {score:6.3f}")
+        wrong = self.score.sum()
+        rows.append(f"at least {wrong:,.0f} of {len(self.score):,} labels are probably wrong")
+        return "\n".join(rows)
+
+
+def audit(
+    X: ArrayLike,
+    Y: ArrayLike,
+    *,
+    key: Array,
+    network: Network = (128,),
+    folds: int = 5,
+    repeats: int = 2,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Audit:
+    """Find labels that are probably wrong, by networks that have not seen them.
+
+    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> X = jax.random.normal(jax.random.key(0), (2, 300))
+    >>> labels = (X[0] > X[1]).astype(int).at[7].set(1 - (X[0, 7] > X[1, 7]))  # one is wrong
+    >>> found = dp.audit(X, jax.nn.one_hot(labels, 2, axis=0), key=jax.random.key(1))
+    >>> int(found.example[0]), bool(found.score[0] > 0.9)
+    (7, True)
+
+    Args:
+        X: (n_0, m), one example per column, of size about 1: scale or standardise it.
+        Y: (n_L, m), one-hot labels; or (1, m) of 0 and 1.
+        key: a JAX random key, for the folds, the initial parameters and the order of the examples.
+        network: the units of the hidden layers; or a function of a key that returns the layers, for
+            anything else. Their output must be softmax.
+        folds: into how many parts to divide the examples, at least 2.
+        repeats: how often to do it, with other folds and parameters; the predictions are averaged.
+        epochs: the number of passes over the examples; None takes as many as make 1,000 steps.
+        batch_size: examples per step; None takes 128, or a quarter of the examples if they are few.
+        optimizer: an optax transformation; None takes Adam with a learning rate of 0.001.
+
+    Returns:
+        An `Audit`.
+
+    Raises:
+        ValueError: Y is not one-hot, a shape does not fit, X is not finite, or there are more folds
+            than examples.
+        TypeError: an array is not real numbers, or `key` is not a random key.
+        TrainingError: the training diverged.
+
+    Source:
+        Northcutt, Jiang and Chuang 2021, Confident Learning, arXiv:1911.00068, for predictions by
+        networks that have not seen an example; Dawid and Skene 1979, Maximum Likelihood Estimation
+        of Observer Error-Rates, Applied Statistics 28.
+    """
+    check_key(key)
+    X, labels, n_L = _examples(X, Y)
+    m = X.shape[1]
+    folds = whole_number("folds", folds, m)
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2, got {folds}")
+    repeats = whole_number("repeats", repeats)
+    held_out = _held_out(key, labels, folds, repeats)
+    p = _predictions(
+        X, np.eye(n_L, dtype=np.float32)[:, labels], held_out, key,
+        _maker(network, X.shape[0], n_L), epochs, batch_size, optimizer,
+    )  # fmt: skip
+    q, T = by_confusion(p, labels)
+    score = 1 - q[labels, np.arange(m)]
+    order = np.argsort(-score, kind="stable")
+    suggested = np.where(np.eye(n_L, dtype=bool)[:, labels], -1, q).argmax(axis=0)
+    return Audit(order, labels[order], suggested[order], score[order], q, T)
+
+
+def by_confusion(p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return q (n_L, m), each example's classes given its label, and T: see the top of the file.
+
+    Args:
+        p: (n_L, m), the predictions of networks that have not seen the labels.
+        labels: (m,), from 0 to n_L - 1.
+    """
+    n_L = len(p)
+    p = np.clip(p.astype(np.float64), SMALLEST, None)
+    others = ~np.eye(n_L, dtype=bool)
+    T = np.where(others, WRONG / max(n_L - 1, 1), 1 - WRONG)
+    of_label = np.eye(n_L)[labels]  # (m, n_L)
+    prior = np.where(others, PRIOR / max(n_L - 1, 1) * of_label.sum(axis=0)[:, None], 0)
+    for _ in range(REPEATED):
+        counts = _given(p, T, labels) @ of_label + prior
+        T = counts / counts.sum(axis=1, keepdims=True)
+    return _given(p, T, labels), T
+
+
+def _given(p: np.ndarray, T: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    q = p * T[:, labels]
+    return np.asarray(q / q.sum(axis=0))
+
+
+def _examples(X: ArrayLike, Y: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return X, the labels (m,) and the number of classes.
+
+    Raises:
+        ValueError, TypeError: as `audit`.
+    """
+    X = np.asarray(real_array("X", X, jnp.float32))
+    if X.ndim != 2 or 0 in X.shape:
+        raise ValueError(f"X must have shape (n_0, m), one example per column, got shape {X.shape}")
+    check_finite("X", X)
+    Y = np.asarray(real_array("Y", Y, jnp.float32))
+    check_shape("Y", Y.shape, len(Y) if Y.ndim else 0, X.shape[1])
+    Y = np.concatenate([1 - Y, Y]) if len(Y) == 1 else Y
+    if not np.isin(Y, (0, 1)).all() or not (Y.sum(axis=0) == 1).all():
+        raise ValueError(f"Y must be one-hot, one example per column, got shape {Y.shape}")
+    return X, Y.argmax(axis=0), len(Y)
+
+
+def _held_out(key: Array, labels: np.ndarray, folds: int, repeats: int) -> np.ndarray:
+    """Return which examples each of repeats * folds networks does not see, (networks, m)."""
+    m, parts = len(labels), []
+    random = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
+    for _ in range(repeats):
+        order = random.permutation(m)
+        order = order[np.argsort(labels[order], kind="stable")]  # each fold has all classes
+        fold = np.empty(m, int)
+        fold[order] = np.arange(m) % folds
+        parts.append(fold == np.arange(folds)[:, None])
+    return np.concatenate(parts)
+
+
+def _maker(network: Network, n_0: int, n_L: int) -> Callable[[Array], Params]:
+    if callable(network):
+        return network
+    hidden = list(network)
+    return lambda key: init_params(key, [n_0, *hidden, n_L])
+
+
+def _predictions(
+    X: np.ndarray, Y: np.ndarray, held_out: np.ndarray, key: Array,
+    make: Callable[[Array], Params], epochs: int | None, batch_size: int | None,
+    optimizer: optax.GradientTransformation | None,
+) -> np.ndarray:  # fmt: skip
+    """Return the mean prediction of the networks that have not seen an example, (n_L, m)."""
+    m = X.shape[1]
+    size = min(128, max(1, m // 4)) if batch_size is None else batch_size
+    if epochs is None:
+        epochs = max(LEAST, math.ceil(STEPS / math.ceil(m / size)))
+    made, order = jax.random.split(key, (2, len(held_out)))
+    params = jax.vmap(make)(made)
+    fit = fit_ensemble(
+        params, ADAM if optimizer is None else optimizer, X, Y, epochs=epochs, batch_size=size,
+        key=order, weights=(~held_out).astype(np.float32),
+    )  # fmt: skip
+    A = np.asarray(_each(fit.params, X), np.float64)  # (networks, n_L, m)
+    mean: np.ndarray = np.einsum("snm,sm->nm", A, held_out) / held_out.sum(axis=0)
+    return mean
+
+
+_each = jax.jit(jax.vmap(predict, in_axes=(0, None)))
+ADAM = optax.adam(1e-3)  # one object, so that it is compiled once

@@ -1,0 +1,173 @@
+"""The Laplace posterior: closed forms, explicit matrices, and the marginal likelihood."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+import deepprop as dp
+from deepprop.signals.evidence import Evidence
+from tests.problems import CANONICAL, problem
+from tests.signals.oracles import jacobians
+from tests.signals.test_training_influence import explicit_curvature, with_bias
+
+pytestmark = pytest.mark.usefixtures("x64")
+PRIOR = 0.7
+
+
+def explicit_covariance(params, X, Y, w, X_test, prior, noise=1.0, below=0):
+    """J Sigma J^T of layers above `below`, from autodiff's Jacobians and explicit matrices."""
+    J, total = jacobians(params, X_test, np.zeros((Y.shape[0], X_test.shape[1])))[0], 0
+    for l, (U, V, values) in enumerate(explicit_curvature(params, X, Y, w)):
+        if l >= below:
+            rotated = U.T @ with_bias(J[l]) @ V
+            sigma = 1 / (w.sum() * values / noise + prior)
+            total = total + np.einsum("ikuv,uv,ihuv->ikh", rotated, sigma, rotated)
+    return total
+
+
+@pytest.mark.parametrize("noise", [None, 0.3])
+def test_one_linear_layer_is_bayesian_linear_regression(noise):
+    params, X, Y, _ = problem(5, [4, 3], 20, output="identity")
+    a, variance = np.concatenate([X, np.ones((1, 20))]), noise or 1.0
+    sigma = np.linalg.inv(a @ a.T / variance + PRIOR * np.eye(5))
+    expected = np.einsum("qi,qr,ri->i", a, sigma, a)
+    posterior = dp.laplace(params, X, Y, prior_precision=PRIOR, noise=noise)
+    mean, found = posterior.predict(X)
+    np.testing.assert_allclose(found, np.tile(expected, (3, 1)), rtol=1e-10)
+    np.testing.assert_allclose(mean, dp.predict(params, X), rtol=1e-12)
+    full = np.eye(3) * expected[:, None, None]
+    np.testing.assert_allclose(posterior.covariance(X), full, atol=1e-12)
+
+
+def test_the_evidence_of_one_linear_layer_is_that_of_the_normal_distribution():
+    """At the maximum of the posterior, the Laplace approximation of a Gaussian is exact."""
+    rng = np.random.default_rng(0)
+    X, a = rng.standard_normal((2, 12)), None
+    a = np.concatenate([X, np.ones((1, 12))])
+    Y = np.array([[1.0, -1.0, 0.4]]) @ a + 0.2 * rng.standard_normal((1, 12))
+    for prior, noise in ((0.5, 0.04), (2.0, 0.3)):
+        theta = np.linalg.solve(a @ a.T / noise + prior * np.eye(3), a @ Y[0] / noise)
+        output = dp.output("identity")
+        params = (dp.Layer(jnp.asarray(theta[None, :2]), jnp.asarray(theta[None, 2:]), output),)
+        posterior = dp.laplace(params, X, Y, prior_precision=prior, noise=noise)
+        covariance = a.T @ a / prior + noise * np.eye(12)
+        exact = stats.multivariate_normal(np.zeros(12), covariance).logpdf(Y[0])
+        constant = -6 * np.log(2 * np.pi)
+        np.testing.assert_allclose(posterior.log_evidence + constant, exact, rtol=1e-10)
+
+
+@pytest.mark.ordinary(2)
+@pytest.mark.parametrize("output", CANONICAL)
+def test_covariance_is_that_of_the_explicit_matrices(output):
+    params, X, Y, w = problem(51, [3, 4, 5, 2], 9, ["tanh", "gelu"], output, True)
+    X_test = X[:, :4] + 0.5
+    for layers, below in (("all", 0), ("last", 2)):
+        posterior = dp.laplace(
+            params, X, Y, prior_precision=PRIOR, weights=w, layers=layers, batch_size=4
+        )
+        expected = explicit_covariance(params, X, Y, w, X_test, PRIOR, below=below)
+        np.testing.assert_allclose(posterior.covariance(X_test), expected, atol=1e-10)
+        variance = np.einsum("ikk->ki", expected)
+        mean, found = posterior.predict(X_test)
+        np.testing.assert_allclose(found, variance, atol=1e-10)
+        Z = np.asarray(dp.forward(params, X_test)[1].Z[-1])
+        divided = Z / np.sqrt(1 + np.pi / 8 * variance)
+        due = {
+            "softmax": special.softmax(divided, axis=0), "sigmoid": special.expit(divided),
+            "identity": Z, "exp": np.exp(Z + variance / 2),
+        }  # fmt: skip
+        np.testing.assert_allclose(mean, due[output], rtol=1e-9)
+
+
+def test_the_mean_of_counts_is_exact_and_that_of_two_classes_is_close():
+    """Against draws of Z[L] from its normal distribution: within 5 standard errors, and 0.02."""
+    draws = np.random.default_rng(0).standard_normal((200_000, 1))
+    for output, margin in (("exp", 0.0), ("sigmoid", 0.02)):
+        params, X, Y, _ = problem(53, [3, 4, 1], 30, "tanh", output)
+        mean, variance = dp.laplace(params, X, Y, prior_precision=5.0).predict(X)
+        Z = np.asarray(dp.forward(params, X)[1].Z[-1])
+        drawn = np.asarray(params[-1].activation.g(Z + np.sqrt(variance) * draws))
+        error = 5 * drawn.std(axis=0) / np.sqrt(len(draws)) + margin
+        assert (abs(drawn.mean(axis=0) - np.asarray(mean[0])) <= error).all()
+
+
+def test_stacks_normalisation_and_weights_that_count_examples():
+    params, X, Y, _ = problem(7, [3, 4, 4, 4, 2], 8, "tanh", "softmax")
+    params = tuple(jax.tree.map(lambda p: p, params))
+    once = dp.laplace(params, X, Y, prior_precision=PRIOR).covariance(X)
+    for layers in ("all", "last"):
+        plain = dp.laplace(params, X, Y, layers=layers)
+        stacked = dp.laplace(dp.stack(params, keep=2), X, Y, layers=layers)
+        np.testing.assert_allclose(stacked.covariance(X), plain.covariance(X), rtol=1e-8)
+        np.testing.assert_allclose(stacked.log_evidence, plain.log_evidence, rtol=1e-10)
+    twice = dp.laplace(params, np.tile(X, 2), np.tile(Y, 2), prior_precision=PRIOR)
+    weighted = dp.laplace(params, X, Y, prior_precision=PRIOR, weights=np.full(8, 2.0))
+    np.testing.assert_allclose(weighted.covariance(X), twice.covariance(X), rtol=1e-9)
+    assert (weighted.predict(X)[1] < np.einsum("ikk->ki", once)).all()
+
+
+@pytest.mark.parametrize("output", ["softmax", "identity"])
+@pytest.mark.parametrize("layers", ["all", "last"])
+def test_prior_and_noise_maximise_the_evidence(output, layers):
+    """Its derivatives by jax.grad are 0 there, and no point of a grid is better."""
+    params, X, Y, _ = problem(9, [3, 6, 2], 40, "tanh", output)
+    posterior = dp.laplace(params, X, Y, layers=layers)
+    values = jnp.concatenate([jnp.ravel(40 * c.values) for c in posterior.curvature])
+    head = params if layers == "all" else params[-1:]
+    square = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(head))
+    losses = 40 * dp.cost(dp.forward(params, X)[1], Y)
+    n = 80.0 if output == "identity" else 0.0
+    evidence = Evidence(values, jnp.asarray(square), losses, jnp.asarray(n))
+    at = jnp.log(jnp.stack([posterior.prior_precision, posterior.noise]))
+    log = lambda at: evidence.log(*jnp.exp(at))
+    np.testing.assert_allclose(log(at), posterior.log_evidence, rtol=1e-10)
+    slope = jax.grad(log)(at)
+    np.testing.assert_allclose(slope if n else slope[:1], 0, atol=1e-6)
+    around = jnp.linspace(-3, 3, 13)
+    grid = jnp.stack(jnp.meshgrid(around, around if n else jnp.zeros(1)), -1).reshape(-1, 2)
+    assert (jax.vmap(log)(at[None] + grid) <= log(at) + 1e-9).all()
+
+
+def test_noise_is_found_and_uncertainty_grows_far_from_the_data():
+    rng = np.random.default_rng(1)
+    X = rng.uniform(-1, 1, (1, 300))
+    a = np.concatenate([X, np.ones((1, 300))])
+    Y = 2 * X + 0.5 + 0.1 * rng.standard_normal((1, 300))
+    whole = np.linalg.lstsq(a.T, Y.T)[0].T
+    layer = dp.Layer(jnp.asarray(whole[:, :1]), jnp.asarray(whole[:, 1:]), dp.output("identity"))
+    posterior = dp.laplace((layer,), X, Y)
+    assert float(posterior.noise) == pytest.approx(0.01, rel=5 * np.sqrt(2 / 300))
+    near, far = posterior.predict(np.array([[0.0, 10.0]]))[1][0]
+    assert far > 20 * near
+
+
+def test_a_posterior_passes_through_jit_as_an_argument():
+    params, X, Y, _ = problem(9, [3, 6, 2], 10, "tanh", "softmax")
+    posterior = dp.laplace(params, X, Y)
+    for found, expected in zip(
+        jax.jit(lambda p, X: p.predict(X))(posterior, X), posterior.predict(X), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_bad_input():
+    params, X, Y, _ = problem(0, [3, 4, 2], 5, "tanh", "softmax")
+    with pytest.raises(ValueError, match='layers must be "all" or "last", got 2'):
+        dp.laplace(params, X, Y, layers=2)
+    with pytest.raises(ValueError, match="prior_precision must be finite and above 0, got -1"):
+        dp.laplace(params, X, Y, prior_precision=-1)
+    with pytest.raises(ValueError, match="noise must be None for the output softmax, got 1"):
+        dp.laplace(params, X, Y, noise=1)
+    with pytest.raises(ValueError, match=r"Y must have shape \(2, 5\)"):
+        dp.laplace(params, X, Y[:1])
+    with pytest.raises(ValueError, match=r"X must have shape \(3, m\)"):
+        dp.laplace(params, X, Y).predict(X[:2])
+    with pytest.raises(TypeError, match="params must be a tuple of dp.Layer"):
+        dp.laplace(X, X, Y)
+    params, X, Y, _ = problem(0, [3, 4, 2], 5, "tanh", "tanh+huber")
+    with pytest.raises(
+        ValueError, match="for the Gauss-Newton matrix the network must have output"
+    ):
+        dp.laplace(params, X, Y)

@@ -1,0 +1,136 @@
+"""The audit of labels: planted mistakes are found, and each network judges what it has not seen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepprop as dp
+from deepprop.command.data import load_data
+from deepprop.training import label_audit
+from deepprop.training.label_audit import by_confusion
+
+pytestmark = pytest.mark.usefixtures("optax_types")
+
+
+def flipped(labels, share, pairs=None, seed=0):
+    """Labels of which a share is wrong, and which: any other class, or that of `pairs`."""
+    random, wrong = np.random.default_rng(seed), labels.copy()
+    among = np.arange(len(labels)) if pairs is None else np.flatnonzero(np.isin(labels, [*pairs]))
+    chosen = random.choice(among, round(share * len(labels)), replace=False)
+    classes = labels.max() + 1
+    other = lambda y: (y + random.integers(1, classes)) % classes if pairs is None else pairs[y]
+    wrong[chosen] = [other(int(y)) for y in labels[chosen]]
+    return wrong, wrong != labels
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_data(None)
+    return np.concatenate([data.X, data.X_test], 1), np.concatenate([data.Y, data.Y_test], 1)
+
+
+@pytest.mark.parametrize("pairs", [None, {4: 9, 9: 4, 3: 8, 8: 3}])
+def test_planted_labels_are_found(digits, pairs):
+    """Of as many as were planted, above 0.8 are wrong: by chance it would be the share, 0.05."""
+    X, Y = digits
+    labels, bad = flipped(Y.argmax(0), 0.05, pairs)
+    found = dp.audit(X, np.eye(10)[:, labels], key=jax.random.key(0), repeats=1)
+    first = found.example[: bad.sum()]
+    assert bad[first].mean() > 0.8
+    right = bad[first]
+    assert (found.suggested[: bad.sum()][right] == Y.argmax(0)[first][right]).mean() > 0.9
+    np.testing.assert_array_equal(found.label, labels[found.example])
+    assert sorted(found.example) == list(range(len(labels)))
+    assert (np.diff(found.score) <= 0).all()
+    assert (found.suggested != found.label).all()
+    assert str(found).count("\n") == 11
+
+
+def test_each_network_judges_only_what_it_has_not_seen(monkeypatch):
+    """Networks that only remember labels would give every label a probability of 1."""
+    seen = []
+
+    def fit_ensemble(params, optimizer, X, Y, *, weights, **_):
+        seen.append(weights)
+        return dp.Fit(params, None, {}, None)
+
+    monkeypatch.setattr(label_audit, "fit_ensemble", fit_ensemble)
+    X, labels = np.random.default_rng(0).standard_normal((2, 50)), np.arange(50) % 2
+    made = dp.init_params(jax.random.key(1), [2, 3, 2])
+    dp.audit(
+        X, np.eye(2)[:, labels], key=jax.random.key(0), folds=5, repeats=3, network=lambda _: made
+    )
+    (weights,) = seen
+    assert weights.shape == (15, 50)
+    held_out = weights == 0
+    assert (held_out.reshape(3, 5, 50).sum(axis=1) == 1).all()  # each example once per repeat
+    assert (held_out[:, labels == 0].sum(axis=1) == 5).all()  # and each fold has both classes
+    parts = {frozenset(np.flatnonzero(row)) for row in held_out}
+    assert len(parts) == 15
+
+
+def test_confusions_are_learnt_from_the_labels():
+    """Half of the first class is labelled as the second, and the networks only know the classes."""
+    classes = np.repeat([0, 1, 2], 200)
+    labels = np.where((classes == 0) & (np.arange(600) % 2 == 0), 1, classes)
+    p = np.full((3, 600), 0.05)
+    p[classes, np.arange(600)] = 0.9
+    q, T = by_confusion(p, labels)
+    np.testing.assert_allclose(q.sum(axis=0), 1)
+    np.testing.assert_allclose(T.sum(axis=1), 1)
+    assert T[0, 1] == pytest.approx(0.5, abs=0.05)
+    assert T[1, 0] < 0.03
+    score = 1 - q[labels, np.arange(600)]
+    frequent = score[labels != classes].min()
+    assert frequent > 0.8
+    assert score[labels == classes].max() < 0.2
+    # As suspicious by p alone, but not a confusion that occurs: class 2 labelled 0, once.
+    labels[-1] = 0
+    once = 1 - by_confusion(p, labels)[0][0, -1]
+    assert once < 0.5 < frequent
+
+
+def test_two_classes_may_be_one_row_and_the_key_decides():
+    X = np.random.default_rng(1).standard_normal((2, 80))
+    labels = (X[0] > 0).astype(int)
+    run = lambda Y, key: dp.audit(X, Y, key=jax.random.key(key), network=(4,), repeats=1, epochs=3)
+    one, two, other = run(labels[None], 0), run(np.eye(2)[:, labels], 0), run(labels[None], 1)
+    np.testing.assert_array_equal(one.score, two.score)
+    assert not np.array_equal(one.score, other.score)
+
+
+def test_the_optimizer_the_epochs_and_the_network_are_those_given(monkeypatch):
+    given = {}
+
+    def fit_ensemble(params, optimizer, X, Y, **options):
+        given.update(options, optimizer=optimizer, params=params)
+        return dp.Fit(params, None, {}, None)
+
+    monkeypatch.setattr(label_audit, "fit_ensemble", fit_ensemble)
+    X, Y, sgd = np.ones((2, 50)), np.eye(2)[:, np.arange(50) % 2], optax.sgd(0.1)
+    key = jax.random.key(0)
+    dp.audit(X, Y, key=key, network=(7, 3), epochs=9, batch_size=5, optimizer=sgd)
+    assert [layer.W.shape[1:] for layer in given["params"]] == [(7, 2), (3, 7), (2, 3)]
+    assert (given["epochs"], given["batch_size"], given["optimizer"]) == (9, 5, sgd)
+    dp.audit(X, Y, key=key)
+    assert given["epochs"] * np.ceil(50 / given["batch_size"]) == pytest.approx(1000, rel=0.01)
+
+
+def test_bad_input():
+    X, Y, key = jnp.ones((2, 6)), np.eye(2)[:, [0, 1, 0, 1, 0, 1]], jax.random.key(0)
+    with pytest.raises(ValueError, match="Y must be one-hot"):
+        dp.audit(X, Y / 2, key=key)
+    with pytest.raises(ValueError, match=r"Y must have shape \(2, 6\)"):
+        dp.audit(X, Y[:, :3], key=key)
+    with pytest.raises(ValueError, match="X must hold finite numbers"):
+        dp.audit(X.at[0, 0].set(jnp.nan), Y, key=key)
+    with pytest.raises(ValueError, match=r"X must have shape \(n_0, m\)"):
+        dp.audit(X[0], Y, key=key)
+    with pytest.raises(ValueError, match="folds must be at least 2, got 1"):
+        dp.audit(X, Y, key=key, folds=1)
+    with pytest.raises(ValueError, match="folds must be above 0 and at most the 6 examples, got 7"):
+        dp.audit(X, Y, key=key, folds=7)
+    with pytest.raises(TypeError, match="key must be one JAX random key"):
+        dp.audit(X, Y, key=0)

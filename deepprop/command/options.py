@@ -140,6 +140,8 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network, with the scaling"
         " and the classes")  # fmt: skip
+    add("--uncertainty", action="store_true", help="store also how sure the network is, for predict"
+        " --uncertainty")  # fmt: skip
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="write checkpoints there, and resume from the newest")  # fmt: skip
     add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS",
@@ -164,6 +166,11 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.csv", help="write every prediction, one example per line;"
         " of a table with the id of its row and the probability of each class"
+    )  # fmt: skip
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="account for how sure the network is: write a"
+        " standard deviation for each prediction, and probabilities that are averaged over it; the"
+        " network must have been trained with --uncertainty"
     )  # fmt: skip
     _decimal_option(parser)
     parser.add_argument(

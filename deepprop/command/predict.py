@@ -14,6 +14,7 @@ import deepprop as dp
 from deepprop.command.data import load_examples, scaled
 from deepprop.command.table_data import table_examples
 from deepprop.command.targets import encoded
+from deepprop.command.uncertainty import columns, from_arrays, with_uncertainty
 from deepprop.command.words import (
     first_ten,
     format_score,
@@ -46,7 +47,13 @@ def predict(args: argparse.Namespace) -> int:
     else:
         x, y, ids, lines = table_examples(args.data, preparation, args.id, args.decimal)
         note += "".join(f"{label:10} {text}\n" for label, text in lines)
-    A = np.asarray(jax.jit(dp.predict)(params, scaled(x, scaling)))
+    X = scaled(x, scaling)
+    A = np.asarray(jax.jit(dp.predict)(params, X))
+    added: tuple[list[str], np.ndarray] = [], np.empty((A.shape[1], 0))
+    if args.uncertainty:
+        posterior, unit = from_arrays(params, dp.load_extra(args.model), args.model)
+        A, deviation = with_uncertainty(posterior, unit, X)
+        added = columns(deviation, classes)
     score = ""
     if y is not None:
         try:
@@ -60,8 +67,11 @@ def predict(args: argparse.Namespace) -> int:
     print(note, end="")
     print(f"{len(answers):,} prediction{'s' * (len(answers) > 1)}: {first_ten(shown)}{score}")
     if args.out is not None:
-        columns = answers.reshape(len(answers), -1)
-        rows = columns if ids is None else _with_ids(args.id or "row", ids, columns, A, classes)
+        found = answers.reshape(len(answers), -1)
+        if args.uncertainty and ids is None:
+            ids = np.arange(len(answers))
+        name = args.id or ("example" if preparation is None else "row")
+        rows = found if ids is None else _with_ids(name, ids, found, A, classes, added)
         with atomic_write(args.out) as file:
             text = io.TextIOWrapper(file, "utf-8", newline="")
             csv.writer(text, lineterminator="\n").writerows(rows)
@@ -71,13 +81,16 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _with_ids(
-    name: str, ids: np.ndarray, answers: np.ndarray, A: np.ndarray, classes: np.ndarray | None
-) -> Iterator[list[Any]]:
-    """Yield the lines of a table's predictions: a head; then ids, answers and probabilities."""
+    name: str, ids: np.ndarray, answers: np.ndarray, A: np.ndarray, classes: np.ndarray | None,
+    added: tuple[list[str], np.ndarray],
+) -> Iterator[list[Any]]:  # fmt: skip
+    """Yield the lines of predictions: a head; then ids, answers, what is added, probabilities."""
     of_classes = [] if classes is None else [f"probability of {label}" for label in classes]
-    yield [name, "prediction", *of_classes]
+    many = answers.shape[1]
+    heads = ["prediction"] if many == 1 else [f"prediction {k + 1}" for k in range(many)]
+    yield [name, *heads, *added[0], *of_classes]
     for i, row in enumerate(ids):
-        yield [row, *answers[i], *(A[:, i] if of_classes else [])]
+        yield [row, *answers[i], *added[1][i], *(A[:, i] if of_classes else [])]
 
 
 def _score(params: Params, A: np.ndarray, y: np.ndarray, classes: np.ndarray | None) -> str:

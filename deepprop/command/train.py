@@ -24,8 +24,10 @@ from deepprop.command.train_output import (
     print_result,
     print_setup,
 )
+from deepprop.command.uncertainty import arrays_of
 from deepprop.command.units import in_unit, in_unit_of, predictions
 from deepprop.command.words import describe, format_score, hidden_activations, metric_of, resolve
+from deepprop.costs import OUTPUTS
 from deepprop.files.archive import check_writable
 from deepprop.layers import Params
 from deepprop.optimizers.by_name import optimizer_by_name, optimizer_with_rate, state_with_rate
@@ -67,7 +69,12 @@ def train(args: argparse.Namespace) -> int:
                 f"--{option} must be left out with --search, which trains several networks and"
                 " takes the best epoch of each"
             )
+    if args.uncertainty and args.save is None:
+        raise ValueError("--uncertainty needs --save, whose file it goes to")
     data = _data(args, None if output is None else output.name)
+    name = data.output if output is None else output.name
+    if args.uncertainty and name not in OUTPUTS:
+        raise ValueError(f"--uncertainty needs the output {', '.join(OUTPUTS)}, got {name}")
     share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)
     m = data.X.shape[1]
@@ -109,6 +116,8 @@ def train(args: argparse.Namespace) -> int:
         raise FloatingPointError(failure_message(args, error)) from None
     print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
+    if args.uncertainty:
+        _save(args.save, fit.params, data, _posterior(args, data, held_out, fit.params))
     if args.plot is not None:
         _plot(args.plot, data, fit, held_out.name)
     print_layers(args.diagnose, data, fit.params, fit.history)
@@ -247,13 +256,37 @@ def _classes(Y: np.ndarray) -> np.ndarray:
     return classes
 
 
-def _save(path: Path | None, params: Params, data: Data) -> None:
-    """Write the network with its scaling, its classes and a table's preparation, if asked."""
+def _save(
+    path: Path | None,
+    params: Params,
+    data: Data,
+    posterior: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write the network with its scaling, its classes and a table's preparation, if asked.
+
+    Args:
+        path: the file; None writes none.
+        params: the layers.
+        data: on which they were trained.
+        posterior: how sure the network is, as arrays.
+    """
     if path is not None:
         extra = {} if data.preparation is None else data.preparation.arrays()
         params = in_unit(params, data.unit)
+        extra |= posterior or {}
         dp.save(path, params, scaling=data.scaling, classes=data.classes, **extra)
         print(f"saved      {path}", flush=True)
+
+
+def _posterior(
+    args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
+) -> dict[str, np.ndarray]:
+    """Return the posterior of the parameters as arrays."""
+    weights, _ = _class_weights(args.class_weights, data, held_out)
+    pair = held_out.X, held_out.Y
+    return arrays_of(
+        dp.laplace(params, data.X, data.Y, validation=pair, weights=weights), data.unit
+    )
 
 
 def _compile_check(data: Data, params: Params) -> None:

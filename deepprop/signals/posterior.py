@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params, inputs, output_of
@@ -28,13 +28,15 @@ from deepprop._arithmetic import product, wide
 from deepprop._checks import check_above_zero, plain_weights, whole_number
 from deepprop.costs import OUTPUTS
 from deepprop.layers import Cache, Layer, Params
-from deepprop.signals.curvature import Curvature, ekfac, in_basis
+from deepprop.signals.curvature import Curvature, ekfac
 from deepprop.signals.evidence import Evidence
+from deepprop.signals.fisher import with_one
 from deepprop.signals.many import list_over_batches, sum_over_batches
 from deepprop.signals.tangent_kernel import jacobian_columns
 from deepprop.signals.training_influence import examples
-from deepprop.walk import layer_scan, to_the_top, up
+from deepprop.walk import layer_map, layer_scan, to_the_top, up
 
+GRID = -4, 8, 49  # of prior precisions: powers of 10, and their number
 NUMBERS = 2**24  # in the columns of one batch: 64 MiB in float32
 
 
@@ -103,7 +105,8 @@ def laplace(
     *,
     prior_precision: float | None = None,
     noise: float | None = None,
-    layers: str = "all",
+    layers: str = "last",
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
     weights: ArrayLike | None = None,
     batch_size: int = 1024,
 ) -> Posterior:
@@ -122,10 +125,13 @@ def laplace(
         X: (n_0, m), the training examples.
         Y: (n_L, m), their targets.
         prior_precision: of every parameter before the data, as weight decay on the sum of losses.
-            None takes what makes the data most likely (the marginal likelihood).
-        noise: the variance of the targets around A[L], for the output identity. None takes what
-            makes the data most likely, or if `prior_precision` is given 1, which is the cost's.
-        layers: "all", or "last" for the posterior of the last layer alone, which is faster.
+            None takes what makes the training data most likely (the marginal likelihood), or with
+            `validation` its targets.
+        noise: the variance of the targets around A[L], for the output identity. None takes it in
+            the same way, or if `prior_precision` is given takes 1, which is the cost's.
+        layers: "last" for the posterior of the last layer alone, or "all".
+        validation: (X, Y) that the network has not been trained on. A network that has overfitted
+            is too sure of itself; these examples tell.
         weights: (m,), one per example: w_i counts as w_i examples.
         batch_size: examples at a time; it changes the memory and the speed, not the result.
 
@@ -155,8 +161,35 @@ def laplace(
     body, head = _parts(params, layers)
     entering = _entering(body, A_0, size=size)
     curvature = ekfac(head, entering, weights=weights, batch_size=size)
+    if validation is not None and prior_precision is None:
+        X_val, Y_val = _pair(validation)
+        A_val, Y_val = examples(params, X_val, Y_val, "_validation")
+        found = _likeliest(
+            head,
+            _entering(body, A_val, size=size),
+            Y_val,
+            curvature,
+            jnp.sum(w),
+            noise,
+            size=_batch(params),
+        )
+        prior_precision, noise = found
     prior, s, log = _evidence(head, entering, Y, w, curvature, prior_precision, noise, size=size)
     return Posterior(params, layers, curvature, jnp.sum(w), prior, s, log)
+
+
+def _pair(validation: Any) -> Any:
+    """Return X and Y of the validation set.
+
+    Raises:
+        ValueError: it is not a pair.
+        TypeError: it is not a tuple or list.
+    """
+    if not isinstance(validation, tuple | list):
+        raise TypeError(f"validation must be (X, Y), got {type(validation).__name__}")
+    if len(validation) != 2:
+        raise ValueError(f"validation must be (X, Y), got {len(validation)} arrays")
+    return validation
 
 
 def _parts(params: Params, layers: str) -> tuple[Params, Params]:
@@ -177,6 +210,48 @@ def _batch(params: Params) -> int:
 def _entering(body: Params, A_0: Array, *, size: int) -> Array:
     """Compute A[L-1] (n_{L-1}, m)."""
     return list_over_batches(lambda A: to_the_top(body, A).mT, size, A_0).mT
+
+
+@partial(jax.jit, static_argnames="size")
+def _likeliest(
+    params: Params,
+    A_0: Array,
+    Y: Array,
+    curvature: tuple[Curvature, ...],
+    count: Array,
+    noise: ArrayLike | None,
+    *,
+    size: int,
+) -> tuple[Array, Array]:
+    """Return the prior precision and the noise for which the validation targets are likeliest.
+
+    The best of `GRID`. With rho = prior precision * noise, the variance of Z[L] is noise times b,
+    where b depends on rho alone, and so the best noise for it is the mean of (A - Y)^2 / (b + 1).
+    """
+    grid = jnp.logspace(*GRID, dtype=count.dtype)
+    output = output_of(params)
+    regression = output == OUTPUTS["identity"]
+
+    def variances(A_0: Array) -> Array:
+        cache = up(params, A_0)
+        squares = _squares(cache, curvature)
+        b = lax.map(lambda rho: output_variance(params, squares, curvature, count, rho), grid)
+        return jnp.moveaxis(b, -1, 0)  # (m, grid, n_L)
+
+    b = jnp.moveaxis(list_over_batches(variances, size, A_0), 0, -1)  # (grid, n_L, m)
+    Z = up(params, A_0).Z[-1]
+
+    def loss(b: Array) -> tuple[Array, Array]:
+        """Return the mean loss of the averaged prediction, and the noise."""
+        if not regression:
+            return jnp.mean(output.loss(AVERAGED[output.name](Z, b), Y)), jnp.ones((), b.dtype)
+        ratios = jnp.square(Z - Y) / (b + 1)
+        s = jnp.mean(ratios) if noise is None else jnp.asarray(noise, b.dtype)
+        return jnp.mean(jnp.log(s * (b + 1)) + ratios / s) / 2, s
+
+    losses, noises = lax.map(loss, b)
+    best = jnp.argmin(losses)
+    return grid[best] / noises[best], noises[best]
 
 
 @partial(jax.jit, static_argnames="size")
@@ -212,7 +287,10 @@ def _evidence(
 def _predict(posterior: Posterior, A_0: Array, *, size: int) -> tuple[Array, Array]:
     def of_batch(A_0: Array) -> Array:
         cache = _cache(posterior, A_0)
-        variance = output_covariance(cache, posterior, diagonal=True)
+        variance = posterior.noise * output_variance(
+            cache.params, _squares(cache, posterior.curvature), posterior.curvature,
+            posterior.count, posterior.prior_precision * posterior.noise,
+        )  # fmt: skip
         output = output_of(posterior.params)
         mean = output.g(AVERAGED[output.name](cache.Z[-1], variance))
         return jnp.moveaxis(jnp.stack([mean, variance]), -1, 0)
@@ -235,32 +313,65 @@ def _cache(posterior: Posterior, A_0: Array) -> Cache:
     return up(head, to_the_top(body, A_0))
 
 
-def output_covariance(cache: Cache, posterior: Posterior, *, diagonal: bool = False) -> Array:
-    """Compute J_i Sigma J_i^T, the covariance of Z[L], for each example.
+def output_covariance(cache: Cache, posterior: Posterior) -> Array:
+    """Compute J_i Sigma J_i^T, the covariance of Z[L], for each example: (n_L, n_L, m).
 
     Args:
         cache: of the layers that are uncertain.
         posterior: the distribution over their parameters.
-        diagonal: whether to compute the variances alone.
-
-    Returns:
-        (n_L, n_L, m); the variances (n_L, m).
     """
-    dZ, A = jacobian_columns(cache)
 
-    def add(total: Array, _: Layer, dz: Array, a: Array, c: Any) -> Array:
-        u = product(c.dZ.mT, dz)  # (n_L, n_l, m)
-        v = in_basis(c, dz[0], a)[1]
+    def add(total: Array, _: Layer, u: Array, v: Array, c: Any) -> Array:
         precision = posterior.count * c.values / posterior.noise + posterior.prior_precision
-        T = product(1 / precision, jnp.square(v))  # (n_l, m)
-        if diagonal:
-            return total + jnp.sum(jnp.square(u) * T[None], axis=1)
-        return total + jnp.einsum("knm,hnm,nm->khm", u, u, T)
+        return total + jnp.einsum("knm,hnm,nm->khm", u, u, product(1 / precision, jnp.square(v)))
 
     n_L, m = cache.Z[-1].shape
-    none = jnp.zeros((n_L, m) if diagonal else (n_L, n_L, m), cache.Z[-1].dtype)
-    total: Array = layer_scan(add, none, cache.params, dZ, A, posterior.curvature)
+    start = jnp.zeros((n_L, n_L, m), cache.Z[-1].dtype)
+    columns = _columns(cache, posterior.curvature)
+    total: Array = layer_scan(add, start, cache.params, *columns, posterior.curvature)
     return total
+
+
+def output_variance(
+    params: Params,
+    squares: tuple[list[Array], list[Array]],
+    curvature: tuple[Curvature, ...],
+    count: ArrayLike,
+    prior_precision: ArrayLike,
+) -> Array:
+    """Compute the diagonal of J_i Sigma J_i^T with noise of variance 1, (n_L, m).
+
+    Args:
+        params: the layers that are uncertain.
+        squares: u^2 and v^2 of their columns.
+        curvature: of each layer.
+        count: m, or the sum of the weights.
+        prior_precision: of every parameter.
+    """
+
+    def add(total: Array, _: Layer, u: Array, v: Array, c: Any) -> Array:
+        T = product(1 / (count * c.values + prior_precision), v)  # (n_l, m)
+        return total + jnp.sum(u * T[None], axis=1)
+
+    n_L, m = squares[0][-1].shape[0], squares[0][-1].shape[-1]
+    start = jnp.zeros((n_L, m), squares[0][-1].dtype)
+    total: Array = layer_scan(add, start, params, *squares, curvature)
+    return total
+
+
+def _columns(cache: Cache, curvature: tuple[Curvature, ...]) -> tuple[list[Array], list[Array]]:
+    """Return the Jacobian's columns in the basis: u (n_L, n_l, m) of dZ, and v of A, per layer."""
+
+    def rotated(_: Layer, dz: Array, a: Array, c: Any) -> tuple[Array, Array]:
+        return product(c.dZ.mT, dz), product(c.A.mT, with_one(a))
+
+    pairs = list(layer_map(rotated, cache.params, *jacobian_columns(cache), curvature))
+    return [u for u, _ in pairs], [v for _, v in pairs]
+
+
+def _squares(cache: Cache, curvature: tuple[Curvature, ...]) -> tuple[list[Array], list[Array]]:
+    squares: tuple[list[Array], list[Array]] = jax.tree.map(jnp.square, _columns(cache, curvature))
+    return squares
 
 
 def _moderated(Z: Array, variance: Array) -> Array:

@@ -1,12 +1,15 @@
 """`MLPClassifier` and `MLPRegressor`: scikit-learn's parameters and attributes, and some more."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jax.typing import DTypeLike
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d, compute_sample_weight
@@ -16,9 +19,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from deepprop.activations import Activation
 from deepprop.costs import COSTS
+from deepprop.layers import Params
+from deepprop.signals.posterior import Posterior
 from deepprop.sklearn.epoch import mean_of
-from deepprop.sklearn.perceptron import Perceptron
-from deepprop.sklearn.settings import STOCHASTIC, is_stochastic
+from deepprop.sklearn.perceptron import Perceptron, precision
+from deepprop.sklearn.rows import Examples
+from deepprop.sklearn.settings import STOCHASTIC, checked, is_stochastic
+from deepprop.sklearn.uncertainty import posterior_of, standard_deviation
 from deepprop.training.loop import Callback
 from deepprop.training.private import Privacy
 
@@ -201,7 +208,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
             X: (m, n_0).
         """
         check_is_fitted(self)
-        found: np.ndarray = self._decoded(mean_of(self._members(X, return_std=False)))
+        found: np.ndarray = self._decoded(mean_of(self._members(X)))
         return found
 
     def predict_proba(self, X: Any, *, return_std: bool = False) -> Any:
@@ -213,7 +220,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):  # type: ignore[misc]
                 ensemble, (m, classes).
         """
         check_is_fitted(self)
-        A = self._members(X, return_std)
+        A = self._members(X)
+        if return_std and A.ndim == 2:
+            raise ValueError("return_std needs an ensemble: fit with n_members above 1")
         mean = self._of_classes(mean_of(A))
         return (mean, np.broadcast_to(A.std(0), mean.shape)) if return_std else mean
 
@@ -383,13 +392,57 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
 
         Args:
             X: (m, n_0).
-            return_std: whether to return also the standard deviation over the members of an
-                ensemble.
+            return_std: whether to return also a standard deviation. Of an ensemble it is that of
+                the prediction over its members. Of one network it is that of a new target, from the
+                Laplace approximation of the posterior (`dp.laplace`). The first such call computes
+                it from the training data, and trains another network on 85 % of them to measure the
+                noise. The estimator refers to what `fit` was given, so don't change it in place.
+                The data is not pickled, the posterior is.
         """
         check_is_fitted(self)
-        A = self._members(X, return_std)
+        A = self._members(X)
         mean = self._decoded(mean_of(A))
-        return (mean, self._decoded(A.std(0))) if return_std else mean
+        if not return_std:
+            return mean
+        deviation = A.std(0) if A.ndim == 3 else self._deviation(X)
+        return mean, self._decoded(deviation)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, *, once: bool) -> "MLPRegressor":
+        """Train, and refer to the data, of which `predict` may have to compute the posterior."""
+        super()._fit(X, y, sample_weight, once=once)
+        self._given = None if once else (X, y, sample_weight)
+        self._posterior: Posterior | None = None
+        return self
+
+    def _deviation(self, X: Any) -> np.ndarray:
+        """Return the standard deviation of a new target, (m, outputs)."""
+        s, dtype = checked(self._settings()), self.coefs_[0].dtype
+        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
+        with precision(dtype):
+            if self._posterior is None:
+                examples = None
+                if self._given is not None:
+                    rows, y = self._validated(*self._given[:2], False, reset=False)
+                    Y = np.asarray(y.reshape(len(y), -1), dtype)
+                    w = self._weights(s, self._given[2], Y)
+                    examples = Examples(rows.astype(dtype), Y, w)
+                posterior = posterior_of(self._layers(s), examples, s, self._again)
+                self._posterior = jax.device_get(posterior)  # float64 survives a pickle
+            return standard_deviation(self._posterior, X)
+
+    def _again(self, examples: Examples) -> Params:
+        """Return the layers of a network trained on other examples with the same settings."""
+        quiet = {"warm_start": False, "verbose": False, "callbacks": ()}
+        other = clone(self).set_params(**quiet)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # `fit` has given it
+            other.fit(examples.X, self._decoded(examples.Y), examples.weights)
+        params: Params = other._layers(checked(other._settings()))
+        return params
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: everything but the training data."""
+        return {**super().__getstate__(), "_given": None}
 
     def _validated(self, X: Any, y: Any, once: bool, *, reset: bool) -> tuple[Any, np.ndarray]:
         X, y = validate_data(

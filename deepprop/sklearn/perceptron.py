@@ -172,14 +172,8 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
         self.coefs_ = [np.array(W.swapaxes(-1, -2), order="C") for W in arrays[::2]]
         self.intercepts_ = [b[..., 0].copy() for b in arrays[1::2]]
 
-    def _members(self, X: Any, return_std: bool) -> np.ndarray:
-        """Return A[L] of each row of X, (m, n_L); of K members (K, m, n_L).
-
-        Raises:
-            ValueError: the spread is asked for, and there is one network.
-        """
-        if return_std and self.coefs_[0].ndim == 2:
-            raise ValueError("return_std needs an ensemble: fit with n_members above 1")
+    def _members(self, X: Any) -> np.ndarray:
+        """Return A[L] of each row of X, (m, n_L); of K members (K, m, n_L)."""
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=None, reset=False)
         with precision(self.coefs_[0].dtype):
             return self._outputs_of(self._layers(checked(self._settings())), X)

@@ -34,16 +34,19 @@ X, BASELINE = (np.random.default_rng(2).standard_normal(shape) for shape in ((4,
 UNITS = np.array([0, 1, 2, 0, 1, 2, 2])
 
 
-@pytest.mark.parametrize("stack", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "stack"),
+    [("plain", False), ("layer", True), *(thorough(k, s) for k in KINDS for s in (True, False))],
+)
 def test_derivatives_and_completeness(kind, stack):
     params = network(kind, stack=stack)
     plain = dp.unstack(params)  # autodiff cannot go back through every stack
-    expected = jax.grad(lambda X: score(plain, X, UNITS).sum())(jnp.asarray(X))
+    expected = jax.jit(jax.grad(lambda X: score(plain, X, UNITS).sum()))(jnp.asarray(X))
     np.testing.assert_allclose(
         dp.input_gradients(params, X, UNITS), expected, rtol=1e-9, atol=1e-12
     )
-    rise = score(params, X, UNITS) - score(params, np.tile(BASELINE, 7), UNITS)
+    of = jax.jit(score)
+    rise = of(params, X, UNITS) - of(params, np.tile(BASELINE, 7), UNITS)
     exact = dp.deep_lift(params, X, UNITS, baseline=BASELINE)
     np.testing.assert_allclose(exact.sum(axis=0), rise, rtol=1e-10)
     # The middle rule's error falls with the square of the steps: 10 times the steps, 100 times less
@@ -60,7 +63,7 @@ def test_derivatives_and_completeness(kind, stack):
 def test_integrated_gradients_are_the_integral():
     params = network()
     t = (np.arange(2000) + 0.5) / 2000
-    gradient = jax.grad(lambda X: score(params, X, np.zeros(2000, int)).sum())
+    gradient = jax.jit(jax.grad(lambda X: score(params, X, np.zeros(2000, int)).sum()))
     path = BASELINE + t * (X[:, :1] - BASELINE)
     expected = (X[:, :1] - BASELINE)[:, 0] * gradient(jnp.asarray(path)).mean(axis=1)
     found = dp.integrated_gradients(params, X, 0, baseline=BASELINE, steps=2000)[:, 0]

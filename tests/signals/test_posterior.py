@@ -96,19 +96,21 @@ def test_the_mean_of_counts_is_exact_and_that_of_two_classes_is_close():
 def test_stacks_normalisation_and_weights_that_count_examples():
     params, X, Y, _ = problem(7, [3, 4, 4, 4, 2], 8, "tanh", "softmax")
     params = tuple(jax.tree.map(lambda p: p, params))
-    once = dp.laplace(params, X, Y, prior_precision=PRIOR).covariance(X)
+    once = dp.laplace(params, X, Y, prior_precision=PRIOR, layers="all").covariance(X)
     for layers in ("all", "last"):
         plain = dp.laplace(params, X, Y, layers=layers)
         stacked = dp.laplace(dp.stack(params, keep=2), X, Y, layers=layers)
         np.testing.assert_allclose(stacked.covariance(X), plain.covariance(X), rtol=1e-8)
         np.testing.assert_allclose(stacked.log_evidence, plain.log_evidence, rtol=1e-10)
-    twice = dp.laplace(params, np.tile(X, 2), np.tile(Y, 2), prior_precision=PRIOR)
-    weighted = dp.laplace(params, X, Y, prior_precision=PRIOR, weights=np.full(8, 2.0))
+    options = {"prior_precision": PRIOR, "layers": "all"}
+    twice = dp.laplace(params, np.tile(X, 2), np.tile(Y, 2), **options)
+    weighted = dp.laplace(params, X, Y, weights=np.full(8, 2.0), **options)
     np.testing.assert_allclose(weighted.covariance(X), twice.covariance(X), rtol=1e-9)
     assert (weighted.predict(X)[1] < np.einsum("ikk->ki", once)).all()
 
 
-@pytest.mark.parametrize("output", ["softmax", "identity"])
+@pytest.mark.ordinary(1)
+@pytest.mark.parametrize("output", ["identity", "softmax"])
 @pytest.mark.parametrize("layers", ["all", "last"])
 def test_prior_and_noise_maximise_the_evidence(output, layers):
     """Its derivatives by jax.grad are 0 there, and no point of a grid is better."""
@@ -123,11 +125,67 @@ def test_prior_and_noise_maximise_the_evidence(output, layers):
     at = jnp.log(jnp.stack([posterior.prior_precision, posterior.noise]))
     log = lambda at: evidence.log(*jnp.exp(at))
     np.testing.assert_allclose(log(at), posterior.log_evidence, rtol=1e-10)
-    slope = jax.grad(log)(at)
+    slope = jax.jit(jax.grad(log))(at)
     np.testing.assert_allclose(slope if n else slope[:1], 0, atol=1e-6)
     around = jnp.linspace(-3, 3, 13)
     grid = jnp.stack(jnp.meshgrid(around, around if n else jnp.zeros(1)), -1).reshape(-1, 2)
-    assert (jax.vmap(log)(at[None] + grid) <= log(at) + 1e-9).all()
+    assert (jax.jit(jax.vmap(log))(at[None] + grid) <= log(at) + 1e-9).all()
+
+
+def test_validation_finds_the_noise_of_a_network_that_has_overfitted():
+    """40 parameters and 30 examples: the training data alone would be far too sure."""
+    rng = np.random.default_rng(2)
+    W, noise = rng.standard_normal((1, 40)), 0.5
+    X, X_val, X_test = (rng.standard_normal((40, m)) for m in (30, 200, 400))
+    Y, Y_val, Y_test = (
+        W @ P / 6 + noise * rng.standard_normal((1, P.shape[1])) for P in (X, X_val, X_test)
+    )
+    whole = np.linalg.lstsq(X.T, Y.T)[0].T  # through every point
+    params = (dp.Layer(jnp.asarray(whole), jnp.zeros((1, 1)), dp.output("identity")),)
+    errors = np.asarray(dp.predict(params, X_test)) - Y_test
+    shares = []
+    for validation in (None, (X_val, Y_val)):
+        posterior = dp.laplace(params, X, Y, validation=validation)
+        deviation = np.sqrt(posterior.predict(X_test)[1] + posterior.noise)
+        shares.append((abs(errors) < 1.96 * deviation).mean())
+    # 0.95 for a normal distribution, within 5 standard errors of 400, and of 200 examples too
+    assert shares[0] < 0.95 - 5 * np.sqrt(0.95 * 0.05 / 400)
+    assert abs(shares[1] - 0.95) < 5 * np.sqrt(0.95 * 0.05 * (1 / 200 + 1 / 400))
+
+
+@pytest.mark.ordinary(2)
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("output", ["identity", "softmax", "exp", "sigmoid"])
+def test_validation_takes_the_likeliest_of_the_prior_precisions(output, layers):
+    """Against the posteriors for each of them, and the likelihoods written out with SciPy."""
+    params, X, Y, _ = problem(55, [3, 5, 2], 20, "tanh", output)
+    X_val, Y_val = X[:, :9] + 0.3, Y[:, :9]
+    options = {"noise": 0.6} if output == "identity" else {}
+    posterior = dp.laplace(params, X, Y, layers=layers, validation=(X_val, Y_val), **options)
+
+    def loss(prior):
+        p = dp.laplace(params, X, Y, layers=layers, prior_precision=prior, **options)
+        mean, variance = map(np.asarray, p.predict(X_val))
+        if output == "softmax":
+            return -np.mean(np.sum(Y_val * np.log(mean), 0))
+        if output == "sigmoid":
+            return -np.mean(
+                np.sum(special.xlogy(Y_val, mean) + special.xlogy(1 - Y_val, 1 - mean), 0)
+            )
+        if output == "exp":
+            return -np.mean(np.sum(stats.poisson.logpmf(Y_val, mean), 0))
+        return -np.mean(stats.norm.logpdf(Y_val, mean, np.sqrt(variance + posterior.noise)))
+
+    best = float(posterior.prior_precision)
+    noise, others = float(posterior.noise), best * 10.0 ** np.array([-2, -0.25, 0.25, 2])
+    within = [other for other in others if 0.9e-4 < other * noise < 1.1e8]  # the ends of the grid
+    assert len(within) > 1
+    assert all(loss(best) <= loss(other) + 1e-9 for other in within)
+    if output == "identity":  # the noise, too: the derivative of the likelihood is 0
+        posterior = dp.laplace(params, X, Y, layers=layers, validation=(X_val, Y_val))
+        ratio = (np.asarray(dp.predict(params, X_val)) - Y_val) ** 2
+        variance = np.asarray(posterior.predict(X_val)[1]) + float(posterior.noise)
+        np.testing.assert_allclose(np.mean(ratio / variance), 1, rtol=1e-8)
 
 
 def test_noise_is_found_and_uncertainty_grows_far_from_the_data():
@@ -164,6 +222,12 @@ def test_bad_input():
         dp.laplace(params, X, Y[:1])
     with pytest.raises(ValueError, match=r"X must have shape \(3, m\)"):
         dp.laplace(params, X, Y).predict(X[:2])
+    with pytest.raises(ValueError, match=r"X_validation must have shape \(3, m\)"):
+        dp.laplace(params, X, Y, validation=(X[:2], Y))
+    with pytest.raises(ValueError, match=r"validation must be \(X, Y\), got 3 arrays"):
+        dp.laplace(params, X, Y, validation=(X, Y, Y))
+    with pytest.raises(TypeError, match=r"validation must be \(X, Y\), got Array"):
+        dp.laplace(params, X, Y, validation=jnp.ones(2))
     with pytest.raises(TypeError, match="params must be a tuple of dp.Layer"):
         dp.laplace(X, X, Y)
     params, X, Y, _ = problem(0, [3, 4, 2], 5, "tanh", "tanh+huber")

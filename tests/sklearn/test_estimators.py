@@ -243,7 +243,7 @@ def test_two_classes_have_a_spread_each():
 
 def test_one_network_has_no_spread():
     with pytest.raises(ValueError, match="n_members above 1"):
-        regressor().fit(X_NUMBER, Y_NUMBER).predict(X_NUMBER, return_std=True)
+        classifier().fit(X, Y).predict_proba(X, return_std=True)
 
 
 def test_an_optax_transformation_takes_its_own_steps():

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from deepprop.command.data import load_data
 
@@ -26,12 +25,16 @@ class Images(NamedTuple):
         return Images(self.name, *parts)
 
 
+TESTS = 1_000  # images at most
+
+
 def load(path=None, most=None):
     """Return the handwritten digits, or the first examples of a file like Keras's mnist.npz."""
     data = load_data(path)
     name = DIGITS if path is None else "MNIST (LeCun, Cortes and Burges)"
-    parts = data.X, data.Y.argmax(0), data.X_test, data.Y_test.argmax(0)
-    return Images(name, *(part[..., :most] for part in parts))
+    train = (part[..., :most] for part in (data.X, data.Y.argmax(0)))
+    test = (part[..., :TESTS] for part in (data.X_test, data.Y_test.argmax(0)))
+    return Images(name, *train, *test)
 
 
 def one_hot(labels, n_L=10):
@@ -41,6 +44,8 @@ def one_hot(labels, n_L=10):
 
 def in_torch(params):
     """Return the same network in PyTorch, with its scores as outputs; relu in between."""
+    import torch
+
     modules = []
     for layer in params:
         linear = torch.nn.Linear(layer.W.shape[1], layer.W.shape[0])
@@ -52,5 +57,7 @@ def in_torch(params):
 
 def loader(X, labels, batch_size=256):
     """Return a loader of PyTorch for examples as columns."""
+    import torch
+
     rows = torch.tensor(np.array(X.T)), torch.tensor(np.asarray(labels))
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*rows), batch_size=batch_size)

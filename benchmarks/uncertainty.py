@@ -181,8 +181,8 @@ def report(tables, busy):
 
 Medians of {SEEDS} seeds. The networks have {"-".join(map(str, HIDDEN))} hidden units, and were trained by
 Adam for {EPOCHS} epochs. The prior precision is that of the marginal likelihood, or with "validation" that
-under which the validation labels are likeliest. Times include what is compiled on the first of the
-seeds; the last row of times of an ensemble is its training.
+under which the validation labels are likeliest. The times of the first seed include
+compilation. The fit time of an ensemble is its training.
 
 {body}
 """

@@ -160,7 +160,7 @@ def signals(cache: Cache, dZ: Sequence[ArrayLike]) -> list[Array]:
     return arrays
 
 
-def check_cache(cache: Any) -> None:
+def check_cache(cache: Any, name: str = "cache") -> None:
     """Raise unless it is a cache.
 
     Raises:
@@ -168,7 +168,7 @@ def check_cache(cache: Any) -> None:
     """
     if not isinstance(cache, Cache):
         raise TypeError(
-            f"cache must be the dp.Cache returned by forward, got {type(cache).__name__}"
+            f"{name} must be the dp.Cache returned by forward, got {type(cache).__name__}"
         )
 
 

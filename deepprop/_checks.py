@@ -282,6 +282,17 @@ def check_above_zero(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and above 0, got {value}")
 
 
+def check_scalar(name: str, value: Any) -> None:
+    """Raise unless `value` is one number.
+
+    Raises:
+        ValueError: it has axes.
+    """
+    shape = getattr(value, "shape", np.shape(value))
+    if shape != ():
+        raise ValueError(f"{name} must be one number, got an array of shape {shape}")
+
+
 def missing(what: str, package: str, extra: str) -> ImportError:
     """Return the error for an optional package that is not installed; it says what to install.
 

@@ -11,10 +11,10 @@ import jax
 
 import deepprop as dp
 from deepprop.command.labels import Labelled, labelled_archive, labelled_table
-from deepprop.files.archive import atomic_write, check_writable
+from deepprop.command.train import check_paths
+from deepprop.files.archive import atomic_write
 from deepprop.tables.read import is_table
 from deepprop.training.images import image_shape, plot_suspects
-from deepprop.training.report import require_matplotlib
 
 SHOWN = 10  # examples printed
 DRAWN = 50  # images in the picture
@@ -22,13 +22,9 @@ DRAWN = 50  # images in the picture
 
 def audit(args: argparse.Namespace) -> int:
     """Audit the labels of a file, print the most suspicious ones, and write all scores."""
-    for path in (args.out, args.plot):
-        if path is not None:
-            check_writable(path)
-    if args.plot is not None:
-        require_matplotlib(args.plot)
+    check_paths({"--out": args.out, "--plot": args.plot})
     data = _data(args)
-    shape = None if args.plot is None else image_shape(len(data.X), data.shape)
+    shape = None if args.plot is None else _shape(data)
     print(f"data       {data.name}: {data.X.shape[1]:,} examples, {data.X.shape[0]} inputs")
     for label, text in data.notes:
         print(f"{label:10} {text}")
@@ -53,6 +49,18 @@ def audit(args: argparse.Namespace) -> int:
     return 0
 
 
+def _shape(data: Labelled) -> tuple[int, ...]:
+    """Return the shape of an image.
+
+    Raises:
+        ValueError: the examples are not images.
+    """
+    try:
+        return image_shape(len(data.X), data.shape)
+    except ValueError as error:
+        raise ValueError(f"--plot needs images: {error}") from None
+
+
 def _data(args: argparse.Namespace) -> Labelled:
     """Return the examples of a table, of an archive of arrays, or the digits."""
     if args.target is not None or is_table(args.data):
@@ -75,7 +83,7 @@ def _table(found: dp.Audit, data: Labelled) -> str:
         shown = found.example[: len(text) - 1]
         text[1:] = [f"{line}  {data.row(i)}" for line, i in zip(text[1:], shown, strict=True)]
     wrong = f"{found.score.sum():,.0f} of {len(found.score):,}"
-    return "\n".join([*text, f"wrong      at least {wrong} labels, by the sum of the scores"])
+    return "\n".join([*text, f"wrong      about {wrong} labels, by the sum of the scores"])
 
 
 def _lines(found: dp.Audit, data: Labelled) -> Iterator[list[Any]]:

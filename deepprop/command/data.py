@@ -103,7 +103,7 @@ def load_data(
     classes, output, targets = kind_of(y, output)
     if x_test is None or y_test is None:
         x, y, x_test, y_test = _split(x, y, held_out, seed)
-    scaling = _scaling(x, standardize)
+    scaling = archive_scaling(x, standardize)
     Y, Y_test = encoded(y, classes, "y_train"), encoded(y_test, classes, "y_test")
     if Y.shape[0] != Y_test.shape[0]:
         raise ValueError(f"y_train has {Y.shape[0]} numbers per example, y_test {Y_test.shape[0]}")
@@ -249,7 +249,7 @@ def _split(
     return x[train], y[train], x[test], y[test]
 
 
-def _scaling(x: np.ndarray, standardize: bool) -> Scaling:
+def archive_scaling(x: np.ndarray, standardize: bool) -> Scaling:
     """Return the scaling of x (m, n_0): to mean 0 and variance 1, or integers by the largest."""
     n_0 = x.shape[1]
     if standardize:

@@ -9,12 +9,11 @@ import numpy as np
 
 from deepprop.command.data import (
     HINT,
-    Scaling,
+    archive_scaling,
     arrays_of,
     file_of,
     scaled,
     sets_of,
-    standard,
 )
 from deepprop.command.table_data import few, notes_of, quoted, scaling_of, target_of
 from deepprop.command.targets import encoded, kind_of
@@ -70,13 +69,11 @@ def labelled_archive(path: str | None) -> Labelled:
         stored = arrays_of(file, npz_names(file, HINT), "x_train", "x")
     whole = stored.get("x_train", stored.get("x"))
     shape = whole.shape[1:] if whole is not None and whole.ndim > 2 else None
-    largest = float(np.abs(x).max()) or 1.0
-    n_0 = x.shape[1]
-    integers = Scaling(np.zeros(n_0), np.full(n_0, largest))
+    scaling = archive_scaling(x, standardize=x.dtype.kind == "f")
     notes = () if x_test is None else (("test set", "not audited"),)
     classes = _classes(y)
     return Labelled(
-        name, scaled(x, standard(x) if x.dtype.kind == "f" else integers),
+        name, scaled(x, scaling),
         encoded(y, classes, "y"), classes, np.arange(len(x)), shape=shape, notes=notes,
     )  # fmt: skip
 
@@ -100,6 +97,10 @@ def labelled_table(args: argparse.Namespace) -> Labelled:
             f"--target must name the column with the labels: one of {few(map(quoted, frame))}"
         )
     check_column(frame, args.target, "--target ")
+    if args.id is not None:
+        check_column(frame, args.id, "--id ")
+        if args.id == args.target:
+            raise ValueError(f"--id must be another column than --target, got {args.id!r}")
     ignored = [*args.ignore, *([] if args.id is None else [args.id])]
     kinds = kinds_of(
         frame, args.target, categories=args.categories, numbers=args.numbers, ignore=ignored
@@ -107,7 +108,6 @@ def labelled_table(args: argparse.Namespace) -> Labelled:
     known = frame[args.target].notna().to_numpy()
     ids = np.arange(1, len(frame) + 1)
     if args.id is not None:
-        check_column(frame, args.id, "--id ")
         ids = frame[args.id].fillna("").to_numpy()
     frame, ids = frame[known], ids[known]
     y = target_of(frame[args.target], dropped=not known.all())
@@ -137,5 +137,12 @@ def _classes(y: np.ndarray) -> np.ndarray:
     if len(classes) > len(y) / 2:
         raise ValueError(
             f"the labels must be classes, got {len(classes)} different values in {len(y)} examples"
+        )
+    counts = np.unique_counts(y) if y.ndim == 1 else None
+    if counts is not None and counts.counts.min() < 2:
+        alone = counts.values[counts.counts < 2]
+        raise ValueError(
+            f"each label must occur at least twice, and {', '.join(map(str, alone[:5]))} occurs"
+            " once: leave such examples out"
         )
     return classes

@@ -140,8 +140,8 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network, with the scaling"
         " and the classes")  # fmt: skip
-    add("--uncertainty", action="store_true", help="store also how sure the network is, for predict"
-        " --uncertainty")  # fmt: skip
+    add("--uncertainty", action="store_true", help="also store the posterior of the last layer, for"
+        " predict --uncertainty")  # fmt: skip
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="write checkpoints there, and resume from the newest")  # fmt: skip
     add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS",
@@ -168,8 +168,8 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
         " of a table with the id of its row and the probability of each class"
     )  # fmt: skip
     parser.add_argument(
-        "--uncertainty", action="store_true", help="account for how sure the network is: write a"
-        " standard deviation for each prediction, and probabilities that are averaged over it; the"
+        "--uncertainty", action="store_true", help="account for the uncertainty of the parameters:"
+        " numbers get a standard deviation, and class probabilities are averaged over it; the"
         " network must have been trained with --uncertainty"
     )  # fmt: skip
     _decimal_option(parser)
@@ -203,7 +203,8 @@ def audit_options(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=_count, default=2, metavar="N", help="times to divide and train; more are"
         " slower and a little better (default: %(default)s)")  # fmt: skip
     add("--epochs", type=_count, metavar="N",
-        help="passes through the examples (default: as many as make 1,000 steps)")  # fmt: skip
+        help="passes through the examples (default: as many as make 1,000 steps, at least"
+        " 5)")  # fmt: skip
     add("--seed", type=_seed, default=0, metavar="N",
         help="seed of the parts, the parameters and the order of the examples (default:"
         " %(default)s)")  # fmt: skip

@@ -48,12 +48,15 @@ def predict(args: argparse.Namespace) -> int:
         x, y, ids, lines = table_examples(args.data, preparation, args.id, args.decimal)
         note += "".join(f"{label:10} {text}\n" for label, text in lines)
     X = scaled(x, scaling)
-    A = np.asarray(jax.jit(dp.predict)(params, X))
-    added: tuple[list[str], np.ndarray] = [], np.empty((A.shape[1], 0))
+    added: tuple[list[str], np.ndarray] = [], np.empty((X.shape[1], 0))
     if args.uncertainty:
         posterior, unit = from_arrays(params, dp.load_extra(args.model), args.model)
         A, deviation = with_uncertainty(posterior, unit, X)
         added = columns(deviation, classes)
+        if classes is None:
+            note += f"deviation  {np.median(deviation):.4g} (median)\n"
+    else:
+        A = np.asarray(jax.jit(dp.predict)(params, X))
     score = ""
     if y is not None:
         try:

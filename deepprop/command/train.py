@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> int:
         GradientError: a gradient of the trained network is wrong.
     """
     layers = args.diagnose if isinstance(args.diagnose, Path) else None
-    _check_paths({"--plot": args.plot, "--diagnose": layers, "--save": args.save})
+    check_paths({"--plot": args.plot, "--diagnose": layers, "--save": args.save})
     output = None if args.output is None else dp.output(resolve(args.output))
     if output is not None and output.units(2) != 2:
         raise ValueError(
@@ -117,7 +117,8 @@ def train(args: argparse.Namespace) -> int:
     print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
     if args.uncertainty:
-        _save(args.save, fit.params, data, _posterior(args, data, held_out, fit.params))
+        posterior = _posterior(args, data, held_out, fit.params)
+        _save(args.save, fit.params, data, posterior, what="with posterior")
     if args.plot is not None:
         _plot(args.plot, data, fit, held_out.name)
     print_layers(args.diagnose, data, fit.params, fit.history)
@@ -154,11 +155,11 @@ def _plot(path: Path, data: Data, fit: dp.Fit, held_out: str) -> None:
     print(f"curves     {path}")
 
 
-def _check_paths(paths: Mapping[str, Path | None]) -> None:
+def check_paths(paths: Mapping[str, Path | None]) -> None:
     """Raise before any work if a file can't be written, or one path is given twice."""
     given = {option: path for option, path in paths.items() if path is not None}
     for option, path in given.items():
-        if option != "--save":
+        if option not in ("--save", "--out"):
             require_matplotlib(path, option)
         check_writable(path)
     for (one, path), (other, same) in combinations(given.items(), 2):
@@ -261,6 +262,7 @@ def _save(
     params: Params,
     data: Data,
     posterior: Mapping[str, np.ndarray] | None = None,
+    what: str = "",
 ) -> None:
     """Write the network with its scaling, its classes and a table's preparation, if asked.
 
@@ -269,21 +271,22 @@ def _save(
         params: the layers.
         data: on which they were trained.
         posterior: how sure the network is, as arrays.
+        what: to print after the path.
     """
     if path is not None:
         extra = {} if data.preparation is None else data.preparation.arrays()
         params = in_unit(params, data.unit)
         extra |= posterior or {}
         dp.save(path, params, scaling=data.scaling, classes=data.classes, **extra)
-        print(f"saved      {path}", flush=True)
+        print(f"saved      {path}{what and f', {what}'}", flush=True)
 
 
 def _posterior(
     args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
 ) -> dict[str, np.ndarray]:
     """Return the posterior of the parameters as arrays."""
-    weights, _ = _class_weights(args.class_weights, data, held_out)
-    pair = held_out.X, held_out.Y
+    weights, of_held_out = _class_weights(args.class_weights, data, held_out)
+    pair = held_out.X, held_out.Y, of_held_out
     return arrays_of(
         dp.laplace(params, data.X, data.Y, validation=pair, weights=weights), data.unit
     )

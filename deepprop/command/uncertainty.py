@@ -53,7 +53,8 @@ def from_arrays(
     due = [(3,), (n_below + 1, n_below + 1), (n, n), (n, n_below + 1)]
     known = [numbers, *parts] if unit is None else [numbers, *parts, unit]
     fits = [P.shape for P in known] == due + ([] if unit is None else [(2, n)])
-    if not fits or not all(P.dtype.kind == "f" and np.isfinite(P).all() for P in known):
+    sound = all(P.dtype.kind == "f" and np.isfinite(P).all() for P in known)
+    if not (fits and sound and (numbers > 0).all() and (parts[2] >= 0).all()):
         raise ValueError(f"{path}: its posterior is damaged")
     scaling, dtype = None if unit is None else Scaling(*unit), params[0].W.dtype
     curvature = dp.Curvature(*(jnp.asarray(P, dtype) for P in parts))
@@ -66,19 +67,15 @@ def from_arrays(
 def with_uncertainty(
     posterior: dp.Posterior, unit: Scaling | None, X: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of each prediction, (n_L, m), in its own unit.
-
-    The deviation is that of a new target for the output identity, and of Z[L] otherwise.
+    """Return the mean, and the standard deviation of a new target, (n_L, m), in its own unit.
 
     Args:
         posterior: as `from_arrays` returns it.
         unit: the same.
         X: (n_0, m), scaled.
     """
-    mean, variance = (np.asarray(part, np.float64) for part in posterior.predict(X))
-    if posterior.params[-1].activation.name == "identity":
-        variance = variance + float(posterior.noise)
-    deviation = np.sqrt(variance)
+    mean = np.asarray(posterior.predict(X)[0], np.float64)
+    deviation = np.asarray(posterior.deviation(X), np.float64)
     if unit is None:
         return mean, deviation
     shift, scale = unit.shift[:, None], unit.scale[:, None]
@@ -93,8 +90,8 @@ def _inverse(unit: Scaling) -> Scaling:
 def columns(deviation: np.ndarray, classes: Any) -> tuple[list[str], np.ndarray]:
     """Return the names and the values of what `deepprop predict` adds to its lines, (m, columns).
 
-    That is the standard deviation of each number. Classes get none: what says how sure the network
-    is are their probabilities.
+    That is the standard deviation of each number. Classes get none: their probabilities already say
+    how sure the network is.
 
     Args:
         deviation: (n_L, m), as `with_uncertainty` returns it.

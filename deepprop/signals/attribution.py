@@ -1,4 +1,4 @@
-"""Which inputs made the score: a share of it for every input of every example.
+"""Which inputs made the score: what each input of each example contributed to it.
 
 The score of an example is one unit of Z[L]. Three ways, all of them walks down to the inputs:
 
@@ -7,9 +7,10 @@ The score of an example is one unit of Z[L]. Three ways, all of them walks down 
 - `deep_lift`: one walk down with another slope, (A - A0) / (Z - Z0) in the place of g'(Z), where
   Z0 and A0 are those of the baseline; the result, too, is multiplied by X - X0.
 
-The last two are complete: an example's shares sum to its score minus that of the baseline. For
-`deep_lift` this holds exactly. A normalised layer needs a slope of its own for it. Write
-P = A - mean(A), with size s, and N = P / s. Then, exactly,
+The last two are complete: an example's shares sum to its score minus that of the baseline, up to
+the error of the mean for `integrated_gradients`, and exactly for `deep_lift`. For this, `deep_lift`
+needs a slope of its own for a normalised layer. Write P = A - mean(A), with size s, and N = P / s.
+Then, exactly,
 
     N - N0 = c (P - P0) - d (P + P0) (P + P0)^T (P - P0)
     c = (1/s + 1/s0) / 2        d = 1 / (2 n s s0 (s + s0))
@@ -26,12 +27,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arguments import hidden_activation, inputs
-from deepprop._arithmetic import elementwise, multiply
+from deepprop._arithmetic import elementwise, multiply, wide
 from deepprop._checks import dense_array, is_known, real_array, whole_number
 from deepprop.backprop import error_signals
 from deepprop.ends import input_signal
 from deepprop.entry import sizes, without_mean
-from deepprop.layers import Layer, Params, types_of_dZ
+from deepprop.layers import Layer, Params, type_of_dZ, types_of_dZ
 from deepprop.walk import below_layers, layer_scan, recomputed, up
 
 
@@ -157,12 +158,14 @@ def _integrated_gradients(
     params: Params, A_0: Array, baseline: Array, units: Array, *, steps: int
 ) -> Array:
     def at(total: Array, t: Array) -> tuple[Array, None]:
-        dX = _input_gradients(params, baseline + t * (A_0 - baseline), units)
+        way = baseline + t.astype(A_0.dtype) * (A_0 - baseline)
+        dX = _input_gradients(params, way, units)
         return total + dX.astype(total.dtype), None
 
-    middles = (jnp.arange(steps, dtype=A_0.dtype) + 0.5) / steps
-    total, _ = jax.lax.scan(at, jnp.zeros_like(A_0), middles)
-    return (A_0 - baseline) * total / steps
+    middles = (jnp.arange(steps, dtype=wide(A_0.dtype)) + 0.5) / steps
+    total, _ = jax.lax.scan(at, jnp.zeros(A_0.shape, middles.dtype), middles)
+    way = (A_0 - baseline).astype(middles.dtype)
+    return (way * total / steps).astype(type_of_dZ(params[0]))
 
 
 @jax.jit
@@ -184,14 +187,18 @@ def _deep_lift(params: Params, A_0: Array, baseline: Array, units: Array) -> Arr
 
 
 def _lift(layer: Layer, Z: Array, Z_0: Array) -> Array:
-    """Return (g(Z) - g(Z0)) / (Z - Z0), or g'(Z) where both are equal."""
+    """Return (g(Z) - g(Z0)) / (Z - Z0), or g' between the two where they are close.
+
+    There the quotient would be rounding alone; g' in the middle differs from it by (Z - Z0)^2.
+    """
     g = hidden_activation(layer)
+    close = float(jnp.finfo(Z.dtype).eps) ** 0.5  # type: ignore[no-untyped-call]
 
     def slope(Z: Array, Z_0: Array) -> Array:
-        A, difference = g.g(Z), Z - Z_0
-        apart = difference != 0
-        lifted = (A - g.g(Z_0)) / jnp.where(apart, difference, 1)
-        return jnp.where(apart, lifted, g.g_prime(Z, A))
+        difference, middle = Z - Z_0, (Z + Z_0) / 2
+        apart = jnp.abs(difference) > close * (1 + jnp.abs(Z))
+        lifted = (g.g(Z) - g.g(Z_0)) / jnp.where(apart, difference, 1)
+        return jnp.where(apart, lifted, g.g_prime(middle, g.g(middle)))
 
     return elementwise(slope, Z, Z_0)
 

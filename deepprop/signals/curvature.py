@@ -2,34 +2,40 @@
 
 A layer's block of the Gauss-Newton matrix G = 1/m sum_i J_i^T H_i J_i is close to the Kronecker
 product of two small matrices, the means of a a^T and of dz dz^T. Their eigenvectors U_A and U_dZ
-make a basis in which the block is nearly diagonal. The product of the eigenvalues is not the best
-diagonal: that is the mean square of the gradients in this basis. Both need columns alone: in this
-basis an example's gradient is still an outer product,
+make a basis in which the block is nearly diagonal. Its best diagonal there is not the product of
+the eigenvalues but the mean square of the gradients. No gradient is formed for it: in this basis an
+example's gradient is still an outer product of two columns,
 
     (U_dZ^T dz) (U_A^T a)^T        values = 1/m sum_i sum_s (U_dZ^T dz_is)^2 ((U_A^T a_i)^2)^T
 
-where s runs over the columns of S_i, with S_i S_i^T = H_i, and dz_is follows from dZ[L] = s. That
-is exact: nothing is drawn.
+where s runs over the columns of S_i, with S_i S_i^T = H_i, and dz_is follows from dZ[L] = s. This
+is exact: no targets are sampled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import starmap
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arguments import inputs
 from deepprop._arithmetic import product, wide
-from deepprop._checks import example_weights, sum_of_weights, whole_number
+from deepprop._checks import (
+    check_finite,
+    example_weights,
+    is_known,
+    sum_of_weights,
+    whole_number,
+)
 from deepprop.layers import Cache, Layer, Params
 from deepprop.signals.fisher import Factors, with_one
 from deepprop.signals.gauss_newton import Signals, sum_over_roots
 from deepprop.signals.many import sum_over_batches
-from deepprop.signals.per_example import columns
 from deepprop.walk import inputs_of_layers, layer_map, recomputed, up
 
 Tree = TypeVar("Tree")
@@ -58,10 +64,11 @@ def ekfac(
     weights: ArrayLike | None = None,
     batch_size: int = 1024,
 ) -> tuple[Curvature, ...]:
-    """Compute each layer's block of the Gauss-Newton matrix, diagonal in its Kronecker eigenbasis.
+    """Approximate each layer's block of the Gauss-Newton matrix in its Kronecker eigenbasis.
 
-    Two passes over the examples: the first for the factors, the second for the diagonal. Each
-    takes n_L backward passes. For the four canonical outputs this is the Fisher matrix.
+    In that basis only the diagonal is kept, which is exact. This reads the examples twice, first
+    for the Kronecker factors and then for the diagonal, with n_L backward passes each time. For the
+    four canonical outputs the matrix is the Fisher matrix.
 
     >>> import jax, deepprop as dp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -88,6 +95,8 @@ def ekfac(
         Eigenbasis, arXiv:1806.03884.
     """
     A_0 = inputs(params, X)
+    if is_known(A_0):
+        check_finite("X", np.asarray(A_0))
     m, dtype = A_0.shape[1], wide(A_0.dtype)
     w = jnp.ones(m, dtype) if weights is None else example_weights(weights, m, dtype)
     size = whole_number("batch_size", batch_size)
@@ -130,14 +139,36 @@ def gauss_newton_factors(cache: Cache, share: Array) -> tuple[Factors, ...]:
 def squares_in_basis(cache: Cache, bases: tuple[Factors, ...], share: Array) -> tuple[Array, ...]:
     """Sum share_i (U_dZ^T dz_is)^2 ((U_A^T a_i)^2)^T over i and s, for each layer."""
 
-    def of_layer(_: Layer, dZ: Array, A: Array, basis: Factors) -> Array:
-        u, v = in_basis(basis, dZ, A)
-        return product(jnp.square(u) * share[None, :], jnp.square(v).mT)
+    def squared(_: Layer, dZ: Array, basis: Factors) -> Array:
+        return jnp.square(product(basis.dZ.mT, dZ.astype(share.dtype)))
 
-    def of_column(dZ: Signals) -> tuple[Array, ...]:
-        return tuple(layer_map(of_layer, *columns(cache, dZ), bases))
+    def of_column(dZ: Signals) -> list[Array]:
+        return list(layer_map(squared, cache.params, dZ, bases))
 
-    return sum_over_roots(cache, of_column, WHAT)
+    def of_layer(_: Layer, u: Array, A: Array, basis: Factors) -> Array:
+        v = product(basis.A.mT, with_one(A.astype(share.dtype)))
+        return product(u * share[None, :], jnp.square(v).mT)
+
+    u = sum_over_roots(cache, of_column, WHAT)  # over s: v does not depend on it
+    A = inputs_of_layers(recomputed(cache))
+    return tuple(layer_map(of_layer, cache.params, u, A, bases))
+
+
+def check_curvature(params: Params, curvature: Sequence[Curvature]) -> None:
+    """Raise unless it is a `Curvature` for each layer, of its shape.
+
+    Raises:
+        ValueError: it belongs to another network.
+        TypeError: it is not a sequence of `Curvature`.
+    """
+    if not isinstance(curvature, tuple | list) or not all(
+        isinstance(c, Curvature) for c in curvature
+    ):
+        raise TypeError("curvature must be the result of dp.ekfac, a Curvature for each layer")
+    due = [(*W.shape[:-1], W.shape[-1] + 1) for W in (layer.W for layer in params)]
+    found = [tuple(c.values.shape) for c in curvature]
+    if found != due:
+        raise ValueError(f"curvature must have values of shapes {due}, got {found}")
 
 
 def in_basis(basis: Factors | Curvature, dZ: Array, A: Array) -> tuple[Array, Array]:

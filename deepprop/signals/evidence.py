@@ -27,7 +27,7 @@ from jax import Array, lax
 
 STEPS = 200
 LONGEST = 2.0  # the longest step of Newton's, in the logarithm
-SMALLEST, LARGEST = 1e-8, 1e8  # prior precisions
+RANGE = 1e8  # how far from its first guess the prior precision and the noise may go
 
 
 class Evidence(NamedTuple):
@@ -38,12 +38,14 @@ class Evidence(NamedTuple):
         square: ||theta||^2.
         losses: sum_i L(i), with noise of variance 1.
         targets: n, the number of target values of a regression.
+        scale: the mean square of the targets, a first guess of the noise.
     """
 
     x: Array
     square: Array
     losses: Array
     targets: Array
+    scale: Array
 
     def log(self, delta: Array, s: Array) -> Array:
         """Return log p(Y | X), without constants."""
@@ -54,13 +56,16 @@ class Evidence(NamedTuple):
 
     def best(self, delta: Array | None, s: Array | None) -> tuple[Array, Array]:
         """Return delta and s, those that are None at their maximum."""
-        one = jnp.ones((), self.x.dtype)
-        start = (one if delta is None else delta, one if s is None else s)
+        guess = (
+            jnp.where(self.square > 0, self.x.size / jnp.where(self.square > 0, self.square, 1), 1),
+            jnp.where(self.scale > 0, self.scale, 1),
+        )
+        start = guess[0] if delta is None else delta, guess[1] if s is None else s
 
         def step(_: int, at: tuple[Array, Array]) -> tuple[Array, Array]:
             d, v = at
-            d = self._prior(d, v) if delta is None else d
-            return d, self._noise(d, v) if s is None else v
+            d = _near(self._prior(d, v), guess[0]) if delta is None else d
+            return d, _near(self._noise(d, v), guess[1]) if s is None else v
 
         climbed: tuple[Array, Array] = lax.fori_loop(0, STEPS, step, start)
         return climbed
@@ -73,8 +78,7 @@ class Evidence(NamedTuple):
     def _prior(self, delta: Array, s: Array) -> Array:
         gamma, less = self._gamma(delta, s)
         size = delta * self.square
-        new = _climbed(delta, gamma - size, size + less)
-        return jnp.clip(new, SMALLEST, LARGEST)
+        return _climbed(delta, gamma - size, size + less)
 
     def _noise(self, delta: Array, s: Array) -> Array:
         gamma, less = self._gamma(delta, s)
@@ -86,3 +90,7 @@ def _climbed(value: Array, slope: Array, curvature: Array) -> Array:
     """Take a step of Newton's in the logarithm: its slope, and minus its second derivative."""
     step = slope / jnp.where(curvature > 0, curvature, 1)
     return value * jnp.exp(jnp.clip(step, -LONGEST, LONGEST))
+
+
+def _near(value: Array, guess: Array) -> Array:
+    return jnp.clip(value, guess / RANGE, guess * RANGE)

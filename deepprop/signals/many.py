@@ -25,8 +25,7 @@ def list_over_batches(f: Callable[..., Array], size: int, *columns: Array) -> Ar
     m = columns[0].shape[-1]
     size, starts = min(size, m), _starts(m, size)
     parts = lax.map(lambda start: f(*(_cut(P, start, size) for P in columns)), starts)
-    *whole, last = m - m % size, m % size
-    (full,) = whole
+    full, last = m - m % size, m % size
     joined: Array = parts[: full // size].reshape(full, *parts.shape[2:])
     return joined if last == 0 else jnp.concatenate([joined, parts[-1, size - last :]])
 

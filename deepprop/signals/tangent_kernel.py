@@ -1,8 +1,8 @@
 """The empirical neural tangent kernel: products of the Jacobians of two batches.
 
-The Jacobian of unit k for example i has the shape of the parameters. Column by column it is the
-outer product of dz_i, which follows from dZ[L] = e_k, and a_i, so products of two Jacobians need
-neither.
+The Jacobian of unit k for example i has the shape of the parameters. In each layer it is the outer
+product of dz_i, which follows from dZ[L] = e_k, and a_i followed by a 1 for b. So the inner product
+of two Jacobians follows from these columns, and neither Jacobian is formed.
 """
 
 import jax
@@ -44,11 +44,14 @@ def neural_tangent_kernel(cache: Cache, cache_2: Cache | None = None, of: str = 
     Source:
         Jacot et al. 2018, Neural Tangent Kernel, arXiv:1806.07572.
     """
-    cache_2 = cache if cache_2 is None else cache_2
-    for one in (cache, cache_2):
-        check_cache(one)
-    check_same_shapes(cache, cache_2)
-    (dZ, A), (dZ_2, A_2) = jacobian_columns(cache, of), jacobian_columns(cache_2, of)
+    check_cache(cache)
+    dZ, A = jacobian_columns(cache, of)
+    if cache_2 is None:
+        cache_2, dZ_2, A_2 = cache, dZ, A
+    else:
+        check_cache(cache_2, "cache_2")
+        check_same_shapes(cache, cache_2)
+        dZ_2, A_2 = jacobian_columns(cache_2, of)
 
     def add(K: Array, _: Layer, dz: Array, a: Array, dz_2: Array, a_2: Array) -> Array:
         signals = jnp.einsum("kni,hnj->ikjh", dz, dz_2)

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -26,7 +27,10 @@ from deepprop._arguments import check_like, inputs, targets_like
 from deepprop._arithmetic import product, wide
 from deepprop._checks import (
     check_above_zero,
+    check_finite,
+    check_scalar,
     example_weights,
+    is_known,
     real_array,
     sum_of_weights,
     whole_number,
@@ -34,7 +38,7 @@ from deepprop._checks import (
 from deepprop.backprop import error_signals
 from deepprop.layers import Cache, Layer, Params
 from deepprop.network import forward
-from deepprop.signals.curvature import Curvature, ekfac, in_basis
+from deepprop.signals.curvature import Curvature, check_curvature, ekfac, in_basis
 from deepprop.signals.many import list_over_batches
 from deepprop.signals.per_example import columns, per_example_products
 from deepprop.walk import layer_scan, up
@@ -57,7 +61,7 @@ def influence(
     """Compute 1/m g'_j^T (G + damping I)^-1 g_i: the rise of test loss j without example i.
 
     A positive entry means that the training example helps. The training examples are read in
-    batches, so the memory is that of the result and of one batch.
+    batches, so the memory is that of the result, of one batch, and of all test examples.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -93,15 +97,17 @@ def influence(
         arXiv:1703.04730; Grosse et al. 2023, Studying Large Language Model Generalization with
         Influence Functions, arXiv:2308.03296.
     """
-    A_0, Y = examples(params, X, Y)
+    A_0, Y = pair_of(params, X, Y)
     m, dtype = A_0.shape[1], wide(A_0.dtype)
     w = jnp.ones(m, dtype) if weights is None else example_weights(weights, m, dtype)
     size = whole_number("batch_size", batch_size)
     if curvature is None:
         curvature = ekfac(params, A_0, weights=weights, batch_size=size)
+    check_curvature(params, curvature)
     if damping is not None:
+        check_scalar("damping", damping)
         check_above_zero("damping", damping)
-    test = examples(params, X_test, Y_test, "_test")
+    test = pair_of(params, X_test, Y_test, "_test")
     scores: Array = _influence(params, (A_0, Y), w, test, tuple(curvature), damping, size=size)
     return scores
 
@@ -176,10 +182,11 @@ def tracin(
     *,
     batch_size: int = 1024,
 ) -> Array:
-    """Compute sum_t eta_t g_i(t) . g'_j(t): how much steps on example i lowered test loss j.
+    """Compute sum_t eta_t g_i(t) . g'_j(t): how SGD steps on example i lowered test loss j.
 
-    Collect the parameters during training with a callback of `fit`, and take for eta_t the
-    learning rate there times the number of epochs between two checkpoints.
+    Collect the checkpoints with a callback of `fit`. For eta_t, take the learning rate there times
+    the number of epochs between two checkpoints; divide by the batch size too if the scores should
+    be changes of the loss.
 
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
@@ -219,7 +226,7 @@ def tracin(
             f" {len(checkpoints)} checkpoints and rates of shape {rates.shape}"
         )
     first = checkpoints[0]
-    train, test = examples(first, X, Y), examples(first, X_test, Y_test, "_test")
+    train, test = pair_of(first, X, Y), pair_of(first, X_test, Y_test, "_test")
     size = whole_number("batch_size", batch_size)
     total = jnp.zeros((), wide(train[0].dtype))
     for t, (params, rate) in enumerate(zip(checkpoints, rates, strict=True)):
@@ -241,11 +248,22 @@ def _products(
     return list_over_batches(of_batch, size, *train)
 
 
-def examples(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
+def pair_of(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
     """Return X as A[0], and Y, after the checks of `forward` and of `cost`."""
-    A_0 = inputs(params, X, f"X{which}")
+    A_0 = finite(inputs(params, X, f"X{which}"), f"X{which}")
     A_L = jax.eval_shape(lambda A_0: forward(params, A_0)[0], A_0)
     return A_0, targets_like(A_L, params, Y, f"Y{which}")
+
+
+def finite(X: Array, name: str) -> Array:
+    """Return X; one number that is not finite would make all results so.
+
+    Raises:
+        ValueError: it holds one, where its values are known.
+    """
+    if is_known(X):
+        check_finite(name, np.asarray(X))
+    return X
 
 
 def _signals(params: Params, A_0: Array, Y: Array) -> tuple[Cache, tuple[Array, ...]]:
@@ -256,5 +274,5 @@ def _signals(params: Params, A_0: Array, Y: Array) -> tuple[Cache, tuple[Array, 
 def _damping(values: Array, damping: ArrayLike | None) -> Array:
     if damping is None:
         mean = jnp.mean(values)
-        return jnp.where(mean > 0, SHARE * mean, 1)  # if it is 0, so are the gradients
+        return jnp.where(mean > 0, SHARE * mean, 1)
     return jnp.asarray(damping, values.dtype)

@@ -20,12 +20,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from deepprop.activations import Activation
 from deepprop.costs import COSTS
 from deepprop.layers import Params
-from deepprop.signals.posterior import Posterior
 from deepprop.sklearn.epoch import mean_of
 from deepprop.sklearn.perceptron import Perceptron, precision
 from deepprop.sklearn.rows import Examples
 from deepprop.sklearn.settings import STOCHASTIC, checked, is_stochastic
-from deepprop.sklearn.uncertainty import posterior_of, standard_deviation
+from deepprop.sklearn.uncertainty import check_known, posteriors_of, standard_deviation
 from deepprop.training.loop import Callback
 from deepprop.training.private import Privacy
 
@@ -409,26 +408,41 @@ class MLPRegressor(RegressorMixin, Perceptron):  # type: ignore[misc]
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, once: bool) -> "MLPRegressor":
         """Train, and refer to the data, of which `predict` may have to compute the posterior."""
+        self._given: Any = None
+        self._posteriors: list[Any] = []
         super()._fit(X, y, sample_weight, once=once)
-        self._given = None if once else (X, y, sample_weight)
-        self._posterior: Posterior | None = None
+        known = self.privacy is None and self.n_members == 1 and self.loss in LOSSES
+        self._given = (X, y, sample_weight) if known and not once else None
         return self
 
     def _deviation(self, X: Any) -> np.ndarray:
         """Return the standard deviation of a new target, (m, outputs)."""
         s, dtype = checked(self._settings()), self.coefs_[0].dtype
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=False)
+        check_known(self.loss, s)
         with precision(dtype):
-            if self._posterior is None:
-                examples = None
-                if self._given is not None:
-                    rows, y = self._validated(*self._given[:2], False, reset=False)
-                    Y = np.asarray(y.reshape(len(y), -1), dtype)
-                    w = self._weights(s, self._given[2], Y)
-                    examples = Examples(rows.astype(dtype), Y, w)
-                posterior = posterior_of(self._layers(s), examples, s, self._again)
-                self._posterior = jax.device_get(posterior)  # float64 survives a pickle
-            return standard_deviation(self._posterior, X)
+            if not self._posteriors:
+                found = posteriors_of(self._layers(s), self._training_data(s), self._again)
+                self._posteriors = jax.device_get(found)  # float64 survives a pickle
+            return standard_deviation(self._posteriors, X)
+
+    def _training_data(self, s: Any) -> Examples:
+        """Return what `fit` was given, checked again.
+
+        Raises:
+            ValueError: the estimator does not have it.
+        """
+        if self._given is None:
+            raise ValueError(
+                "return_std needs the training data, or an ensemble (n_members above 1): this"
+                " estimator was trained by partial_fit, or is a copy; call fit, and predict with"
+                " return_std once before copying or pickling"
+            )
+        X, y, sample_weight = self._given
+        X, y = self._validated(X, y, False, reset=False)
+        dtype = self.coefs_[0].dtype
+        Y = np.asarray(y.reshape(len(y), -1), dtype)
+        return Examples(X.astype(dtype), Y, self._weights(s, sample_weight, Y))
 
     def _again(self, examples: Examples) -> Params:
         """Return the layers of a network trained on other examples with the same settings."""

@@ -6,6 +6,7 @@ from deepprop.training.ensemble import fit_ensemble
 from deepprop.training.epoch import train_step
 from deepprop.training.examples import balanced_weights
 from deepprop.training.fitting import fit, fit_batches
+from deepprop.training.images import plot_attributions
 from deepprop.training.label_audit import Audit, audit
 from deepprop.training.loop import Fit, TrainingError
 from deepprop.training.measure import Validation
@@ -28,6 +29,7 @@ __all__ = [
     "fit_batches",
     "fit_ensemble",
     "noise_for",
+    "plot_attributions",
     "plot_layers",
     "progress_bar",
     "train_step",

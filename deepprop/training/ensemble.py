@@ -96,22 +96,23 @@ def fit_ensemble(
 
     Raises:
         TrainingError: no network is finite any longer.
-        ValueError, TypeError, ImportError: as for `fit`; or params, keys and sweep disagree on K.
+        ValueError, TypeError, ImportError: as for `fit`; or params, keys, sweep and weights
+            disagree on K.
     """
     several = _has_leading_axis(params)
     one = jax.tree.map(lambda leaf: leaf[0], params) if several else params
     check_params(one)
     entries = _checked_sweep(sweep or {}, one[0].W.dtype)
-    K = _number_of_networks(params if several else (), key, entries)
+    weights = None if weights is None else dense_array("weights", weights)
+    each = weights if weights is not None and weights.ndim == 2 else None
+    K = _number_of_networks(params if several else (), key, entries, each)
     if not several:
         params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (K, *leaf.shape)), params)
     if entries and isinstance(optimizer, optax.GradientTransformation):
         raise TypeError("optimizer must be a function of the entries of sweep, such as optax.adam")
-    weights = None if weights is None else dense_array("weights", weights)
-    each = weights is not None and weights.ndim == 2
-    data, batch_size = in_memory(one, X, Y, None if each else weights, batch_size)
-    if each:
-        data = data._replace(weights=_weights_of_networks(weights, K, data))
+    data, batch_size = in_memory(one, X, Y, weights if each is None else None, batch_size)
+    if each is not None:
+        data = data._replace(weights=_weights_of_networks(each, K, data))
     epochs = whole_number("epochs", epochs)
     measure = measure_of(one, validation)
     if measure is not None and measure.patience is not None:
@@ -246,19 +247,24 @@ def _checked_sweep(sweep: Mapping[str, ArrayLike], dtype: Any) -> dict[str, Arra
     return entries
 
 
-def _number_of_networks(params: Params, key: Any, sweep: Mapping[str, Array]) -> int:
+def _number_of_networks(
+    params: Params, key: Any, sweep: Mapping[str, Array], weights: Any = None
+) -> int:
     """Return the number of networks K.
 
     Args:
         params: layers with a leading axis of K; or an empty tuple.
         key: one key, or K keys.
         sweep: arrays (K,).
+        weights: (K, m), or None.
 
     Raises:
-        ValueError: params, keys and sweep disagree, or none of them says.
+        ValueError: params, keys, sweep and weights disagree, or none of them says.
         TypeError: `key` is neither a key nor K keys.
     """
     counts = {f"sweep {name}": len(values) for name, values in sweep.items()}
+    if weights is not None:
+        counts["weights"] = len(weights)
     if getattr(key, "ndim", 0) and _are_keys(key):
         check_key(key[0])
         counts["key"] = key.shape[0]
@@ -269,8 +275,8 @@ def _number_of_networks(params: Params, key: Any, sweep: Mapping[str, Array]) ->
         counts |= {name: leaf.shape[0] for name, leaf in leaves.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(
-            "params with a leading axis of K, K keys or a sweep of K numbers must give the number"
-            f" of networks, and must agree on it, got {counts or 'none of them'}"
+            "params with a leading axis of K, K keys, a sweep of K numbers or (K, m) weights must"
+            f" give the number of networks, and must agree on it, got {counts or 'none of them'}"
         )
     return next(iter(counts.values()))
 

@@ -26,7 +26,8 @@ def plot_attributions(
 ) -> None:
     """Draw examples as images, with the shares of their pixels below them, and save the picture.
 
-    Red pixels raised the score, blue ones lowered it. Each map is divided by its largest entry.
+    Red pixels raised the score, blue ones lowered it. Each map is scaled by its largest absolute
+    value.
 
     Args:
         path: the file; its ending determines the format.
@@ -48,6 +49,12 @@ def plot_attributions(
     require_matplotlib(path, "plot_attributions")
     arrays = [np.asarray(real_array(f"shares[{i}]", given)) for i, given in enumerate(shares)]
     pixels = np.asarray(real_array("X", X))
+    if pixels.ndim != 2 or 0 in pixels.shape:
+        raise ValueError(
+            f"X must have shape (n_0, m), one example per column, got shape {pixels.shape}"
+        )
+    if len(names) > len(arrays):
+        raise ValueError(f"names must be at most {len(arrays)}, one per row, got {len(names)}")
     for i, array in enumerate(arrays):
         if array.shape != pixels.shape:
             raise ValueError(

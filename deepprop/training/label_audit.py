@@ -10,10 +10,10 @@ an example labelled y is of class k is, by Bayes' rule,
 
     q(k) = p(k) T[k, y] / sum_h p(h) T[h, y]
 
-and given q, T follows by counting. The two are repeated (expectation-maximisation, as Dawid and
-Skene 1979 do for several labels per example). The score is 1 - q(label). As a prior, one label in a
-hundred is taken to be wrong, with all confusions alike: T leaves that only on evidence, and where
-there is none, the ranking is close to that by p(label).
+and given q, T follows by counting. The two steps are repeated (expectation-maximisation, as Dawid
+and Skene 1979 do for several labels per example). The score is 1 - q(label). As a prior, each class
+gets pseudo-counts of wrong labels, 1 % of its number of labels, spread evenly over the other
+classes. Where the data says nothing else, the ranking is close to that by p(label).
 """
 
 import math
@@ -27,10 +27,12 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._checks import check_finite, check_key, check_shape, real_array, whole_number
+from deepprop._arguments import check_params, output_of
+from deepprop._checks import check_finite, check_key, real_array, whole_number
 from deepprop.layers import Params
 from deepprop.network import init_params, predict
 from deepprop.training.ensemble import fit_ensemble
+from deepprop.training.loop import Fit, TrainingError
 
 STEPS = 1_000  # of each network, if the epochs are not given
 LEAST = 5  # epochs
@@ -52,7 +54,7 @@ class Audit:
         label: (m,), the class it is labelled as, as the index of its row of Y.
         suggested: (m,), its most probable class other than the label.
         score: (m,), the probability that the label is wrong. Their sum estimates how many are. It
-            is rather too low, because networks learn from wrong labels, too.
+            is usually too low, because the networks also learn from wrong labels.
         probabilities: (n_L, m), q(k) of each example, in the order of X.
         confusion: (n_L, n_L), T[k, y], the estimated probability that class k is labelled y.
     """
@@ -71,7 +73,7 @@ class Audit:
         for (i, y, k, score), _ in zip(columns, range(SHOWN), strict=False):
             rows.append(f"{i:8} {y:6} {k:10} {score:6.3f}")
         wrong = self.score.sum()
-        rows.append(f"at least {wrong:,.0f} of {len(self.score):,} labels are probably wrong")
+        rows.append(f"about {wrong:,.0f} of {len(self.score):,} labels are probably wrong")
         return "\n".join(rows)
 
 
@@ -87,7 +89,7 @@ def audit(
     batch_size: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Audit:
-    """Find labels that are probably wrong, by networks that have not seen them.
+    """Find labels that are probably wrong, using networks that were not trained on them.
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> X = jax.random.normal(jax.random.key(0), (2, 300))
@@ -102,9 +104,11 @@ def audit(
         key: a JAX random key, for the folds, the initial parameters and the order of the examples.
         network: the units of the hidden layers; or a function of a key that returns the layers, for
             anything else. Their output must be softmax.
-        folds: into how many parts to divide the examples, at least 2.
-        repeats: how often to do it, with other folds and parameters; the predictions are averaged.
-        epochs: the number of passes over the examples; None takes as many as make 1,000 steps.
+        folds: the number of parts to divide the examples into, at least 2.
+        repeats: how many times to do so, with new folds and initial parameters; the predictions
+            are averaged.
+        epochs: the number of passes over the examples; None takes as many as make 1,000 steps, and
+            at least 5.
         batch_size: examples per step; None takes 128, or a quarter of the examples if they are few.
         optimizer: an optax transformation; None takes Adam with a learning rate of 0.001.
 
@@ -112,8 +116,8 @@ def audit(
         An `Audit`.
 
     Raises:
-        ValueError: Y is not one-hot, a shape does not fit, X is not finite, or there are more folds
-            than examples.
+        ValueError: Y is not one-hot, a class has a single example, a shape does not fit, X is not
+            finite, or there are more folds than examples.
         TypeError: an array is not real numbers, or `key` is not a random key.
         TrainingError: the training diverged.
 
@@ -129,12 +133,21 @@ def audit(
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}")
     repeats = whole_number("repeats", repeats)
-    held_out = _held_out(key, labels, folds, repeats)
-    p = _predictions(
-        X, np.eye(n_L, dtype=np.float32)[:, labels], held_out, key,
-        _maker(network, X.shape[0], n_L), epochs, batch_size, optimizer,
+    size = (
+        min(128, max(1, m // 4)) if batch_size is None else whole_number("batch_size", batch_size)
+    )
+    if epochs is None:
+        epochs = max(LEAST, math.ceil(STEPS / math.ceil(m / size)))
+    of_folds, of_networks = jax.random.split(key)
+    held_out = _held_out(of_folds, labels, folds, repeats)
+    make = _maker(network, X.shape[0], n_L)
+    made, order = jax.random.split(of_networks, (2, len(held_out)))
+    fit = fit_ensemble(
+        jax.vmap(make)(made), ADAM if optimizer is None else optimizer,
+        X, np.eye(n_L, dtype=np.float32)[:, labels], epochs=epochs, batch_size=size,
+        key=order, weights=(~held_out).astype(np.float32),
     )  # fmt: skip
-    q, T = by_confusion(p, labels)
+    q, T = by_confusion(_predictions(fit, X, held_out), labels)
     score = 1 - q[labels, np.arange(m)]
     order = np.argsort(-score, kind="stable")
     suggested = np.where(np.eye(n_L, dtype=bool)[:, labels], -1, q).argmax(axis=0)
@@ -175,11 +188,21 @@ def _examples(X: ArrayLike, Y: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"X must have shape (n_0, m), one example per column, got shape {X.shape}")
     check_finite("X", X)
-    Y = np.asarray(real_array("Y", Y, jnp.float32))
-    check_shape("Y", Y.shape, len(Y) if Y.ndim else 0, X.shape[1])
+    Y, m = np.asarray(real_array("Y", Y, jnp.float32)), X.shape[1]
+    if Y.ndim != 2 or Y.shape[1] != m:
+        hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if Y.ndim == 1 else ""
+        raise ValueError(
+            f"Y must have shape (n_L, {m}), one example per column, got shape {Y.shape}{hint}"
+        )
     Y = np.concatenate([1 - Y, Y]) if len(Y) == 1 else Y
     if not np.isin(Y, (0, 1)).all() or not (Y.sum(axis=0) == 1).all():
         raise ValueError(f"Y must be one-hot, one example per column, got shape {Y.shape}")
+    alone = np.flatnonzero(Y.sum(axis=1) == 1)
+    if alone.size:
+        raise ValueError(
+            "Y must have at least two examples of each class, as one is judged by networks that"
+            f" have not seen it; got one of class {', '.join(map(str, alone))}"
+        )
     return X, Y.argmax(axis=0), len(Y)
 
 
@@ -189,7 +212,7 @@ def _held_out(key: Array, labels: np.ndarray, folds: int, repeats: int) -> np.nd
     random = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
     for _ in range(repeats):
         order = random.permutation(m)
-        order = order[np.argsort(labels[order], kind="stable")]  # each fold has all classes
+        order = order[np.argsort(labels[order], kind="stable")]  # classes spread over the folds
         fold = np.empty(m, int)
         fold[order] = np.arange(m) % folds
         parts.append(fold == np.arange(folds)[:, None])
@@ -197,32 +220,50 @@ def _held_out(key: Array, labels: np.ndarray, folds: int, repeats: int) -> np.nd
 
 
 def _maker(network: Network, n_0: int, n_L: int) -> Callable[[Array], Params]:
-    if callable(network):
-        return network
-    hidden = list(network)
-    return lambda key: init_params(key, [n_0, *hidden, n_L])
+    """Return the function that makes a network from a key.
+
+    Raises:
+        ValueError: it would make one with another output than softmax, or of other sizes.
+        TypeError: it is neither sizes nor a function.
+    """
+    if not callable(network):
+        if isinstance(network, str) or not hasattr(network, "__iter__"):
+            raise TypeError(f"network must be the units of the hidden layers, got {network!r}")
+        hidden = list(network)
+        return lambda key: init_params(key, [n_0, *hidden, n_L])
+    made = jax.eval_shape(network, jax.random.key(0))
+    check_params(made)
+    ends, name = (made[0].W.shape[-1], made[-1].W.shape[-2]), output_of(made).name
+    if ends != (n_0, n_L) or name.partition("+")[0] != "softmax":
+        raise ValueError(
+            f"network must have {n_0} inputs and {n_L} outputs with softmax, got"
+            f" {ends[0]} and {ends[1]} with {name}"
+        )
+    return network
 
 
-def _predictions(
-    X: np.ndarray, Y: np.ndarray, held_out: np.ndarray, key: Array,
-    make: Callable[[Array], Params], epochs: int | None, batch_size: int | None,
-    optimizer: optax.GradientTransformation | None,
-) -> np.ndarray:  # fmt: skip
-    """Return the mean prediction of the networks that have not seen an example, (n_L, m)."""
-    m = X.shape[1]
-    size = min(128, max(1, m // 4)) if batch_size is None else batch_size
-    if epochs is None:
-        epochs = max(LEAST, math.ceil(STEPS / math.ceil(m / size)))
-    made, order = jax.random.split(key, (2, len(held_out)))
-    params = jax.vmap(make)(made)
-    fit = fit_ensemble(
-        params, ADAM if optimizer is None else optimizer, X, Y, epochs=epochs, batch_size=size,
-        key=order, weights=(~held_out).astype(np.float32),
-    )  # fmt: skip
-    A = np.asarray(_each(fit.params, X), np.float64)  # (networks, n_L, m)
-    mean: np.ndarray = np.einsum("snm,sm->nm", A, held_out) / held_out.sum(axis=0)
+def _predictions(fit: Fit, X: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Return the mean prediction of the networks that have not seen an example, (n_L, m).
+
+    Raises:
+        TrainingError: a network has diverged, so that some examples have no judge.
+    """
+    most = held_out.sum(axis=1).max()  # one shape for all networks, for which predict is compiled
+    n_L, m = fit.params[-1].W.shape[-2], X.shape[1]
+    total = np.zeros((n_L, m))
+    for k, unseen in enumerate(map(np.flatnonzero, held_out)):
+        params = jax.tree.map(lambda leaf, k=k: leaf[k], fit.params)
+        A = np.asarray(predict(params, X[:, np.resize(unseen, most)]), np.float64)
+        total[:, unseen] += A[:, : unseen.size]
+    mean: np.ndarray = total / held_out.sum(axis=0)
+    if not np.isfinite(mean).all():
+        raise TrainingError(
+            f"{(~np.isfinite(mean).all(axis=0)).sum()} of the {m} examples have no finite"
+            " prediction: a network diverged; scale X to size 1, or pass another optimizer",
+            fit,
+            dict(fit.history),
+        )
     return mean
 
 
-_each = jax.jit(jax.vmap(predict, in_axes=(0, None)))
 ADAM = optax.adam(1e-3)  # one object, so that it is compiled once

@@ -69,6 +69,7 @@ def test_a_table_prints_the_rows(tmp_path, capsys):
         (["--target", "y"], "--target needs --data, a table"),
         (["--id", "name"], "--id needs a table and --target"),
         (["--plot", "suspects.xyz"], "suspects.xyz must end in one of"),
+        (["--out", "a.png", "--plot", "a.png"], "--out and --plot must be two files"),
         (["--out", "/nowhere/scores.csv"], "No such file or directory"),
     ],
 )
@@ -84,4 +85,4 @@ def test_targets_that_are_not_classes(tmp_path, capsys):
     assert "the labels must be classes, got 20 different values" in capsys.readouterr().err
     np.savez(path, X=np.arange(40).reshape(20, 2), y=np.arange(20) % 2)
     assert main(["audit", "--data", str(path), "--plot", str(tmp_path / "a.png")]) == 2
-    assert "2 numbers" in capsys.readouterr().err
+    assert "--plot needs images: shape must be" in capsys.readouterr().err

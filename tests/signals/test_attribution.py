@@ -110,6 +110,28 @@ def test_the_unit_is_the_largest_of_each_example_unless_given():
         np.testing.assert_array_equal(method(params, X, 1), method(params, X, np.full(7, 1)))
 
 
+def test_narrow_types_are_summed_in_a_wide_one():
+    """1,000 equal slopes: in bfloat16, their sum would stop growing at 256."""
+    layer = dp.Layer(jnp.ones((1, 3), jnp.bfloat16), jnp.zeros((1, 1), jnp.bfloat16), "identity")
+    last = dp.Layer(
+        jnp.ones((1, 1), jnp.bfloat16), jnp.zeros((1, 1), jnp.bfloat16), dp.output("identity")
+    )
+    shares = dp.integrated_gradients((layer, last), np.ones((3, 2), np.float32), 0, steps=1000)
+    np.testing.assert_allclose(np.asarray(shares, np.float32), 1, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_deep_lift_close_to_the_baseline_is_the_derivative(dtype):
+    """The quotient of two rounded differences would be off by its own size."""
+    params = jax.tree.map(lambda p: p.astype(dtype), network())
+    x = jnp.asarray(X, dtype)
+    near = x * (1 + jnp.asarray(jnp.finfo(dtype).eps, dtype))
+    slope = np.asarray(dp.input_gradients(params, near, 0), np.float32)
+    found = np.asarray(dp.deep_lift(params, near, 0, baseline=x), np.float32)
+    way = np.asarray(near, np.float32) - np.asarray(x, np.float32)
+    np.testing.assert_allclose(found, slope * way, atol=0.1 * abs(slope * way).max())
+
+
 def test_bad_input():
     params = network()
     for method in (dp.input_gradients, dp.integrated_gradients, dp.deep_lift):
@@ -119,7 +141,7 @@ def test_bad_input():
             method(params, X, [0, 1])
         with pytest.raises(TypeError, match="unit must be integers from 0 to 2, got dtype float64"):
             method(params, X, 1.0)
-        with pytest.raises(ValueError, match="the examples seem to be rows: pass X.T"):
+        with pytest.raises(ValueError, match=r"the examples seem to be rows: pass X\.T"):
             method(params, X.T)
     for method in (dp.integrated_gradients, dp.deep_lift):
         with pytest.raises(ValueError, match=r"baseline must be a number, \(4, 1\) or \(4, 7\)"):

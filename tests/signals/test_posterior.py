@@ -23,8 +23,19 @@ def explicit_covariance(params, X, Y, w, X_test, prior, noise=1.0, below=0):
         if l >= below:
             rotated = U.T @ with_bias(J[l]) @ V
             sigma = 1 / (w.sum() * values / noise + prior)
+            if params[-1].activation.name == "softmax":  # of Z[L] minus its mean
+                rotated = rotated - rotated.mean(axis=1, keepdims=True)
             total = total + np.einsum("ikuv,uv,ihuv->ikh", rotated, sigma, rotated)
     return total
+
+
+def pairwise(Z, C):
+    """Lu et al. 2020: p_k is 1 / sum_h exp(-(z_k - z_h) / sqrt(1 + pi/8 v_kh)), normalised."""
+    p = np.empty(Z.shape)
+    for k, i in np.ndindex(*Z.shape):
+        v = C[i, k, k] + np.diag(C[i]) - 2 * C[i, k]
+        p[k, i] = 1 / np.exp((Z[:, i] - Z[k, i]) / np.sqrt(1 + np.pi / 8 * v)).sum()
+    return p / p.sum(axis=0)
 
 
 @pytest.mark.parametrize("noise", [None, 0.3])
@@ -75,7 +86,7 @@ def test_covariance_is_that_of_the_explicit_matrices(output):
         Z = np.asarray(dp.forward(params, X_test)[1].Z[-1])
         divided = Z / np.sqrt(1 + np.pi / 8 * variance)
         due = {
-            "softmax": special.softmax(divided, axis=0), "sigmoid": special.expit(divided),
+            "softmax": pairwise(Z, expected), "sigmoid": special.expit(divided),
             "identity": Z, "exp": np.exp(Z + variance / 2),
         }  # fmt: skip
         np.testing.assert_allclose(mean, due[output], rtol=1e-9)
@@ -93,9 +104,23 @@ def test_the_mean_of_counts_is_exact_and_that_of_two_classes_is_close():
         assert (abs(drawn.mean(axis=0) - np.asarray(mean[0])) <= error).all()
 
 
-def test_stacks_normalisation_and_weights_that_count_examples():
+def test_the_mean_of_classes_is_close_and_depends_on_differences_alone():
+    """Against draws of Z[L]; and a million examples of two classes leave no doubt."""
+    params, X, Y, _ = problem(57, [3, 4], 30, output="softmax")
+    posterior = dp.laplace(params, X, Y, prior_precision=0.3)
+    mean, C = np.asarray(posterior.predict(X)[0]), np.asarray(posterior.covariance(X))
+    Z = np.asarray(dp.forward(params, X)[1].Z[-1])
+    random = np.random.default_rng(0)
+    for i in range(30):
+        drawn = random.multivariate_normal(Z[:, i], C[i], 20_000)
+        assert abs(special.softmax(drawn, axis=1).mean(axis=0) - mean[:, i]).max() < 0.03
+    assert abs(special.softmax(Z, axis=0) - mean).max() > 0.1  # it is not as if nothing were unsure
+    sure = dp.laplace(params, X, Y, prior_precision=0.3, weights=np.full(30, 1e6))
+    np.testing.assert_allclose(sure.predict(X)[0], special.softmax(Z, axis=0), atol=1e-5)
+
+
+def test_stacks_and_weights_that_count_examples():
     params, X, Y, _ = problem(7, [3, 4, 4, 4, 2], 8, "tanh", "softmax")
-    params = tuple(jax.tree.map(lambda p: p, params))
     once = dp.laplace(params, X, Y, prior_precision=PRIOR, layers="all").covariance(X)
     for layers in ("all", "last"):
         plain = dp.laplace(params, X, Y, layers=layers)
@@ -121,9 +146,12 @@ def test_prior_and_noise_maximise_the_evidence(output, layers):
     square = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(head))
     losses = 40 * dp.cost(dp.forward(params, X)[1], Y)
     n = 80.0 if output == "identity" else 0.0
-    evidence = Evidence(values, jnp.asarray(square), losses, jnp.asarray(n))
+    evidence = Evidence(values, jnp.asarray(square), losses, jnp.asarray(n), jnp.mean(Y**2))
     at = jnp.log(jnp.stack([posterior.prior_precision, posterior.noise]))
-    log = lambda at: evidence.log(*jnp.exp(at))
+
+    def log(at):
+        return evidence.log(*jnp.exp(at))
+
     np.testing.assert_allclose(log(at), posterior.log_evidence, rtol=1e-10)
     slope = jax.jit(jax.grad(log))(at)
     np.testing.assert_allclose(slope if n else slope[:1], 0, atol=1e-6)
@@ -188,6 +216,65 @@ def test_validation_takes_the_likeliest_of_the_prior_precisions(output, layers):
         np.testing.assert_allclose(np.mean(ratio / variance), 1, rtol=1e-8)
 
 
+def test_what_enters_a_normalised_residual_network_counts():
+    """The covariance by autodiff through normalisation and residual layers; dropout is off."""
+    params = dp.init_params(
+        jax.random.key(2), [3, 5, 5, 2], hidden="tanh", output="identity", normalize="layer",
+        residual=True, dropout=0.3, dtype=jnp.float64,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    X, Y = random.standard_normal((3, 9)), random.standard_normal((2, 9))
+    posterior = dp.laplace(params, X, Y, prior_precision=PRIOR, layers="all")
+    J = jax.jit(jax.jacobian(lambda p: dp.forward(p, X)[1].Z[-1].T))(params)
+    expected = 0
+    for j, c in zip(J, posterior.curvature, strict=True):
+        rotated = np.asarray(c.dZ).T @ with_bias(j) @ np.asarray(c.A)
+        values = np.einsum("ikuv,ikuv->uv", rotated, rotated) / 9
+        np.testing.assert_allclose(c.values, values, atol=1e-12)
+        expected = expected + np.einsum(
+            "ikuv,uv,ihuv->ikh", rotated, 1 / (9 * values + PRIOR), rotated
+        )
+    np.testing.assert_allclose(posterior.covariance(X), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_targets_that_are_met_exactly_and_narrow_types_stay_finite(dtype):
+    layer = dp.Layer(jnp.zeros((1, 2), dtype), jnp.zeros((1, 1), dtype), dp.output("identity"))
+    X, Y = np.ones((2, 6), np.float32), np.zeros((1, 6), np.float32)
+    for options in ({}, {"validation": (X, Y)}, {"validation": (X, Y, np.ones(6, np.float32))}):
+        posterior = dp.laplace((layer,), X, Y, **options)
+        numbers = [posterior.prior_precision, posterior.noise, *posterior.predict(X)]
+        assert all(np.isfinite(np.asarray(number, np.float32)).all() for number in numbers)
+
+
+def test_large_targets_only_change_the_unit():
+    """A prior precision of 1e-12 is found, too: the search starts from the parameters' size."""
+    params, X, Y, _ = problem(9, [3, 2], 40, output="identity")
+    (layer,), unit = params, 1e6
+    large = (dp.Layer(unit * layer.W, unit * layer.b, layer.activation),)
+    one, other = dp.laplace(params, X, Y), dp.laplace(large, X, unit * Y)
+    np.testing.assert_allclose(other.noise, unit**2 * one.noise, rtol=1e-6)
+    np.testing.assert_allclose(other.deviation(X), unit * one.deviation(X), rtol=1e-6)
+
+
+def test_validation_weights_leave_examples_out():
+    params, X, Y, _ = problem(55, [3, 5, 2], 20, "tanh", "identity")
+    w = (np.arange(20) % 2).astype(float)
+    weighted = dp.laplace(params, X, Y, validation=(X, Y + 9 * (w == 0), w))
+    fewer = dp.laplace(params, X, Y, validation=(X[:, w == 1], Y[:, w == 1]))
+    np.testing.assert_allclose(weighted.noise, fewer.noise, rtol=1e-10)
+
+
+def test_the_deviation_of_new_targets():
+    for output in CANONICAL:
+        params, X, Y, _ = problem(53, [3, 4, 2], 12, "tanh", output)
+        posterior = dp.laplace(params, X, Y, prior_precision=2.0)
+        mean, variance = map(np.asarray, posterior.predict(X))
+        of_target = {"identity": 1.0, "exp": mean}.get(output, mean * (1 - mean))
+        of_mean = {"identity": variance, "exp": mean**2 * np.expm1(variance)}.get(output, 0.0)
+        np.testing.assert_allclose(posterior.deviation(X) ** 2, of_target + of_mean, rtol=1e-10)
+
+
 def test_noise_is_found_and_uncertainty_grows_far_from_the_data():
     rng = np.random.default_rng(1)
     X = rng.uniform(-1, 1, (1, 300))
@@ -218,17 +305,21 @@ def test_bad_input():
         dp.laplace(params, X, Y, prior_precision=-1)
     with pytest.raises(ValueError, match="noise must be None for the output softmax, got 1"):
         dp.laplace(params, X, Y, noise=1)
+    with pytest.raises(ValueError, match="prior_precision must be one number, got an array"):
+        dp.laplace(params, X, Y, prior_precision=np.ones(2))
+    with pytest.raises(ValueError, match="X must hold finite numbers"):
+        dp.laplace(params, np.where(X > 0, np.nan, X), Y)
     with pytest.raises(ValueError, match=r"Y must have shape \(2, 5\)"):
         dp.laplace(params, X, Y[:1])
     with pytest.raises(ValueError, match=r"X must have shape \(3, m\)"):
         dp.laplace(params, X, Y).predict(X[:2])
     with pytest.raises(ValueError, match=r"X_validation must have shape \(3, m\)"):
         dp.laplace(params, X, Y, validation=(X[:2], Y))
-    with pytest.raises(ValueError, match=r"validation must be \(X, Y\), got 3 arrays"):
-        dp.laplace(params, X, Y, validation=(X, Y, Y))
-    with pytest.raises(TypeError, match=r"validation must be \(X, Y\), got Array"):
+    with pytest.raises(ValueError, match=r"validation must be .* got 4 arrays"):
+        dp.laplace(params, X, Y, validation=(X, Y, Y, Y))
+    with pytest.raises(TypeError, match=r"validation must be .*, got Array"):
         dp.laplace(params, X, Y, validation=jnp.ones(2))
-    with pytest.raises(TypeError, match="params must be a tuple of dp.Layer"):
+    with pytest.raises(TypeError, match=r"params must be a tuple of dp\.Layer"):
         dp.laplace(X, X, Y)
     params, X, Y, _ = problem(0, [3, 4, 2], 5, "tanh", "tanh+huber")
     with pytest.raises(

@@ -68,7 +68,7 @@ def test_bad_input():
     cache = dp.forward(params, X)[1]
     with pytest.raises(ValueError, match='of must be "A" or "Z", got 2'):
         dp.neural_tangent_kernel(cache, of=2)
-    with pytest.raises(TypeError, match=r"cache must be the dp\.Cache"):
+    with pytest.raises(TypeError, match=r"cache_2 must be the dp\.Cache"):
         dp.neural_tangent_kernel(cache, params)
     other = dp.forward(problem(0, [3, 6, 2], 5)[0], X)[1]
     with pytest.raises(ValueError, match="cache_2 must be of a network with W of shapes"):

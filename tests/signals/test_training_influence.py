@@ -92,10 +92,14 @@ def test_it_predicts_what_leaving_out_and_solving_again_gives():
     X, noise = rng.standard_normal((2, 200)), rng.standard_normal((1, 200))
     Y = X[:1] - 2 * X[1:] + 0.3 * noise
     a = np.concatenate([X, np.ones((1, 200))])
-    solve = lambda keep: np.linalg.solve(a[:, keep] @ a[:, keep].T, a[:, keep] @ Y[:, keep].T).T
-    layer = lambda whole: (
-        dp.Layer(jnp.asarray(whole[:, :2]), jnp.asarray(whole[:, 2:]), dp.output("identity")),
-    )
+
+    def solve(keep):
+        return np.linalg.solve(a[:, keep] @ a[:, keep].T, a[:, keep] @ Y[:, keep].T).T
+
+    def layer(whole):
+        W, b = jnp.asarray(whole[:, :2]), jnp.asarray(whole[:, 2:])
+        return (dp.Layer(W, b, dp.output("identity")),)
+
     everything = np.arange(200)
     params = layer(solve(everything))
     before = np.asarray(dp.cost(dp.forward(params, X[:, :1])[1], Y[:, :1]))
@@ -130,7 +134,10 @@ def test_what_dropout_kept_counts():
     Y, key = np.eye(2)[:, [0, 1, 1, 0, 1, 0]], jax.random.key(3)
     _, cache = jax.jit(dp.forward)(params, X, key=key)
     dZ, curvature = jax.jit(dp.error_signals)(cache, Y), dp.ekfac(params, X)
-    loss = lambda p, e: dp.cost(dp.forward(p, X, key=key)[1], Y, e)
+
+    def loss(p, e):
+        return dp.cost(dp.forward(p, X, key=key)[1], Y, e)
+
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, np.eye(6))
     expected = 0
     for l, (V, U, values) in enumerate(curvature):
@@ -184,13 +191,21 @@ def test_bad_input():
     params, X, Y, _ = problem(0, [3, 4, 2], 5, "tanh", "softmax")
     with pytest.raises(ValueError, match=r"X_test must have shape \(3, m\)"):
         dp.influence(params, X, Y, X[:2], Y)
-    with pytest.raises(ValueError, match="the examples seem to be rows: pass X_test.T"):
+    with pytest.raises(ValueError, match=r"the examples seem to be rows: pass X_test\.T"):
         dp.influence(params, X, Y, X.T, Y)
     of_two = problem(0, [3, 4, 2], 5, "tanh", "sigmoid")
     with pytest.raises(ValueError, match=r"Y_test must lie in \[0, 1\]"):
         dp.influence(*of_two[:3], X, Y + 1)
     with pytest.raises(ValueError, match="damping must be finite and above 0, got 0"):
         dp.influence(params, X, Y, X, Y, damping=0)
+    with pytest.raises(ValueError, match="damping must be one number, got an array"):
+        dp.influence(params, X, Y, X, Y, damping=np.ones(2))
+    with pytest.raises(TypeError, match=r"curvature must be the result of dp\.ekfac"):
+        dp.influence(params, X, Y, X, Y, curvature=dp.ekfac(params, X)[0])
+    with pytest.raises(ValueError, match="curvature must have values of shapes"):
+        dp.influence(params, X, Y, X, Y, curvature=dp.ekfac(params, X)[:1])
+    with pytest.raises(ValueError, match="X_test must hold finite numbers"):
+        dp.influence(params, X, Y, np.where(X > 0, np.inf, X), Y)
     with pytest.raises(ValueError, match="batch_size must be above 0"):
         dp.influence(params, X, Y, X, Y, batch_size=0)
     with pytest.raises(

@@ -139,8 +139,9 @@ def test_bad_input_is_named(case):
 
 def test_weights_of_its_own_for_each_network():
     """Each network ends as `fit_ensemble` of it alone with these weights; 0 leaves examples out."""
-    make = lambda key: dp.init_params(key, [3, 4, 2])
-    params = jax.vmap(make)(jax.random.split(jax.random.key(0), 2))
+    params = jax.vmap(lambda key: dp.init_params(key, [3, 4, 2]))(
+        jax.random.split(jax.random.key(0), 2)
+    )
     X, Y = (
         np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32),
         np.eye(2, dtype=np.float32)[:, np.arange(10) % 2],
@@ -150,10 +151,9 @@ def test_weights_of_its_own_for_each_network():
     SGD, options = optax.sgd(0.1), {"epochs": 3, "batch_size": 4}  # 2 rows are added to 10 examples
     both = dp.fit_ensemble(params, SGD, X, Y, key=keys, weights=w, **options)
     for k in range(2):
-        of_k = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
-        alone = dp.fit(of_k(params), SGD, X, Y, key=keys[k], weights=w[k], **options)
+        alone = dp.fit(member(params, k), SGD, X, Y, key=keys[k], weights=w[k], **options)
         for found, expected in zip(
-            jax.tree.leaves(of_k(both.params)), jax.tree.leaves(alone.params), strict=True
+            jax.tree.leaves(member(both.params, k)), jax.tree.leaves(alone.params), strict=True
         ):
             np.testing.assert_allclose(found, expected, atol=1e-6)
     X[:, :4] = 1e3  # the first network does not see these

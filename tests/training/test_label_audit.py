@@ -20,8 +20,9 @@ def flipped(labels, share, pairs=None, seed=0):
     among = np.arange(len(labels)) if pairs is None else np.flatnonzero(np.isin(labels, [*pairs]))
     chosen = random.choice(among, round(share * len(labels)), replace=False)
     classes = labels.max() + 1
-    other = lambda y: (y + random.integers(1, classes)) % classes if pairs is None else pairs[y]
-    wrong[chosen] = [other(int(y)) for y in labels[chosen]]
+    for i in chosen:
+        y = int(labels[i])
+        wrong[i] = (y + random.integers(1, classes)) % classes if pairs is None else pairs[y]
     return wrong, wrong != labels
 
 
@@ -48,27 +49,36 @@ def test_planted_labels_are_found(digits, pairs):
     assert str(found).count("\n") == 11
 
 
+def stub(seen, params=None):
+    """Return a `fit_ensemble` that notes what it gets and returns the parameters it is to return."""
+
+    def fit_ensemble(given, optimizer, X, Y, **options):
+        seen.append({"params": given, "optimizer": optimizer, **options})
+        return dp.Fit(given if params is None else params, None, {}, None)
+
+    return fit_ensemble
+
+
 def test_each_network_judges_only_what_it_has_not_seen(monkeypatch):
-    """Networks that only remember labels would give every label a probability of 1."""
-    seen = []
-
-    def fit_ensemble(params, optimizer, X, Y, *, weights, **_):
-        seen.append(weights)
-        return dp.Fit(params, None, {}, None)
-
-    monkeypatch.setattr(label_audit, "fit_ensemble", fit_ensemble)
-    X, labels = np.random.default_rng(0).standard_normal((2, 50)), np.arange(50) % 2
-    made = dp.init_params(jax.random.key(1), [2, 3, 2])
-    dp.audit(
-        X, np.eye(2)[:, labels], key=jax.random.key(0), folds=5, repeats=3, network=lambda _: made
+    """Network k is sure of class k % 2, whatever it sees: who judges whom shows in the answer."""
+    seen, K = [], 15
+    bias = np.where(np.arange(K)[:, None] % 2 == np.arange(2), 20.0, 0.0)[:, :, None]
+    layers = (dp.Layer(jnp.zeros((K, 2, 2)), jnp.asarray(bias, jnp.float32), dp.output("softmax")),)
+    monkeypatch.setattr(label_audit, "fit_ensemble", stub(seen, layers))
+    found = {}
+    monkeypatch.setattr(
+        label_audit, "by_confusion", lambda p, y: found.update(p=p) or by_confusion(p, y)
     )
-    (weights,) = seen
-    assert weights.shape == (15, 50)
+    X, labels = np.random.default_rng(0).standard_normal((2, 50)), np.arange(50) % 2
+    dp.audit(X, np.eye(2)[:, labels], key=jax.random.key(0), network=(), folds=5, repeats=3)
+    weights = seen[0]["weights"]
+    assert weights.shape == (K, 50)
     held_out = weights == 0
     assert (held_out.reshape(3, 5, 50).sum(axis=1) == 1).all()  # each example once per repeat
     assert (held_out[:, labels == 0].sum(axis=1) == 5).all()  # and each fold has both classes
-    parts = {frozenset(np.flatnonzero(row)) for row in held_out}
-    assert len(parts) == 15
+    assert len({frozenset(np.flatnonzero(row)) for row in held_out}) == K
+    judges = [np.flatnonzero(column) for column in held_out.T]
+    np.testing.assert_allclose(found["p"][1], [np.mean(k % 2) for k in judges], atol=1e-6)
 
 
 def test_confusions_are_learnt_from_the_labels():
@@ -95,34 +105,43 @@ def test_confusions_are_learnt_from_the_labels():
 def test_two_classes_may_be_one_row_and_the_key_decides():
     X = np.random.default_rng(1).standard_normal((2, 80))
     labels = (X[0] > 0).astype(int)
-    run = lambda Y, key: dp.audit(X, Y, key=jax.random.key(key), network=(4,), repeats=1, epochs=3)
+
+    def run(Y, key):
+        return dp.audit(X, Y, key=jax.random.key(key), network=(4,), repeats=1, epochs=3)
+
     one, two, other = run(labels[None], 0), run(np.eye(2)[:, labels], 0), run(labels[None], 1)
     np.testing.assert_array_equal(one.score, two.score)
     assert not np.array_equal(one.score, other.score)
 
 
 def test_the_optimizer_the_epochs_and_the_network_are_those_given(monkeypatch):
-    given = {}
-
-    def fit_ensemble(params, optimizer, X, Y, **options):
-        given.update(options, optimizer=optimizer, params=params)
-        return dp.Fit(params, None, {}, None)
-
-    monkeypatch.setattr(label_audit, "fit_ensemble", fit_ensemble)
-    X, Y, sgd = np.ones((2, 50)), np.eye(2)[:, np.arange(50) % 2], optax.sgd(0.1)
-    key = jax.random.key(0)
+    seen, sgd, key = [], optax.sgd(0.1), jax.random.key(0)
+    monkeypatch.setattr(label_audit, "fit_ensemble", stub(seen))
+    X, Y = np.ones((2, 50)), np.eye(2)[:, np.arange(50) % 2]
     dp.audit(X, Y, key=key, network=(7, 3), epochs=9, batch_size=5, optimizer=sgd)
+    given = seen[-1]
     assert [layer.W.shape[1:] for layer in given["params"]] == [(7, 2), (3, 7), (2, 3)]
     assert (given["epochs"], given["batch_size"], given["optimizer"]) == (9, 5, sgd)
-    dp.audit(X, Y, key=key)
+    dp.audit(X, Y, key=key, network=lambda key: dp.init_params(key, [2, 5, 2], hidden="tanh"))
+    given = seen[-1]
+    assert given["params"][0].activation.name == "tanh"
     assert given["epochs"] * np.ceil(50 / given["batch_size"]) == pytest.approx(1000, rel=0.01)
+
+
+def test_a_network_that_diverges_is_an_error():
+    X = np.random.default_rng(0).standard_normal((2, 60)).astype(np.float32)
+    X[0, 7] = 1e30
+    with pytest.raises(dp.TrainingError, match="no finite prediction: a network diverged"):
+        dp.audit(
+            X, np.eye(2)[:, np.arange(60) % 2], key=jax.random.key(0), optimizer=optax.sgd(0.1)
+        )
 
 
 def test_bad_input():
     X, Y, key = jnp.ones((2, 6)), np.eye(2)[:, [0, 1, 0, 1, 0, 1]], jax.random.key(0)
     with pytest.raises(ValueError, match="Y must be one-hot"):
         dp.audit(X, Y / 2, key=key)
-    with pytest.raises(ValueError, match=r"Y must have shape \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"Y must have shape \(n_L, 6\)"):
         dp.audit(X, Y[:, :3], key=key)
     with pytest.raises(ValueError, match="X must hold finite numbers"):
         dp.audit(X.at[0, 0].set(jnp.nan), Y, key=key)
@@ -132,5 +151,17 @@ def test_bad_input():
         dp.audit(X, Y, key=key, folds=1)
     with pytest.raises(ValueError, match="folds must be above 0 and at most the 6 examples, got 7"):
         dp.audit(X, Y, key=key, folds=7)
+    with pytest.raises(ValueError, match=r"for class labels: jax\.nn\.one_hot"):
+        dp.audit(X, np.arange(6) % 2, key=key)
+    with pytest.raises(
+        ValueError, match=r"at least two examples of each class.* got one of class 1"
+    ):
+        dp.audit(X, np.eye(2)[:, [0, 0, 0, 0, 1, 0]], key=key)
+    with pytest.raises(ValueError, match="batch_size must be above 0"):
+        dp.audit(X, Y, key=key, batch_size=0)
+    with pytest.raises(TypeError, match="network must be the units of the hidden layers, got 128"):
+        dp.audit(X, Y, key=key, network=128)
+    with pytest.raises(ValueError, match="2 outputs with softmax, got 2 and 2 with identity"):
+        dp.audit(X, Y, key=key, network=lambda k: dp.init_params(k, [2, 2], output="identity"))
     with pytest.raises(TypeError, match="key must be one JAX random key"):
         dp.audit(X, Y, key=0)

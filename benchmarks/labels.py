@@ -130,11 +130,11 @@ def seconds(name, path, most):
 def run(path, most, without):
     """Return the name of the images and the rows of the table."""
     images = load(path, most)
-    found, times = {}, {}
-    for name, rank in CONTENDERS.items():
-        if name in without:
-            continue
-        times[name] = seconds(name, path, most)
+    chosen = {name: rank for name, rank in CONTENDERS.items() if name not in without}
+    times = {name: seconds(name, path, most) for name in chosen}  # first: nothing else should run
+    print(images.name, times, flush=True)
+    found = {}
+    for name, rank in chosen.items():
         for kind, share in NOISE:
             for seed in range(SEEDS[path is None]):
                 labels, bad = planted(images.labels, kind, share, seed)

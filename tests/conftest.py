@@ -32,7 +32,7 @@ MEMORY_MAPS = Path("/proc/self/maps")  # on Linux
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("ordinary", max_examples=5, derandomize=True, **common)
-settings.register_profile("thorough", max_examples=20, **common)
+settings.register_profile("thorough", max_examples=12, **common)
 settings.register_profile(
     "thousands", max_examples=3000, **common
 )  # --hypothesis-profile=thousands

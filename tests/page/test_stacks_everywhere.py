@@ -35,7 +35,7 @@ LAID_OUT_OTHERWISE = {"per_example_gradients", "kfac_factors", "gauss_newton_pro
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("keep", "residual"), [thorough(1, False), (3, True)])
+@pytest.mark.parametrize(("keep", "residual"), [thorough(1, False), thorough(3, True)])
 def test_what_reads_dZ_reads_stacks(keep, residual):
     """Against the layers one by one, which other tests hold against autodiff."""
     params, X, Y, w = deep("tanh", "softmax", residual=residual)

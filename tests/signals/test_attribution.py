@@ -36,7 +36,11 @@ UNITS = np.array([0, 1, 2, 0, 1, 2, 2])
 
 @pytest.mark.parametrize(
     ("kind", "stack"),
-    [("plain", False), ("layer", True), *(thorough(k, s) for k in KINDS for s in (True, False))],
+    [
+        ("plain", False),
+        ("layer", True),
+        *(thorough(k, s) for k, s in zip(KINDS, (True, False) * 2, strict=True)),
+    ],
 )
 def test_derivatives_and_completeness(kind, stack):
     params = network(kind, stack=stack)

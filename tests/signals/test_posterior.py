@@ -69,7 +69,7 @@ def test_the_evidence_of_one_linear_layer_is_that_of_the_normal_distribution():
         np.testing.assert_allclose(posterior.log_evidence + constant, exact, rtol=1e-10)
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("output", CANONICAL)
 def test_covariance_is_that_of_the_explicit_matrices(output):
     params, X, Y, w = problem(51, [3, 4, 5, 2], 9, ["tanh", "gelu"], output, True)
@@ -92,6 +92,7 @@ def test_covariance_is_that_of_the_explicit_matrices(output):
         np.testing.assert_allclose(mean, due[output], rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_mean_of_counts_is_exact_and_that_of_two_classes_is_close():
     """Against draws of Z[L] from its normal distribution: within 5 standard errors, and 0.02."""
     draws = np.random.default_rng(0).standard_normal((200_000, 1))
@@ -119,6 +120,7 @@ def test_the_mean_of_classes_is_close_and_depends_on_differences_alone():
     np.testing.assert_allclose(sure.predict(X)[0], special.softmax(Z, axis=0), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_stacks_and_weights_that_count_examples():
     params, X, Y, _ = problem(7, [3, 4, 4, 4, 2], 8, "tanh", "softmax")
     once = dp.laplace(params, X, Y, prior_precision=PRIOR, layers="all").covariance(X)
@@ -181,7 +183,7 @@ def test_validation_finds_the_noise_of_a_network_that_has_overfitted():
     assert abs(shares[1] - 0.95) < 5 * np.sqrt(0.95 * 0.05 * (1 / 200 + 1 / 400))
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("layers", ["last", "all"])
 @pytest.mark.parametrize("output", ["identity", "softmax", "exp", "sigmoid"])
 def test_validation_takes_the_likeliest_of_the_prior_precisions(output, layers):

@@ -28,9 +28,8 @@ def test_a_linear_network_is_as_sure_as_bayesian_ridge_regression():
     assert deviation.dtype == np.float64
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [np.float32])
 def test_intervals_of_a_network_that_overfits_cover_new_targets(dtype):
     model = MLPRegressor(
         hidden_layer_sizes=(100,), solver="lbfgs", alpha=0, max_iter=400, random_state=0

@@ -95,6 +95,7 @@ def test_a_stack_draws_the_same_masks(keep):
     assert_close(dp.unstack(stacked.params), run().params)
 
 
+@pytest.mark.thorough
 def test_in_backward_draws_the_same_masks():
     for params in (PARAMS, dp.stack(PARAMS, 2)):
         assert_close(run(params, dp.in_backward(SGD)).params, run(params).params)
@@ -172,6 +173,7 @@ def test_private_training_drops():
     assert abs(other.history["cost"][-1] - fits[0].history["cost"][-1]) > 1e-3
 
 
+@pytest.mark.thorough
 def test_a_mesh_draws_the_same_masks():
     mesh = dp.mesh(data=2)
     placed = dp.place(PARAMS, mesh)

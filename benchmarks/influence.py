@@ -1,4 +1,4 @@
-"""Influence: do the scores predict what training without examples does, and how long do they take?
+"""Influence: whether the scores predict training without examples, and how long they take.
 
     pip install -e '.[peers]' kronfluence
     python -m benchmarks influence [--data mnist.npz]

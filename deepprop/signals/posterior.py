@@ -281,15 +281,15 @@ def _likeliest(
             each = jnp.stack([jnp.log(b), jnp.square(Z - Y) / b, jnp.ones_like(b)])
             return jnp.sum(each * w[None, None, :], axis=(1, 2))
 
-        return lax.map(of_rho, grid)
+        of_grid: Array = lax.map(of_rho, grid)
+        return of_grid
 
     first, second, n = sum_over_batches(sums, size, w, *pair).T / jnp.sum(w)
     s = second / n if noise is None else jnp.full_like(n, noise)
     s = jnp.maximum(s, SMALLEST)  # targets that are met exactly
     losses = first + second / s + n * jnp.log(s) if regression else first
-    best: Any = jnp.nanargmin(losses)
-    chosen: tuple[Array, Array] = (grid[best] / s[best], s[best])
-    return chosen
+    best = jnp.nanargmin(losses)
+    return grid[best] / s[best], s[best]
 
 
 @partial(jax.jit, static_argnames="size")

@@ -66,7 +66,7 @@ def influence(
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
     >>> X = jax.random.normal(jax.random.key(1), (3, 50))
-    >>> Y = jax.nn.one_hot(X[0] > 0, 2, axis=0)
+    >>> Y = jax.nn.one_hot((X[0] > 0).astype(int), 2, axis=0)
     >>> scores = dp.influence(params, X, Y, X[:, :5], Y[:, :5])
     >>> scores.shape, bool((jnp.diag(scores) > 0).all())  # each helps itself
     ((50, 5), True)
@@ -191,7 +191,7 @@ def tracin(
     >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> params = dp.init_params(jax.random.key(0), [3, 4, 2])
     >>> X = jax.random.normal(jax.random.key(1), (3, 50))
-    >>> Y, kept = jax.nn.one_hot(X[0] > 0, 2, axis=0), []
+    >>> Y, kept = jax.nn.one_hot((X[0] > 0).astype(int), 2, axis=0), []
     >>> def keep(epoch, row, params):
     ...     kept.append(jax.tree.map(jnp.copy, params))
     >>> fit = dp.fit(params, optax.sgd(0.1), X, Y, epochs=3, batch_size=10,

@@ -93,7 +93,8 @@ def audit(
 
     >>> import jax, deepprop as dp, jax.numpy as jnp
     >>> X = jax.random.normal(jax.random.key(0), (2, 300))
-    >>> labels = (X[0] > X[1]).astype(int).at[7].set(1 - (X[0, 7] > X[1, 7]))  # one is wrong
+    >>> labels = (X[0] > X[1]).astype(int)
+    >>> labels = labels.at[7].set(1 - labels[7])  # one is wrong
     >>> found = dp.audit(X, jax.nn.one_hot(labels, 2, axis=0), key=jax.random.key(1))
     >>> int(found.example[0]), bool(found.score[0] > 0.9)
     (7, True)

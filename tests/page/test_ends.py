@@ -123,7 +123,7 @@ def test_a_loss_that_couples_examples_brings_m_times_its_derivative():
     assert_close(grads, jax.grad(lambda p: coupled(dp.forward(p, X)[0]))(params))
 
 
-@pytest.mark.ordinary(4)
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("of", ["A", "Z"])
 def test_the_jacobian_is_autodiffs(kind, of):

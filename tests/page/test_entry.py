@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import deepprop as dp
 from deepprop.entry import along_entry, below_entry, entering, mask
-from tests.problems import problem
+from tests.problems import problem, thorough
 from tests.random_networks import networks
 
 KEY = jax.random.key(7)
@@ -265,7 +265,7 @@ def test_every_layer_has_its_own_mask_also_in_a_stack():
     ]
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["bfloat16", thorough("float16")])
 def test_narrow_products_are_close_to_wide_ones(kind):
     """A factor is rounded by up to 2^-9 (bfloat16); errors of a few layers add up to below 0.05."""
     params, X, Y, w = network(dtype=np.float32)

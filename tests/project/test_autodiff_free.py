@@ -77,7 +77,7 @@ def capabilities(params, X, Y, weights, key):
     return found, kfac.update(grads, kfac.init(params), params, factors=found["kfac_factors"])
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity", "exp"])
 def test_no_jaxpr_of_a_signal_has_a_custom_rule(output):
     params, *data = problem(0, [4] + [5] * len(HIDDEN) + [3], 6, HIDDEN, output, True, np.float32)

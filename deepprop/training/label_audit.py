@@ -91,11 +91,12 @@ def audit(
 ) -> Audit:
     """Find labels that are probably wrong, using networks that were not trained on them.
 
-    >>> import jax, deepprop as dp, jax.numpy as jnp
+    >>> import jax, optax, deepprop as dp, jax.numpy as jnp
     >>> X = jax.random.normal(jax.random.key(0), (2, 300))
     >>> labels = (X[0] > X[1]).astype(int)
     >>> labels = labels.at[7].set(1 - labels[7])  # one is wrong
-    >>> found = dp.audit(X, jax.nn.one_hot(labels, 2, axis=0), key=jax.random.key(1))
+    >>> found = dp.audit(X, jax.nn.one_hot(labels, 2, axis=0), key=jax.random.key(1),
+    ...                  optimizer=optax.sgd(0.3))
     >>> int(found.example[0]), bool(found.score[0] > 0.9)
     (7, True)
 

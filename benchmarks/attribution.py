@@ -11,7 +11,6 @@ to" is the largest error of the sum of an image's shares, which should be the ri
 the black image, relative to the largest rise.
 """
 
-import argparse
 import time
 import warnings
 
@@ -22,8 +21,8 @@ import torch
 from captum.attr import DeepLift, IntegratedGradients, Saliency
 
 import deepprop as dp
-from benchmarks.images import in_torch, load, one_hot
-from benchmarks.report import RESULTS, folder, markdown, setting, today, write
+from benchmarks.images import in_torch, load, one_hot, options
+from benchmarks.report import markdown, setting, today, write
 from benchmarks.training import share_of_others
 
 HIDDEN, IMAGES, STEPS, ROUNDS = [256, 128], 1_000, 50, 10
@@ -106,13 +105,7 @@ def report(tables, busy):
 
 def main():
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="FILE.npz")
-    parser.add_argument(
-        "--examples", type=int, default=10_000, metavar="N", help="of a file, at most"
-    )
-    parser.add_argument("--out", type=folder, default=RESULTS)
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     warnings.simplefilter("ignore")
     others = share_of_others()
     tables = [run(path, args.examples) for path in (None, *args.data)]

@@ -1,9 +1,11 @@
 """Images with labels, and deepprop's networks in PyTorch, for the benchmarks of the signals."""
 
+import argparse
 from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.report import RESULTS, folder
 from deepprop.command.data import load_data
 
 DIGITS = "handwritten digits (UCI, CC BY 4.0)"
@@ -61,3 +63,14 @@ def loader(X, labels, batch_size=256):
 
     rows = torch.tensor(np.array(X.T)), torch.tensor(np.asarray(labels))
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*rows), batch_size=batch_size)
+
+
+def options(doc):
+    """Return a parser with the options of the benchmarks on images."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", action="append", default=[], metavar="FILE.npz")
+    parser.add_argument(
+        "--examples", type=int, default=10_000, metavar="N", help="of a file, at most"
+    )
+    parser.add_argument("--out", type=folder, default=RESULTS)
+    return parser

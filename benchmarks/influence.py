@@ -14,7 +14,6 @@ images, training then continues from there without that image. The table has the
 scores with the changes of the losses of 20 test images.
 """
 
-import argparse
 import tempfile
 import time
 import warnings
@@ -31,8 +30,8 @@ from kronfluence.task import Task
 from scipy.stats import spearmanr
 
 import deepprop as dp
-from benchmarks.images import in_torch, load, one_hot
-from benchmarks.report import RESULTS, folder, markdown, setting, today, write
+from benchmarks.images import in_torch, load, one_hot, options
+from benchmarks.report import markdown, setting, today, write
 from benchmarks.training import share_of_others
 
 HIDDEN, HALVES, TESTS = [128], 100, 100
@@ -240,13 +239,7 @@ curvature as damping; the default of kronfluence is 1e-8.
 
 def main():
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="FILE.npz")
-    parser.add_argument(
-        "--examples", type=int, default=10_000, metavar="N", help="of a file, at most"
-    )
-    parser.add_argument("--out", type=folder, default=RESULTS)
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     warnings.simplefilter("ignore")
     others = share_of_others()
     images = [load(path, args.examples) for path in (None, *args.data)]

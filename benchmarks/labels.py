@@ -12,7 +12,6 @@ no folds. The seconds are for the first kind and share of noise, in a new proces
 what a person would wait.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -20,8 +19,8 @@ import warnings
 
 import numpy as np
 
-from benchmarks.images import load, one_hot
-from benchmarks.report import RESULTS, folder, markdown, setting, today, write
+from benchmarks.images import load, one_hot, options
+from benchmarks.report import markdown, setting, today, write
 from benchmarks.training import share_of_others
 
 PAIRS = {4: 9, 9: 4, 3: 8, 8: 3}
@@ -167,13 +166,8 @@ Means over {SEEDS[True]} seeds for the digits, and one for a file.
 
 def main():
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="FILE.npz")
-    parser.add_argument(
-        "--examples", type=int, default=10_000, metavar="N", help="of a file, at most"
-    )
+    parser = options(__doc__)
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER")
-    parser.add_argument("--out", type=folder, default=RESULTS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     others = share_of_others()

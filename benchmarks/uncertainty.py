@@ -10,7 +10,6 @@ told apart (area under the ROC curve): by the largest probability, and by the va
 of the predicted class. All posteriors have Kronecker factors and average by the probit formula.
 """
 
-import argparse
 import time
 import warnings
 
@@ -22,8 +21,8 @@ from laplace import Laplace
 from sklearn.metrics import log_loss, roc_auc_score
 
 import deepprop as dp
-from benchmarks.images import in_torch, load, loader, one_hot
-from benchmarks.report import RESULTS, folder, markdown, setting, today, write
+from benchmarks.images import in_torch, load, loader, one_hot, options
+from benchmarks.report import markdown, setting, today, write
 from benchmarks.training import share_of_others
 
 KNOWN, UNKNOWN = list(range(8)), [8, 9]
@@ -190,13 +189,7 @@ compilation. The fit time of an ensemble is its training.
 
 def main():
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", action="append", default=[], metavar="FILE.npz")
-    parser.add_argument(
-        "--examples", type=int, default=10_000, metavar="N", help="of a file, at most"
-    )
-    parser.add_argument("--out", type=folder, default=RESULTS)
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     warnings.simplefilter("ignore")
     others = share_of_others()
     tables = [run(path, args.examples) for path in (None, *args.data)]

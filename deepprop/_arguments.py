@@ -10,10 +10,16 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._checks import check_shape, check_unmasked, is_known, real_array
+from deepprop._checks import (
+    check_finite,
+    check_shape,
+    check_unmasked,
+    is_known,
+    real_array,
+)
 from deepprop.activations import Activation
 from deepprop.costs import Output
-from deepprop.layers import Cache, Layer, Params, type_of_dZ
+from deepprop.layers import Cache, Layer, Params, type_of_A, type_of_dZ
 from deepprop.outputs import target_rows
 
 ROUNDING = 1e-6  # how far a value of Y may lie outside of the output's domain
@@ -93,6 +99,30 @@ def type_of_inputs(params: Params) -> np.dtype:
             ' jax.config.update("jax_enable_x64", True), or cast W and b to float32'
         )
     return np.dtype(first.compute_dtype or first.W.dtype)
+
+
+def finite_inputs(params: Params, X: ArrayLike, name: str = "X") -> Array:
+    """Return X as A[0]; one number that is not finite would spoil the results of all examples.
+
+    Raises:
+        ValueError, TypeError: as `inputs`; or X is not finite, where its values are known.
+    """
+    A_0 = inputs(params, X, name)
+    if is_known(A_0):
+        check_finite(name, np.asarray(A_0))
+    return A_0
+
+
+def pair_of(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
+    """Return X as A[0], finite, and Y, with `which` after their names in messages.
+
+    Raises:
+        ValueError, TypeError: as `finite_inputs` and `targets`.
+    """
+    A_0 = finite_inputs(params, X, f"X{which}")
+    shape = params[-1].W.shape[-2], A_0.shape[1]
+    A_L: Any = jax.ShapeDtypeStruct(shape, type_of_A(params[-1]))  # type: ignore[no-untyped-call]
+    return A_0, targets_like(A_L, params, Y, f"Y{which}")
 
 
 def targets(cache: Cache, Y: ArrayLike) -> Array:

@@ -74,8 +74,9 @@ def with_uncertainty(
         unit: the same.
         X: (n_0, m), scaled.
     """
-    mean = np.asarray(posterior.predict(X)[0], np.float64)
-    deviation = np.asarray(posterior.deviation(X), np.float64)
+    found = posterior.predict(X)
+    mean = np.asarray(found[0], np.float64)
+    deviation = np.asarray(posterior.deviation_of(*found), np.float64)
     if unit is None:
         return mean, deviation
     shift, scale = unit.shift[:, None], unit.scale[:, None]

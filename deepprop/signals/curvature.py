@@ -19,23 +19,20 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from deepprop._arguments import inputs
+from deepprop._arguments import finite_inputs
 from deepprop._arithmetic import product, wide
 from deepprop._checks import (
-    check_finite,
     example_weights,
-    is_known,
     sum_of_weights,
     whole_number,
 )
 from deepprop.layers import Cache, Layer, Params
 from deepprop.signals.fisher import Factors, with_one
 from deepprop.signals.gauss_newton import Signals, sum_over_roots
-from deepprop.signals.many import sum_over_batches
+from deepprop.signals.over_batches import sum_over_batches
 from deepprop.walk import inputs_of_layers, layer_map, recomputed, up
 
 Tree = TypeVar("Tree")
@@ -94,9 +91,7 @@ def ekfac(
         George et al. 2018, Fast Approximate Natural Gradient Descent in a Kronecker-factored
         Eigenbasis, arXiv:1806.03884.
     """
-    A_0 = inputs(params, X)
-    if is_known(A_0):
-        check_finite("X", np.asarray(A_0))
+    A_0 = finite_inputs(params, X)
     m, dtype = A_0.shape[1], wide(A_0.dtype)
     w = jnp.ones(m, dtype) if weights is None else example_weights(weights, m, dtype)
     size = whole_number("batch_size", batch_size)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from deepprop._arguments import check_params, inputs, output_of
+from deepprop._arguments import check_params, finite_inputs, output_of, pair_of
 from deepprop._arithmetic import product, wide
 from deepprop._checks import (
     check_above_zero,
@@ -35,12 +35,10 @@ from deepprop._checks import (
 )
 from deepprop.costs import OUTPUTS
 from deepprop.layers import Cache, Layer, Params, depth
-from deepprop.signals.curvature import Curvature, ekfac
+from deepprop.signals.curvature import Curvature, ekfac, in_basis
 from deepprop.signals.evidence import Evidence
-from deepprop.signals.fisher import with_one
-from deepprop.signals.many import list_over_batches, sum_over_batches
+from deepprop.signals.over_batches import list_over_batches, sum_over_batches
 from deepprop.signals.tangent_kernel import jacobian_columns
-from deepprop.signals.training_influence import finite, pair_of
 from deepprop.walk import layer_map, layer_scan, to_the_top, up
 
 GRID = -4, 8, 49  # of prior precision * noise: powers of 10, and how many
@@ -89,7 +87,7 @@ class Posterior:
             ValueError: X does not fit the network, or is not finite.
             TypeError: X is not real numbers.
         """
-        A_0 = finite(inputs(self.params, X), "X")
+        A_0 = finite_inputs(self.params, X)
         mean, variance = _predict(self, A_0, size=_batch(self._uncertain()))
         return mean, variance
 
@@ -105,7 +103,10 @@ class Posterior:
         Raises:
             ValueError, TypeError: as `predict`.
         """
-        mean, variance = self.predict(X)
+        return self.deviation_of(*self.predict(X))
+
+    def deviation_of(self, mean: Array, variance: Array) -> Array:
+        """Return `deviation` from what `predict` has returned."""
         match output_of(self.params).name:
             case "identity":
                 return jnp.sqrt(variance + self.noise)
@@ -123,7 +124,7 @@ class Posterior:
         Raises:
             ValueError, TypeError: as `predict`.
         """
-        A_0 = finite(inputs(self.params, X), "X")
+        A_0 = finite_inputs(self.params, X)
         found: Array = _covariance(self, A_0, size=_batch(self._uncertain()))
         return found
 
@@ -391,7 +392,7 @@ def _columns(cache: Cache, curvature: tuple[Curvature, ...]) -> tuple[list[Array
 
     def rotated(_: Layer, dz: Array, a: Array, c: Any) -> tuple[Array, Array]:
         dz = dz - jnp.mean(dz, axis=0, keepdims=True) if shifts else dz
-        return product(c.dZ.mT, dz), product(c.A.mT, with_one(a))
+        return in_basis(c, dz, a)
 
     pairs = list(layer_map(rotated, cache.params, *jacobian_columns(cache), curvature))
     return [u for u, _ in pairs], [v for _, v in pairs]

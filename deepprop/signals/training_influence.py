@@ -19,27 +19,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from deepprop._arguments import check_like, inputs, targets_like
+from deepprop._arguments import check_like, pair_of
 from deepprop._arithmetic import product, wide
 from deepprop._checks import (
     check_above_zero,
-    check_finite,
     check_scalar,
     example_weights,
-    is_known,
     real_array,
     sum_of_weights,
     whole_number,
 )
 from deepprop.backprop import error_signals
 from deepprop.layers import Cache, Layer, Params
-from deepprop.network import forward
 from deepprop.signals.curvature import Curvature, check_curvature, ekfac, in_basis
-from deepprop.signals.many import list_over_batches
+from deepprop.signals.over_batches import list_over_batches
 from deepprop.signals.per_example import columns, per_example_products
 from deepprop.walk import layer_scan, up
 
@@ -212,7 +208,7 @@ def tracin(
         (m, m'), in float32 or wider; positive where the training example helped.
 
     Raises:
-        ValueError: there is no checkpoint, their shapes differ, or an array does not fit.
+        ValueError: `checkpoints` is empty, their shapes differ, or an array does not fit.
         TypeError: an array is not real numbers, or a checkpoint is not layers.
 
     Source:
@@ -246,24 +242,6 @@ def _products(
         return per_example_products(*_signals(params, A_0, Y), *other)
 
     return list_over_batches(of_batch, size, *train)
-
-
-def pair_of(params: Params, X: ArrayLike, Y: ArrayLike, which: str = "") -> tuple[Array, Array]:
-    """Return X as A[0], and Y, after the checks of `forward` and of `cost`."""
-    A_0 = finite(inputs(params, X, f"X{which}"), f"X{which}")
-    A_L = jax.eval_shape(lambda A_0: forward(params, A_0)[0], A_0)
-    return A_0, targets_like(A_L, params, Y, f"Y{which}")
-
-
-def finite(X: Array, name: str) -> Array:
-    """Return X; one number that is not finite would make all results so.
-
-    Raises:
-        ValueError: it holds one, where its values are known.
-    """
-    if is_known(X):
-        check_finite(name, np.asarray(X))
-    return X
 
 
 def _signals(params: Params, A_0: Array, Y: Array) -> tuple[Cache, tuple[Array, ...]]:

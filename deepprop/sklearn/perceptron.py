@@ -23,9 +23,8 @@ from deepprop.sklearn.epoch import outputs
 from deepprop.sklearn.lbfgs import minimise
 from deepprop.sklearn.loop import train
 from deepprop.sklearn.private import train_privately
-from deepprop.sklearn.rows import CHUNK, Examples, rounded
+from deepprop.sklearn.rows import Examples, padded_parts
 from deepprop.sklearn.settings import checked, is_stochastic
-from deepprop.training.rows import rows_of
 
 PROGRESS = ("loss_curve_", "validation_scores_", "best_validation_score_", "best_loss_")
 
@@ -180,17 +179,10 @@ class Perceptron(BaseEstimator):  # type: ignore[misc]
 
     def _outputs_of(self, params: Params, X: Any) -> np.ndarray:
         """Return A[L] of each row of X, in parts of at most about `CHUNK` numbers."""
-        m, n_0 = X.shape
-        dtype = np.dtype(params[0].W.dtype)
-        step = max(1024, CHUNK // n_0)
-        M = rounded(min(m, step))
-        parts = []
-        for start in range(0, m, step):
-            rows = X[start : start + step]
-            rows = rows.toarray() if sparse.issparse(rows) else rows
-            entered, _ = rows_of(rows.T, dtype, M, look=False)
-            A = np.asarray(outputs(params, entered))
-            parts.append(A[..., : rows.shape[0], :])
+        parts = [
+            np.asarray(outputs(params, entered))[..., :m, :]
+            for m, entered in padded_parts(X, params[0].W.dtype)
+        ]
         return np.concatenate(parts, axis=-2)
 
     def __sklearn_tags__(self) -> Any:

@@ -55,6 +55,21 @@ class Chunk(NamedTuple):
     m: np.int32
 
 
+def padded_parts(X: Any, dtype: Any) -> Iterator[tuple[int, Array]]:
+    """Yield rows of X, dense, in parts of at most about `CHUNK` numbers that share one shape.
+
+    Yields:
+        The number of rows, and the rows on the device, with rows of 0 after them.
+    """
+    m, n_0 = X.shape
+    step = max(1024, CHUNK // n_0)
+    M = rounded(min(m, step))
+    for start in range(0, m, step):
+        rows = X[start : start + step]
+        rows = rows.toarray() if sparse.issparse(rows) else rows
+        yield rows.shape[0], rows_of(rows.T, np.dtype(dtype), M, look=False)[0]
+
+
 class Batch(NamedTuple):
     """Examples per step, and the rows with which a step is compiled, of which the rest are 0."""
 

@@ -16,7 +16,7 @@ from scipy import sparse
 from deepprop.costs import OUTPUTS
 from deepprop.layers import Params
 from deepprop.signals.posterior import Posterior, laplace
-from deepprop.sklearn.rows import CHUNK, Examples, rounded
+from deepprop.sklearn.rows import Examples, padded_parts
 
 HELD_OUT = 0.15  # share of the examples
 
@@ -88,15 +88,8 @@ def _of(params: Params, examples: Examples, k: int, **options: Any) -> Posterior
 
 def standard_deviation(posteriors: list[Posterior], X: Any) -> np.ndarray:
     """Return the standard deviation of a new target for each row of X, (m, n_L)."""
-    m, n_0 = X.shape
-    step = max(1024, CHUNK // n_0)
-    M = rounded(min(m, step))
     parts = []
-    for start in range(0, m, step):
-        rows = X[start : start + step]
-        rows = rows.toarray() if sparse.issparse(rows) else rows
-        padded = np.zeros((n_0, M), posteriors[0].params[0].W.dtype)
-        padded[:, : len(rows)] = rows.T
-        found = [np.asarray(posterior.deviation(padded)) for posterior in posteriors]
-        parts.append(np.concatenate(found)[:, : len(rows)].T)
+    for m, entered in padded_parts(X, posteriors[0].params[0].W.dtype):
+        of_outputs = [np.asarray(posterior.deviation(entered.T)) for posterior in posteriors]
+        parts.append(np.concatenate(of_outputs)[:, :m].T)
     return np.concatenate(parts)

@@ -187,7 +187,7 @@ def test_a_large_set_is_predicted_in_parts(monkeypatch):
     model = classifier().fit(X, Y)
     many = np.tile(X, (10, 1))
     expected = model.predict_proba(many)
-    monkeypatch.setattr("deepprop.sklearn.perceptron.CHUNK", 6)  # 1024 rows at a time
+    monkeypatch.setattr("deepprop.sklearn.rows.CHUNK", 6)  # 1024 rows at a time
     np.testing.assert_allclose(model.predict_proba(many), expected, rtol=1e-12)
 
 

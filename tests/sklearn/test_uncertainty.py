@@ -47,7 +47,7 @@ def test_several_outputs_counts_weights_and_sparse_rows():
     from scipy import sparse
 
     pair = np.stack([Y, 10 * Y], axis=1)
-    model = MLPRegressor(hidden_layer_sizes=(8,), max_iter=30, random_state=0)
+    model = MLPRegressor(hidden_layer_sizes=(8,), solver="lbfgs", random_state=0)
     model.fit(sparse.csr_array(X), pair, sample_weight=np.full(300, 2.0))
     mean, deviation = model.predict(sparse.csr_array(X[:5]), return_std=True)
     assert mean.shape == deviation.shape == (5, 2)

@@ -165,7 +165,7 @@ def forgotten():
     share, such as sums of small arrays, stays until then.
     """
     yield
-    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 6_000:
+    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 2_000:
         jax.clear_caches()
 
 

@@ -29,6 +29,7 @@ KINDS = [*ANY, ("relu", "softmax"), ("tanh", "tanh+squared_error")]
 # The page in NumPy, which everything is compared with.
 
 
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize(("hidden", "output"), KINDS)
 def test_the_page_in_numpy_is_the_gradient_by_autodiff(hidden, output, x64):
     out, g = dp.output(output), dp.activation(hidden)
@@ -91,6 +92,7 @@ def test_deepprops_own_backward_passes_also_under_jit():
     assert dp.check_backward(narrow, parameters="layers").ok
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("sizes", [[6, 3], [9, 8, 7, 6, 6, 4]])
 def test_other_sizes(sizes):
     assert dp.check_backward(written(), hidden="tanh", sizes=sizes).ok

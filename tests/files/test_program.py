@@ -139,7 +139,7 @@ def read(path):
     return jax.export.deserialize(Path(path).read_bytes())
 
 
-@pytest.mark.ordinary(5)
+@pytest.mark.ordinary(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_program_predicts_for_batches_of_every_size(exported, name):
     params, file = exported(name)

@@ -84,7 +84,7 @@ backward = jax.jit(by_hand)
 REFUSED = "optimizer must (treat all layers alike|be one for each layer alone|treat each layer on)"
 
 
-@pytest.mark.ordinary(8)
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", CHOICES)
 def test_refused_or_the_optimizer_by_itself(name, use):

@@ -66,6 +66,7 @@ def fit(optimizer):
     return dp.fit(params, optimizer, 0.1 * X, Y, epochs=1, batch_size=4, key=jax.random.key(1))
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of optax, about arguments that it will ask for
 def test_all_of_optax_works_or_says_what_to_use_instead():
     """In one test, as which there are depends on the version; some raise ranks."""

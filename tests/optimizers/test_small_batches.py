@@ -17,6 +17,7 @@ def data():
     return X, np.eye(3, dtype=np.float32)[labels].T
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("batch_size", [1, thorough(2), 4, thorough(8), thorough(16)])
 @pytest.mark.parametrize("hidden", [[8], [16, 16]])
 def test_it_learns(hidden, batch_size):

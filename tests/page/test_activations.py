@@ -76,7 +76,6 @@ def test_the_slope_at_a_kink_is_the_one_from_the_left(name, slope):
     assert float(entry.g_prime(left, entry.g(left))[0]) == pytest.approx(slope, rel=1e-5)
 
 
-@pytest.mark.ordinary(500)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", HIDDEN)
 def test_far_out_everything_is_finite_and_keeps_its_type(name, dtype):

@@ -146,6 +146,7 @@ def of_domain(output):
     }  # fmt: skip
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.usefixtures("optax_types")
 @pytest.mark.parametrize("function", of_domain("sigmoid"))
 @pytest.mark.parametrize("output", DOMAINS)

@@ -123,7 +123,7 @@ def test_a_loss_that_couples_examples_brings_m_times_its_derivative():
     assert_close(grads, jax.grad(lambda p: coupled(dp.forward(p, X)[0]))(params))
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("of", ["A", "Z"])
 def test_the_jacobian_is_autodiffs(kind, of):
@@ -216,6 +216,7 @@ WEIGHTED = {
 }  # fmt: skip
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_weights_have_one_meaning(name):
     """Negative ones and all 0 are refused; where values are not known, they give nan and 0."""

@@ -133,7 +133,7 @@ def assert_autodiffs(params, X, Y, w, keep):
 ALL = list(product(["layer", "rms", None], RATES, [False, True], [None, 1, 2]))
 
 
-@pytest.mark.ordinary(4)
+@pytest.mark.ordinary(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("normalize", "rate", "residual", "keep"), ALL)
 def test_the_passes_are_autodiffs(normalize, rate, residual, keep):
@@ -159,7 +159,7 @@ def entries(draw):
     )
 
 
-@pytest.mark.ordinary(1)
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("part", range(6))
 def test_random_networks(part):
@@ -178,6 +178,7 @@ def test_random_networks(part):
     check()
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("keep", [None, 2])
 @pytest.mark.parametrize("normalize", ["layer", "rms", None])
@@ -199,6 +200,7 @@ def test_the_gauss_newton_product_is_autodiffs(normalize, keep):
     assert_close(*both(params, jax.tree.map(jnp.sin, params)))
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("normalize", ["layer", "rms"])
 def test_kfac_factors_and_the_diagonal_have_U_in_the_place_of_A(normalize):
@@ -265,6 +267,7 @@ def test_every_layer_has_its_own_mask_also_in_a_stack():
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["bfloat16", thorough("float16")])
 def test_narrow_products_are_close_to_wide_ones(kind):
     """A factor is rounded by up to 2^-9 (bfloat16); errors of a few layers add up to below 0.05."""

@@ -179,6 +179,7 @@ def with_backward(change):
     return error.value.report
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize(("change", "said"), [
     (lambda l, g: replace(g, W=8 * g.W, b=8 * g.b), "all gradients are 8 times too large, and m is 8"),
     (lambda l, g: replace(g, W=-g.W, b=-g.b), "all gradients are correct except for the sign"),

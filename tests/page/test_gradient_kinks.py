@@ -21,7 +21,7 @@ def network(seed, hidden, output="identity"):
     return params, X, targets(rng, output, 2, 3)
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_an_example_of_zeros_passes_with_every_activation(hidden):

@@ -188,6 +188,7 @@ def test_what_is_kept_in_which_type(kind, stacked):
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", NARROW)
 def test_sums_over_units_do_not_stall(kind):
     """2^14 ones: a sum in bfloat16 stops at 256, one in float16 at 2048."""

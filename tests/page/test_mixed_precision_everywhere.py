@@ -329,6 +329,7 @@ def test_the_time_of_bfloat16_is_measured_once_also_under_jit():
     assert (params[0].compute_dtype is not None) == (share <= PAYS)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("kind", NARROW)
 def test_no_jaxpr_holds_a_custom_rule(kind):
     params, X, Y, w = mixed(kind, (4, 5, 5, 5, 3), 6, "gelu", "softmax", True)

@@ -30,6 +30,7 @@ def test_gaussian_is_the_negative_log_density():
     np.testing.assert_allclose(dp.output("gaussian").loss(Z, Y), expected, rtol=1e-12)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("output", "n_L", "rows"), [("gaussian", 4, 2), (JOINT, 9, 7), ([("gaussian", 2)], 2, 1)]

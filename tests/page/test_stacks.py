@@ -106,7 +106,7 @@ def everything(params, X, Y, w):
     return A, dp.predict(params, X), dp.cost(cache, Y, w), cache, dZ, grads
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("hidden", "keep", "residual"),

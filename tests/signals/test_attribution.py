@@ -34,6 +34,7 @@ X, BASELINE = (np.random.default_rng(2).standard_normal(shape) for shape in ((4,
 UNITS = np.array([0, 1, 2, 0, 1, 2, 2])
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(
     ("kind", "stack"),
     [

@@ -21,7 +21,7 @@ from tests.signals.oracles import (
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("how", ["clip", "clip each layer", "normalise", "normalise each layer"])
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_clipped(output, how):

@@ -38,6 +38,7 @@ def replaced(params, l, **parts):
 USUAL = "tanh", "relu", "gelu"
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("hidden", [h if h in USUAL else thorough(h) for h in HIDDEN])
 def test_a_new_network_of_usual_initialisation_is_healthy(hidden):
     assert findings(new(hidden)) == []

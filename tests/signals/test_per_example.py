@@ -101,6 +101,7 @@ def test_random_networks(drawn):
         assert worst_error(got[3], mean(each, w, np.square)) <= 1e-10
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_narrow_types_are_squared_in_a_wide_one(dtype):
     """300^2 is above float16's largest number, and 1e-4^2 below its smallest."""

@@ -99,6 +99,7 @@ def check_same(their, our, X):
             np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize(("kind", "data", "settings"), CASES)
 def test_fit(kind, data, settings):
     X, y = data

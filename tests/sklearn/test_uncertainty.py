@@ -43,6 +43,7 @@ def test_intervals_of_a_network_that_overfits_cover_new_targets(dtype):
     assert (abs(true - mean) < deviation / 10).mean() < 0.2
 
 
+@pytest.mark.thorough
 def test_several_outputs_counts_weights_and_sparse_rows():
     from scipy import sparse
 

@@ -55,7 +55,7 @@ def test_steps_that_take_all_examples_agree_with_the_closed_form(sigma, steps, d
 ANY = list(itertools.product((0.01, 1.0, 100.0), (0.25, 1e-6), (8, 10**6), (1e-3, 1e-300)))
 
 
-@pytest.mark.ordinary(2)
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize(
     ("sigma", "q", "steps", "delta"),
     [*ANY, (1e-30, 0.5, 3, 1e-5), (1e30, 0.5, 3, 1e-5), (1.0, 1e-300, 3, 1e-5), (1.0, 1e-9, 10**12, 1e-5),

@@ -42,6 +42,7 @@ def test_bfloat16_resumes_too(tmp_path):
     assert_same(run(tmp_path, params=params, epochs=4), whole)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("first", [1, 4, thorough(6), 8])
 def test_patience_resumes(tmp_path, first):
     """With wrong validation targets an early epoch is best; the run is stopped before, at or after it."""

@@ -32,6 +32,7 @@ def digits():
     return np.concatenate([data.X, data.X_test], 1), np.concatenate([data.Y, data.Y_test], 1)
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("pairs", [None, {4: 9, 9: 4, 3: 8, 8: 3}])
 def test_planted_labels_are_found(digits, pairs):
     """Of as many as were planted, above 0.8 are wrong: by chance it would be the share, 0.05."""

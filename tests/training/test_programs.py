@@ -121,6 +121,7 @@ LONG = {
 }  # fmt: skip
 
 
+@pytest.mark.ordinary(4)
 @pytest.mark.parametrize("kind", [thorough(k) if k in LONG else k for k in OBJECTS])
 def test_a_second_call_compiles_nothing_and_programs_are_released_with_the_object(kind):
     make, train, part, programs = OBJECTS[kind]
@@ -139,6 +140,7 @@ def test_a_second_call_compiles_nothing_and_programs_are_released_with_the_objec
     assert len(programs) == before
 
 
+@pytest.mark.ordinary(1)
 @pytest.mark.parametrize("train", ["fit", "fit_ensemble"])
 def test_a_few_examples_more_or_fewer_run_the_same_program(train):
     """Such as the folds of a cross-validation; with weights as well as without."""

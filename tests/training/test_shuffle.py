@@ -20,6 +20,7 @@ def test_every_number_occurs_once(m):
     assert (np.sort(orders(m, 20)) == np.arange(m)).all()
 
 
+@pytest.mark.ordinary(3)
 @pytest.mark.parametrize("m", [1, 2, 9, 10, 11, 12, 99, 100, 101, 997])
 def test_the_order_does_not_depend_on_the_length_that_is_compiled(m):
     order = np.asarray(random_order(jax.random.key(m), m))

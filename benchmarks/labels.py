@@ -8,8 +8,9 @@ A share of the labels is replaced: by any other class ("any"), or 4 and 9 are sw
 how many were replaced (precision, which then equals recall). cleanlab ranks by out-of-sample
 probabilities of scikit-learn's MLP with its defaults, in five folds; its two scores are in the
 table. Below them are rankings by a single network trained on all labels: simpler scores that need
-no folds. The seconds are for the first kind and share of noise, in a new process, imports included:
-what a person would wait.
+no folds. The scores of `dp.audit` are probabilities: their sum estimates how many labels are wrong,
+and one row has that sum divided by the number replaced. The seconds are for the first kind and
+share of noise, in a new process, imports included: what a person would wait.
 """
 
 import subprocess
@@ -138,8 +139,12 @@ def run(path, most, without):
             for seed in range(SEEDS[path is None]):
                 labels, bad = planted(images.labels, kind, share, seed)
                 for what, score in rank(images.X, labels, seed).items():
-                    row = found.setdefault((name, what), {}).setdefault((kind, share), [])
-                    row.append(precision(score, bad))
+                    figures = {what: precision(score, bad)}
+                    if name == "dp.audit":
+                        figures[": sum of the scores / number replaced"] = score.sum() / bad.sum()
+                    for figure, value in figures.items():
+                        row = found.setdefault((name, figure), {})
+                        row.setdefault((kind, share), []).append(value)
             print(images.name, name, kind, share, {w: np.mean(r[kind, share]).round(3) for (n, w), r in found.items() if n == name}, flush=True)  # fmt: skip
     rows = [
         [name + what, *(f"{np.mean(values):.3f}" for values in row.values()), f"{times[name]:.1f}"]

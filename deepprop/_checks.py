@@ -114,11 +114,11 @@ def check_shape(
             raise ValueError(f"{name} must have shape {(*stack, rows, columns)}, got shape {shape}")
         return
     if len(shape) != 2:
-        hint = (
-            "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)"
-            if _short(name)[0] == "Y"
-            else ""
-        )
+        hint = ""
+        if _short(name)[0] == "Y":
+            one = f"pass {_short(name)}[None]"
+            many = "for class labels: jax.nn.one_hot(labels, n_L, axis=0)"
+            hint = f"; {one if rows == 1 else many}"
         raise ValueError(
             f"{name} must have shape {due}, one example per column, got shape {shape}{hint}"
         )

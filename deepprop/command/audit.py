@@ -15,17 +15,21 @@ from deepprop.command.train import check_paths
 from deepprop.files.archive import atomic_write
 from deepprop.tables.read import is_table
 from deepprop.training.images import image_shape, plot_suspects
+from deepprop.training.label_audit import foresight
 
 SHOWN = 10  # examples printed
 DRAWN = 50  # images in the picture
+LONGEST = 10  # letters that fit above an image
 
 
 def audit(args: argparse.Namespace) -> int:
     """Audit the labels of a file, print the most suspicious ones, and write all scores."""
     check_paths({"--out": args.out, "--plot": args.plot})
     data = _data(args)
-    shape = None if args.plot is None else _shape(data)
-    print(f"data       {data.name}: {data.X.shape[1]:,} examples, {data.X.shape[0]} inputs")
+    shape, m = None if args.plot is None else _shape(data), data.X.shape[1]
+    if not 2 <= args.folds <= m:
+        raise ValueError(f"--folds must be from 2 to {m:,} for {m:,} examples, got {args.folds}")
+    print(f"data       {data.name}: {m:,} examples, {data.X.shape[0]} inputs")
     for label, text in data.notes:
         print(f"{label:10} {text}")
     networks = args.folds * args.repeats
@@ -55,6 +59,8 @@ def _shape(data: Labelled) -> tuple[int, ...]:
     Raises:
         ValueError: the examples are not images.
     """
+    if data.row is not None:
+        raise ValueError(f"--plot needs images, and {data.name} is a table")
     try:
         return image_shape(len(data.X), data.shape)
     except ValueError as error:
@@ -83,7 +89,8 @@ def _table(found: dp.Audit, data: Labelled) -> str:
         shown = found.example[: len(text) - 1]
         text[1:] = [f"{line}  {data.row(i)}" for line, i in zip(text[1:], shown, strict=True)]
     wrong = f"{found.score.sum():,.0f} of {len(found.score):,}"
-    return "\n".join([*text, f"wrong      about {wrong} labels, by the sum of the scores"])
+    text.append(f"wrong      about {wrong} labels, by the sum of the scores")
+    return "\n".join([*text, f"networks   {foresight(found)}"])
 
 
 def _lines(found: dp.Audit, data: Labelled) -> Iterator[list[Any]]:
@@ -99,9 +106,21 @@ def _rows(found: dp.Audit, data: Labelled) -> Iterator[list[Any]]:
         yield [data.ids[i], data.classes[y], data.classes[k], f"{score:.4f}"]
 
 
+def _title(label: str, suggested: str) -> str:
+    """Return a label and a suggestion, on two lines if they are long."""
+    arrow = "\N{RIGHTWARDS ARROW}"
+    if len(label) + len(suggested) <= LONGEST:
+        return f"{label} {arrow} {suggested}"
+    short = [
+        word if len(word) <= LONGEST else f"{word[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+        for word in (label, suggested)
+    ]
+    return f"{short[0]}\n{arrow} {short[1]}"
+
+
 def _plot(path: Any, found: dp.Audit, data: Labelled, shape: Any) -> None:
     shown = min(DRAWN, len(found.example))
     images = data.X.T[found.example[:shown]].reshape(shown, *shape)
     pairs = zip(found.label[:shown], found.suggested[:shown], strict=True)
-    titles = [f"{data.classes[y]} \N{RIGHTWARDS ARROW} {data.classes[k]}" for y, k in pairs]
+    titles = [_title(str(data.classes[y]), str(data.classes[k])) for y, k in pairs]
     plot_suspects(path, images, titles, f"{data.name}: label \N{RIGHTWARDS ARROW} suggestion")

@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(argv: Sequence[str] | None, *, whole_process: bool) -> int:
     """Run the command and return its exit status; print an error in one line."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        a_file = unknown[0] if "data" in args and not unknown[0].startswith("-") else None
+        hint = "" if a_file is None else f"; the examples are --data {a_file}"
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     keep = whole_process and not args.no_kept_programs
     try:
         _check_device()
@@ -113,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
          options.check_options, check.check),
     ):  # fmt: skip
         sub = commands.add_parser(name, help=does)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, parser=sub)
         add_options(sub)
         options.add_common_options(sub)
     return parser

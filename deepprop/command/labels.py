@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -117,7 +117,7 @@ def labelled_table(args: argparse.Namespace) -> Labelled:
     inputs = frame[list(preparation.columns)[:VALUES]]
 
     def row(i: int) -> str:
-        return ", ".join(f"{name}={value}" for name, value in inputs.iloc[int(i)].items())
+        return ", ".join(f"{name}={_shown(value)}" for name, value in inputs.iloc[int(i)].items())
 
     notes = notes_of(frame, kinds, preparation, int((~known).sum()))
     return Labelled(
@@ -126,23 +126,36 @@ def labelled_table(args: argparse.Namespace) -> Labelled:
     )  # fmt: skip
 
 
+def _shown(value: Any) -> str:
+    """Return a value of a table as text, a number with six digits."""
+    if isinstance(value, float):
+        return "missing" if np.isnan(value) else f"{value:g}"
+    return str(value)
+
+
 def _classes(y: np.ndarray) -> np.ndarray:
     """Return the labels.
 
     Raises:
         ValueError: y is not classes.
     """
+    if y.dtype.kind == "f" and y[0].size == 1 and not np.isin(y, (0, 1)).all():
+        raise ValueError(
+            "the labels must be classes (whole numbers, text, or True and False), got floats such"
+            f" as {y[~np.isin(y, (0, 1))][0]:g}, which are numbers to predict"
+        )
     classes, *_ = kind_of(y, "softmax")
     assert classes is not None
     if len(classes) > len(y) / 2:
         raise ValueError(
-            f"the labels must be classes, got {len(classes)} different values in {len(y)} examples"
+            "the labels must be classes, with several examples each, got"
+            f" {len(classes)} different values in {len(y)} examples"
         )
     counts = np.unique_counts(y) if y.ndim == 1 else None
     if counts is not None and counts.counts.min() < 2:
         alone = counts.values[counts.counts < 2]
         raise ValueError(
-            f"each label must occur at least twice, and {', '.join(map(str, alone[:5]))} occurs"
-            " once: leave such examples out"
+            "each label must occur at least twice; these occur once, leave them out:"
+            f" {', '.join(map(str, alone[:5]))}"
         )
     return classes

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network, print its progress, and check its gradients at the end."
     _data_options(parser.add_argument_group("data"))
     network = parser.add_argument_group("network")
-    _network_options(network, hidden="256,128", output="the one that suits the data")
+    outputs = [name for name, output in OUTPUTS.items() if output.units(2) == 2]
+    _network_options(network, outputs, hidden="256,128", output="the one that suits the data")
     _depth_options(network)
     _optimizer_options(parser.add_argument_group("training"))
     _output_options(parser.add_argument_group("output"))
@@ -70,7 +72,9 @@ def _column_options(group: argparse._ArgumentGroup, target: str) -> None:
         help="columns of a table to leave out")  # fmt: skip
 
 
-def _network_options(group: argparse._ActionsContainer, hidden: str | None, output: str) -> None:
+def _network_options(
+    group: argparse._ActionsContainer, outputs: Iterable[str], hidden: str | None, output: str
+) -> None:
     default = "16,12" if hidden is None else hidden
     group.add_argument(
         "--hidden", type=_sizes, default=hidden, metavar="N,N,...",
@@ -84,7 +88,7 @@ def _network_options(group: argparse._ActionsContainer, hidden: str | None, outp
     )  # fmt: skip
     group.add_argument(
         "--output", metavar="NAME",
-        help=f"{', '.join(OUTPUTS)}; activation+cost, where the costs are {', '.join(COSTS)}; or"
+        help=f"{', '.join(outputs)}; activation+cost, where the costs are {', '.join(COSTS)}; or"
         f" module:name for your own (default: {output})",
     )  # fmt: skip
 
@@ -141,7 +145,8 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     add("--save", type=Path, metavar="MODEL.npz", help="write the trained network, with the scaling"
         " and the classes")  # fmt: skip
     add("--uncertainty", action="store_true", help="also store the posterior of the last layer, for"
-        " predict --uncertainty")  # fmt: skip
+        " predict --uncertainty; the held-out or validation examples say how sure it may"
+        " be")  # fmt: skip
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="write checkpoints there, and resume from the newest")  # fmt: skip
     add("--checkpoint-every", type=_count, default=1, metavar="EPOCHS",
@@ -175,7 +180,7 @@ def predict_options(parser: argparse.ArgumentParser) -> None:
     _decimal_option(parser)
     parser.add_argument(
         "--id", metavar="COLUMN", help="the column of a table with the ids to write (default: the"
-        " number of the row)"
+        " number of the row, from 1 below the names)"
     )  # fmt: skip
     _own_option(parser)
 
@@ -193,7 +198,7 @@ def audit_options(parser: argparse.ArgumentParser) -> None:
         f" ({DIGITS})")  # fmt: skip
     _column_options(data, target="with the labels")
     data.add_argument("--id", metavar="COLUMN", help="the column of a table with the ids to write"
-        " (default: the number of the row)")  # fmt: skip
+        " (default: the number of the row, from 1 below the names)")  # fmt: skip
     add = parser.add_argument_group("networks").add_argument
     add("--hidden", type=_sizes, default="128", metavar="N,N,...",
         help="units of each hidden layer (default: %(default)s)")  # fmt: skip
@@ -250,7 +255,7 @@ def check_options(parser: argparse.ArgumentParser) -> None:
         " to dW1, db1, ...; pairs (W, b) to pairs (dW, db); or deepprop's layers"
         " (default: %(default)s)")  # fmt: skip
     _own_option(parser)
-    _network_options(parser, hidden=None, output="softmax")
+    _network_options(parser, OUTPUTS, hidden=None, output="softmax")
     add("--examples", type=_count, default=8, metavar="N",
         help="number of random examples, without --backward (default: %(default)s)")  # fmt: skip
     add("--sample", type=_count, metavar="N",

@@ -74,7 +74,8 @@ def train(args: argparse.Namespace) -> int:
     data = _data(args, None if output is None else output.name)
     name = data.output if output is None else output.name
     if args.uncertainty and name not in OUTPUTS:
-        raise ValueError(f"--uncertainty needs the output {', '.join(OUTPUTS)}, got {name}")
+        able = [name for name, output in OUTPUTS.items() if output.units(2) == 2]
+        raise ValueError(f"--uncertainty needs the output {', '.join(able)}, got {name}")
     share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)
     m = data.X.shape[1]

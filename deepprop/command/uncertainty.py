@@ -75,12 +75,12 @@ def with_uncertainty(
         X: (n_0, m), scaled.
     """
     found = posterior.predict(X)
-    mean = np.asarray(found[0], np.float64)
-    deviation = np.asarray(posterior.deviation_of(*found), np.float64)
+    mean = np.asarray(found[0])
+    deviation = np.asarray(posterior.deviation_of(*found))
     if unit is None:
         return mean, deviation
     shift, scale = unit.shift[:, None], unit.scale[:, None]
-    return mean * scale + shift, deviation * scale
+    return (mean * scale + shift).astype(mean.dtype), (deviation * scale).astype(mean.dtype)
 
 
 def _inverse(unit: Scaling) -> Scaling:

@@ -51,7 +51,7 @@ NUMBERS = 2**24  # in the columns of one batch: 64 MiB in float32
     data_fields=["params", "curvature", "count", "prior_precision", "noise", "log_evidence"],
     meta_fields=["layers"],
 )
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """A normal distribution over the parameters of a trained network: see `laplace`.
 
@@ -72,6 +72,12 @@ class Posterior:
     prior_precision: Array
     noise: Array
     log_evidence: Array
+
+    def __repr__(self) -> str:
+        """Return the numbers that it has, without its arrays."""
+        numbers = {name: getattr(self, name) for name in ("prior_precision", "noise")}
+        shown = "".join(f", {name}={number}" for name, number in numbers.items())
+        return f"Posterior(layers={self.layers!r}, count={self.count}{shown})"
 
     def predict(self, X: ArrayLike) -> tuple[Array, Array]:
         """Return the mean of the prediction, and the variance of Z[L], both (n_L, m).

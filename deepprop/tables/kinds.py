@@ -126,7 +126,7 @@ def _reason(name: str, values: Any, chosen: bool) -> str:
         return "it numbers the rows" if _numbers_the_rows(values) else ""
     if _share_of_numbers(values) >= MOSTLY:
         return ""
-    if distinct > FEW and values.astype(str).str.match(WRITTEN).mean() >= MOSTLY:
+    if distinct > FEW and looks_like_a_number(values).mean() >= MOSTLY:
         raise ValueError(
             f"the column {name!r} holds text such as {str(values.iloc[0])!r}: make plain numbers of"
             f" it (--decimal , reads decimal commas), or choose --categories or --ignore for it"
@@ -134,6 +134,11 @@ def _reason(name: str, values: Any, chosen: bool) -> str:
     if distinct > MANY and distinct > len(values) / 2:
         return f"text, {distinct:,} different values"
     return ""
+
+
+def looks_like_a_number(values: Any) -> Any:
+    """Return for each value whether it is a number with a unit, a sign or other marks, as text."""
+    return values.astype(str).str.match(WRITTEN)
 
 
 def _numbers_the_rows(values: Any) -> bool:

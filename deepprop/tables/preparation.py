@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepprop.tables.kinds import CATEGORY, Kinds, listed, text_of
+from deepprop.tables.kinds import CATEGORY, Kinds, listed, looks_like_a_number, text_of
 
 LEVELS = 100  # per column, the most frequent; rarer ones are encoded as unknown, with all 0
 PREFIX = "table_"  # of the arrays in a model file
@@ -78,16 +78,34 @@ class Preparation:
         return np.concatenate([part.astype(np.float64) for part in parts], axis=1)
 
     def surprises(self, frame: Any) -> list[tuple[str, str]]:
-        """Return what had to be made up for the rows of a table, as lines: a label and a text."""
-        imputed, unseen = [], []
+        """Return what had to be made up for the rows of a table, as lines: a label and a text.
+
+        Raises:
+            ValueError: a column of numbers holds nothing but text, as with another decimal mark or
+                with units: its values would all be imputed.
+        """
+        imputed, unseen, unread = [], [], []
         for name, levels in zip(self.columns, self.levels, strict=True):
             values, gone = _values(frame[name], levels)
-            if gone.any():
-                imputed.append(f"{listed([name])} {gone.sum():,}")
+            text = frame[name][gone].dropna()  # there is a value, and it is not a number
+            if len(text):
+                example = f"text such as {str(text.iloc[0])!r}"
+                if gone.all() and (len(text) > 1 or looks_like_a_number(text).any()):
+                    raise ValueError(
+                        f"the column {name!r} must hold numbers, as in training, got {example}"
+                        " (--decimal , reads decimal commas)"
+                    )
+                unread.append(f"{listed([name])} {len(text):,}, {example}")
+            if gone.sum() > len(text):
+                imputed.append(f"{listed([name])} {gone.sum() - len(text):,}")
             new = sorted({*values[~gone].tolist()} - {*levels}) if levels else []
             if new:
                 unseen.append(f"{listed([name])} {', '.join(map(repr, new[:3]))}")
-        lines = [("missing", f"{', '.join(imputed)} of {len(frame):,}: imputed")] if imputed else []
+        lines = []
+        if imputed:
+            lines.append(("missing", f"{', '.join(imputed)} of {len(frame):,}: imputed"))
+        if unread:
+            lines.append(("no number", f"{'; '.join(unread)}: imputed"))
         return lines + ([("not seen", f"{'; '.join(unseen)} in training")] if unseen else [])
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -137,7 +137,7 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(
-            f"{path}: must hold an array (m,) per column, as --target names one of them; holds"
+            f"{path}: must hold a table here, with an array (m,) per column; holds"
             f" {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
         )
     return arrays

@@ -13,7 +13,6 @@ from deepprop.files.archive import atomic_write
 from deepprop.training.report import as_title, require_matplotlib
 
 ACROSS = 10  # images in a row
-LONGEST = 30  # characters above an image
 
 
 def plot_attributions(
@@ -41,10 +40,13 @@ def plot_attributions(
     Raises:
         ValueError: the arrays have different shapes, or are not images of that shape; or matplotlib
             can't write that format.
-        TypeError: they are not real numbers.
+        TypeError: they are not real numbers, or `path` is not a path, or names or titles are one
+            text.
         ImportError: matplotlib is missing; the message says what to install.
         OSError: the file can't be written.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be that of the file to write, got {type(path).__name__}")
     path = Path(path)
     require_matplotlib(path, "plot_attributions")
     arrays = [np.asarray(real_array(f"shares[{i}]", given)) for i, given in enumerate(shares)]
@@ -53,6 +55,8 @@ def plot_attributions(
         raise ValueError(
             f"X must have shape (n_0, m), one example per column, got shape {pixels.shape}"
         )
+    if isinstance(names, str) or isinstance(titles, str):
+        raise TypeError('names and titles must be lists, such as ["DeepLIFT"], got one text')
     if len(names) > len(arrays):
         raise ValueError(f"names must be at most {len(arrays)}, one per row, got {len(names)}")
     for i, array in enumerate(arrays):
@@ -92,7 +96,7 @@ def plot_suspects(path: Path, images: np.ndarray, titles: Sequence[str], title: 
         axes.set_axis_off()
     for axes, image, text in zip(panels.flat, images, titles, strict=False):
         _image(axes, image)
-        axes.set_title(as_title(text[:LONGEST]), fontsize="small")
+        axes.set_title(as_title(text), fontsize="small")
     _save(figure, path)
 
 
@@ -106,11 +110,10 @@ def image_shape(n_0: int, shape: Sequence[int] | None = None) -> tuple[int, ...]
     size = (side, side) if shape is None else tuple(map(int, shape))
     colors = len(size) == 2 or (len(size) == 3 and size[2] == 3)
     if not colors or math.prod(size) != n_0:
-        got = "None, and they make no square" if shape is None else shape
-        raise ValueError(
-            "shape must be the (height, width) or (height, width, 3) of an image of"
-            f" {n_0} numbers, got {got}"
-        )
+        due = "(height, width) or (height, width, 3)"
+        if shape is None:
+            raise ValueError(f"{n_0} numbers per example are not a square image: give shape={due}")
+        raise ValueError(f"shape must be the {due} of an image of {n_0} numbers, got {shape}")
     return size
 
 

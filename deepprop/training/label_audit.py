@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params, output_of
 from deepprop._checks import check_finite, check_key, real_array, whole_number
-from deepprop.layers import Params
+from deepprop.layers import Layer, Params
 from deepprop.network import init_params, predict
 from deepprop.training.ensemble import fit_ensemble
 from deepprop.training.loop import Fit, TrainingError
@@ -56,6 +56,7 @@ class Audit:
         score: (m,), the probability that the label is wrong. Their sum estimates how many are. It
             is usually too low, because the networks also learn from wrong labels.
         probabilities: (n_L, m), q(k) of each example, in the order of X.
+        predictions: (n_L, m), p(k) of each example, by networks that have not seen its label.
         confusion: (n_L, n_L), T[k, y], the estimated probability that class k is labelled y.
     """
 
@@ -64,6 +65,7 @@ class Audit:
     suggested: np.ndarray
     score: np.ndarray
     probabilities: np.ndarray
+    predictions: np.ndarray
     confusion: np.ndarray
 
     def __str__(self) -> str:
@@ -74,7 +76,7 @@ class Audit:
             rows.append(f"{i:8} {y:6} {k:10} {score:6.3f}")
         wrong = self.score.sum()
         rows.append(f"about {wrong:,.0f} of {len(self.score):,} labels are probably wrong")
-        return "\n".join(rows)
+        return "\n".join([*rows, foresight(self)])
 
 
 def audit(
@@ -149,11 +151,27 @@ def audit(
         X, np.eye(n_L, dtype=np.float32)[:, labels], epochs=epochs, batch_size=size,
         key=order, weights=(~held_out).astype(np.float32),
     )  # fmt: skip
-    q, T = by_confusion(_predictions(fit, X, held_out), labels)
+    p = _predictions(fit, X, held_out)
+    q, T = by_confusion(p, labels)
     score = 1 - q[labels, np.arange(m)]
     order = np.argsort(-score, kind="stable")
     suggested = np.where(np.eye(n_L, dtype=bool)[:, labels], -1, q).argmax(axis=0)
-    return Audit(order, labels[order], suggested[order], score[order], q, T)
+    return Audit(order, labels[order], suggested[order], score[order], q, p, T)
+
+
+def foresight(found: Audit) -> str:
+    """Return how many labels the networks foresaw, and whether that is more than by chance.
+
+    Networks that know nothing find labels wrong all the same. The share of the most common label is
+    what always predicting it gets right; two standard errors more are not chance.
+    """
+    m = len(found.label)
+    right = float((found.predictions.argmax(axis=0)[found.example] == found.label).mean())
+    common = float(np.bincount(found.label).max() / m)
+    text = f"predict {right:.1%} of the labels; always the most common one would be {common:.1%}"
+    if right > common + 2 * math.sqrt(common * (1 - common) / m):
+        return text
+    return f"{text}, so they know too little to judge (are the inputs scaled, do they say enough?)"
 
 
 def by_confusion(p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,22 +208,39 @@ def _examples(X: ArrayLike, Y: ArrayLike) -> tuple[np.ndarray, np.ndarray, int]:
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"X must have shape (n_0, m), one example per column, got shape {X.shape}")
     check_finite("X", X)
-    Y, m = np.asarray(real_array("Y", Y, jnp.float32)), X.shape[1]
+    labels, n_L = _labels(np.asarray(real_array("Y", Y, jnp.float32)), X.shape)
+    return X, labels, n_L
+
+
+def _labels(Y: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """Return the labels (m,) and the number of classes.
+
+    Raises:
+        ValueError: Y is not one-hot, does not fit the shape of X, or has a class once.
+    """
+    n_0, m = shape  # of X
+    from_labels = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)"
     if Y.ndim != 2 or Y.shape[1] != m:
-        hint = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)" if Y.ndim == 1 else ""
+        hint = from_labels if Y.ndim == 1 else ""
+        if Y.ndim == 2 and Y.shape[1] == n_0:
+            hint = "; the examples in X seem to be rows: pass X.T"
         raise ValueError(
             f"Y must have shape (n_L, {m}), one example per column, got shape {Y.shape}{hint}"
         )
-    Y = np.concatenate([1 - Y, Y]) if len(Y) == 1 else Y
-    if not np.isin(Y, (0, 1)).all() or not (Y.sum(axis=0) == 1).all():
-        raise ValueError(f"Y must be one-hot, one example per column, got shape {Y.shape}")
-    alone = np.flatnonzero(Y.sum(axis=1) == 1)
+    binary = np.isin(Y, (0, 1)).all()
+    ones = np.concatenate([1 - Y, Y]) if len(Y) == 1 else Y
+    if not binary or not (ones.sum(axis=0) == 1).all():
+        hint = from_labels if len(Y) == 1 and (np.round(Y) == Y).all() else ""
+        if binary and (Y.sum(axis=1) == 1).all():
+            hint = "; the examples seem to be rows: pass X.T and Y.T"
+        raise ValueError(f"Y must be one-hot, one example per column, got shape {Y.shape}{hint}")
+    alone = np.flatnonzero(ones.sum(axis=1) == 1)
     if alone.size:
         raise ValueError(
             "Y must have at least two examples of each class, as one is judged by networks that"
             f" have not seen it; got one of class {', '.join(map(str, alone))}"
         )
-    return X, Y.argmax(axis=0), len(Y)
+    return ones.argmax(axis=0), len(ones)
 
 
 def _held_out(key: Array, labels: np.ndarray, folds: int, repeats: int) -> np.ndarray:
@@ -232,6 +267,11 @@ def _maker(network: Network, n_0: int, n_L: int) -> Callable[[Array], Params]:
         if isinstance(network, str) or not hasattr(network, "__iter__"):
             raise TypeError(f"network must be the units of the hidden layers, got {network!r}")
         hidden = list(network)
+        if any(isinstance(part, Layer) for part in hidden):
+            raise TypeError(
+                "network must be the units of the hidden layers, or a function of a key that"
+                " returns layers, as each network needs layers of its own; got layers"
+            )
         return lambda key: init_params(key, [n_0, *hidden, n_L])
     made = jax.eval_shape(network, jax.random.key(0))
     check_params(made)

@@ -65,7 +65,11 @@ def test_a_table_prints_the_rows(tmp_path, capsys):
     assert printed[head].split() == ["name", "label", "suggested", "score"]
     first = printed[head + 1].split()
     assert first[:3] == ["n3", str(kind[3]), "apple" if kind[3] == "plum" else "plum"]
-    assert f"size=2.0, color={color[3]}" in printed[head + 1]
+    assert f"size=2, color={color[3]}" in printed[head + 1]
+    assert "networks   predict 9" in printed[-1]
+    assert "too little" not in printed[-1]
+    assert main([*args, "--plot", str(tmp_path / "a.png")]) == 2
+    assert "--plot needs images, and fruit.csv is a table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -83,11 +87,29 @@ def test_bad_options(args, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_targets_that_are_not_classes(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.linspace(0, 1, 20), "must be classes (whole numbers, text, or True and False), got"),
+        (np.arange(20) % 3 + 6.5, "got floats such as 6.5, which are numbers to predict"),
+        (np.arange(20), "with several examples each, got 20 different values in 20 examples"),
+        (np.arange(20) // 19, "each label must occur at least twice; these occur once"),
+        (np.ones((20, 2)), "y must hold labels or one-hot rows"),
+    ],
+)
+def test_targets_that_are_not_classes(y, message, tmp_path, capsys):
     path = tmp_path / "numbers.npz"
-    np.savez(path, X=np.ones((20, 3)), y=np.linspace(0, 1, 20))
+    np.savez(path, X=np.ones((20, 3)), y=y)
     assert main(["audit", "--data", str(path)]) == 2
-    assert "the labels must be classes, got 20 different values" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_more_folds_than_examples_and_images_that_are_none(tmp_path, capsys):
+    path = tmp_path / "numbers.npz"
     np.savez(path, X=np.arange(40).reshape(20, 2), y=np.arange(20) % 2)
     assert main(["audit", "--data", str(path), "--plot", str(tmp_path / "a.png")]) == 2
-    assert "--plot needs images: shape must be" in capsys.readouterr().err
+    assert "--plot needs images: 2 numbers per example are not a square" in capsys.readouterr().err
+    assert main(["audit", "--data", str(path), "--folds", "21"]) == 2
+    out, err = capsys.readouterr()
+    assert "--folds must be from 2 to 20 for 20 examples, got 21" in err
+    assert out == ""

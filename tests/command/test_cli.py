@@ -76,6 +76,11 @@ BAD = {
     "no command": ([], "command"),
     "an unknown command": (["fly"], "invalid choice: 'fly'"),
     "an unknown option": (["train", "--colour", "red"], "unrecognized arguments"),
+    "a file without --data": (
+        ["audit", "images.npz"],
+        "deepprop audit: unrecognized arguments: images.npz; the examples are --data images.npz"
+        " (see deepprop audit --help)",
+    ),
     "no epochs": (
         ["train", "--epochs", "0"],
         "must be a whole number above 0 (and below 2^31), got '0'",

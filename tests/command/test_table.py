@@ -119,7 +119,8 @@ def test_predictions_say_what_was_made_up_and_keep_ids_as_they_are(run, files):
     status, out, _ = run("predict", files / "m.npz", *new)
     assert status == 0
     assert (
-        "missing    age 1 of 2: imputed\nnot seen   city 'Wien' in training\n2 predictions" in out
+        "no number  age 1, text such as 'a': imputed\nnot seen   city 'Wien' in training\n2 pred"
+        in out
     )
     assert [line[0] for line in read_csv(files / "out.csv")] == ["zip", "01234", "00007"]
 

@@ -299,6 +299,15 @@ def test_a_posterior_passes_through_jit_as_an_argument():
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_a_posterior_is_shown_without_its_arrays():
+    params, X, Y, _ = problem(0, [3, 40, 1], 5, "tanh", "identity")
+    posterior = dp.laplace(params, X, Y, prior_precision=2, noise=0.5)
+    shown = "Posterior(layers='last', count=5.0, prior_precision=2.0, noise=0.5)"
+    assert repr(posterior) == str(posterior) == shown
+    with pytest.raises(ValueError, match=r"Y must have shape \(1, 5\).*; pass Y\[None\]"):
+        dp.laplace(params, X, Y[0])
+
+
 def test_bad_input():
     params, X, Y, _ = problem(0, [3, 4, 2], 5, "tanh", "softmax")
     with pytest.raises(ValueError, match='layers must be "all" or "last", got 2'):

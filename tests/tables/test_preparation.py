@@ -156,9 +156,24 @@ def test_what_had_to_be_made_up_is_said():
         {"age": ["12 kg", "30", None], "size": 1.0, "city": ["Wien", "Rome", None]}
     )
     assert prepared(FRAME).surprises(new) == [
-        ("missing", "age 2, city 1 of 3: imputed"), ("not seen", "city 'Wien' in training")
-    ]  # fmt: skip
+        ("missing", "age 1, city 1 of 3: imputed"),
+        ("no number", "age 1, text such as '12 kg': imputed"),
+        ("not seen", "city 'Wien' in training"),
+    ]
     assert prepared(FRAME).surprises(FRAME.dropna()) == []
+
+
+@pytest.mark.parametrize("ages", [["58,3"], ["58,3", None], ["old", "young"], ["12 kg", "13 kg"]])
+def test_a_column_of_numbers_that_is_all_text_is_not_imputed(ages):
+    new = pandas.DataFrame({"age": ages, "size": 1.0, "city": "Rome"})
+    with pytest.raises(ValueError, match=rf"'age' must hold numbers, .* such as '{ages[0]}'"):
+        prepared(FRAME).surprises(new)
+
+
+@pytest.mark.parametrize("ages", [["unknown"], [None, None], ["unknown", None]])
+def test_one_word_may_stand_for_a_missing_number(ages):
+    new = pandas.DataFrame({"age": ages, "size": 1.0, "city": "Rome"})
+    assert prepared(FRAME).surprises(new)[-1][1].endswith("imputed")
 
 
 def test_a_few_words_among_numbers_count_as_missing():

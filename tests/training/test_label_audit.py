@@ -47,7 +47,7 @@ def test_planted_labels_are_found(digits, pairs):
     assert sorted(found.example) == list(range(len(labels)))
     assert (np.diff(found.score) <= 0).all()
     assert (found.suggested != found.label).all()
-    assert str(found).count("\n") == 11
+    assert str(found).count("\n") == 12
 
 
 def stub(seen, params=None):
@@ -129,6 +129,20 @@ def test_the_optimizer_the_epochs_and_the_network_are_those_given(monkeypatch):
     assert given["epochs"] * np.ceil(50 / given["batch_size"]) == pytest.approx(1000, rel=0.01)
 
 
+def test_networks_that_know_nothing_are_said_to():
+    random = np.random.default_rng(2)
+    X, Y = random.standard_normal((3, 200)), np.eye(2)[:, random.integers(0, 2, 200)]
+    options = {"key": jax.random.key(0), "network": (8,), "repeats": 1, "epochs": 40}
+    assert "too little to judge" in str(dp.audit(X, Y, **options))
+    Y = np.eye(2)[:, (X[0] > 0).astype(int)]
+    found = dp.audit(X, Y, **options)
+    right = (found.predictions.argmax(0) == Y.argmax(0)).mean()
+    assert right > 0.7
+    last = str(found).splitlines()[-1]
+    assert f"predict {right:.1%} of the labels; always the most common one would be 5" in last
+    assert "too little" not in last
+
+
 def test_a_network_that_diverges_is_an_error():
     X = np.random.default_rng(0).standard_normal((2, 60)).astype(np.float32)
     X[0, 7] = 1e30
@@ -164,5 +178,13 @@ def test_bad_input():
         dp.audit(X, Y, key=key, network=128)
     with pytest.raises(ValueError, match="2 outputs with softmax, got 2 and 2 with identity"):
         dp.audit(X, Y, key=key, network=lambda k: dp.init_params(k, [2, 2], output="identity"))
+    with pytest.raises(TypeError, match="layers, as each network needs layers of its own; got"):
+        dp.audit(X, Y, key=key, network=dp.init_params(key, [2, 2]))
+    with pytest.raises(ValueError, match=r"got shape \(1, 6\); for class labels: jax.nn.one_hot"):
+        dp.audit(X, np.arange(6)[None] % 3, key=key)
+    with pytest.raises(ValueError, match="the examples in X seem to be rows"):
+        dp.audit(X.T, Y, key=key)
+    with pytest.raises(ValueError, match=r"seem to be rows: pass X\.T and Y\.T"):
+        dp.audit(X.T, Y.T, key=key)
     with pytest.raises(TypeError, match="key must be one JAX random key"):
         dp.audit(X, Y, key=0)

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-FILES = ["page/test_equations.py", "page/test_gradients.py", "training/test_epoch.py"]
+FILES = [
+    "page/test_equations.py",
+    "page/test_gradients.py::test_every_activation_with_every_output",
+    "page/test_gradients.py::test_random_networks",
+    "training/test_epoch.py",
+]
 SET_HERE = ("XLA_FLAGS", "PYTEST_", "JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")
 
 

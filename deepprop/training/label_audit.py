@@ -54,8 +54,8 @@ class Audit:
         label: (m,), the class it is labelled as, as the index of its row of Y.
         suggested: (m,), its most probable class other than the label.
         score: (m,), the probability that the label is wrong. Their sum estimates how many are. It
-            is usually too low, because the networks also learn from wrong labels; and too high where
-            the networks know little, which the text of an `Audit` says.
+            is usually too low, because the networks also learn from wrong labels, and too high
+            where they know little, which the text of an `Audit` says.
         probabilities: (n_L, m), q(k) of each example, in the order of X.
         predictions: (n_L, m), p(k) of each example, by networks that have not seen its label.
         confusion: (n_L, n_L), T[k, y], the estimated probability that class k is labelled y.

@@ -226,8 +226,8 @@ def report(tables, left_out, busy):
 {__doc__.split(chr(10) * 2, 2)[2].strip()}
 
 {HALVES} halves, each with the mean of two trainings; networks with {HIDDEN[0]} hidden units, trained by SGD
-with momentum. `dp.influence` and kronfluence without a number take a tenth of the mean of the
-curvature as damping; the default of kronfluence is 1e-8.
+with momentum. Without a number, `dp.influence` takes 0.3 times the mean of the curvature of all layers
+as damping, and kronfluence 0.1 times the mean of each layer's; the default of kronfluence is 1e-8.
 
 {body}
 

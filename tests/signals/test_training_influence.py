@@ -38,12 +38,13 @@ def explicit_curvature(params, X, Y, w):
 
 
 def explicit_influence(params, X, Y, X_test, Y_test, w, damping):
-    total = 0
+    total, curvature = 0, explicit_curvature(params, X, Y, w)
     each, other = one_by_one(params, X, Y), one_by_one(params, X_test, Y_test)
-    for l, (U, V, values) in enumerate(explicit_curvature(params, X, Y, w)):
-        added = 0.1 * values.mean() if damping is None else damping
+    if damping is None:
+        damping = 0.3 * np.concatenate([values.ravel() for *_, values in curvature]).mean()
+    for l, (U, V, values) in enumerate(curvature):
         g, g_2 = (U.T @ with_bias(e[l]) @ V for e in (each, other))
-        total = total + np.einsum("iuv,uv,juv->ij", g, 1 / (values + added), g_2)
+        total = total + np.einsum("iuv,uv,juv->ij", g, 1 / (values + damping), g_2)
     return (w / w.sum())[:, None] * total
 
 

@@ -31,7 +31,9 @@ def test_an_archive_of_columns(tmp_path):
     frame = read_table(str(tmp_path / "t.npz"))
     assert frame.to_dict("list") == {"size": [1.0, 2.0], "name": ["x", "y"]}
     np.savez(tmp_path / "t.npz", size=[1.0, 2.0], X=np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"must hold an array \(m,\) per column.*X \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"must hold a table here, .*array \(m,\) per column.*X \(2, 3\)"
+    ):
         read_table(str(tmp_path / "t.npz"))
 
 

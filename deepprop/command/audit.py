@@ -19,7 +19,7 @@ from deepprop.training.label_audit import foresight
 
 SHOWN = 10  # examples printed
 DRAWN = 50  # images in the picture
-LONGEST = 10  # letters that fit above an image
+LONGEST = 8  # letters of a label above an image
 
 
 def audit(args: argparse.Namespace) -> int:
@@ -107,15 +107,12 @@ def _rows(found: dp.Audit, data: Labelled) -> Iterator[list[Any]]:
 
 
 def _title(label: str, suggested: str) -> str:
-    """Return a label and a suggestion, on two lines if they are long."""
-    arrow = "\N{RIGHTWARDS ARROW}"
-    if len(label) + len(suggested) <= LONGEST:
-        return f"{label} {arrow} {suggested}"
-    short = [
+    """Return a label and a suggestion, cut so that they fit above an image."""
+    words = [
         word if len(word) <= LONGEST else f"{word[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
         for word in (label, suggested)
     ]
-    return f"{short[0]}\n{arrow} {short[1]}"
+    return " \N{RIGHTWARDS ARROW} ".join(words)
 
 
 def _plot(path: Any, found: dp.Audit, data: Labelled, shape: Any) -> None:

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from deepprop.command.audit import _title
 from deepprop.command.cli import main
 from deepprop.command.data import load_data
 from tests.training.test_label_audit import flipped
@@ -46,6 +47,11 @@ def test_a_file_of_images(planted, tmp_path, capsys):
     scores = [float(line[3]) for line in lines]
     assert scores == sorted(scores, reverse=True)
     assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_labels_above_an_image_are_cut():
+    assert _title("4", "9") == "4 \N{RIGHTWARDS ARROW} 9"
+    assert _title("a trouser", "coat") == "a trous\N{HORIZONTAL ELLIPSIS} \N{RIGHTWARDS ARROW} coat"
 
 
 def test_a_table_prints_the_rows(tmp_path, capsys):

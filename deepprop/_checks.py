@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from deepprop._arithmetic import over_largest
 
 Entry = TypeVar("Entry")
+ONE_HOT = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)"  # ends a message about Y
 
 
 def real_array(name: str, value: Any, dtype: DTypeLike | None = None) -> Array:
@@ -116,9 +117,7 @@ def check_shape(
     if len(shape) != 2:
         hint = ""
         if _short(name)[0] == "Y":
-            one = f"pass {_short(name)}[None]"
-            many = "for class labels: jax.nn.one_hot(labels, n_L, axis=0)"
-            hint = f"; {one if rows == 1 else many}"
+            hint = f"; pass {_short(name)}[None]" if rows == 1 else ONE_HOT
         raise ValueError(
             f"{name} must have shape {due}, one example per column, got shape {shape}{hint}"
         )

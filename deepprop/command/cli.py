@@ -43,8 +43,8 @@ def _status(argv: Sequence[str] | None, *, whole_process: bool) -> int:
     """Run the command and return its exit status; print an error in one line."""
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
-        a_file = unknown[0] if "data" in args and not unknown[0].startswith("-") else None
-        hint = "" if a_file is None else f"; the examples are --data {a_file}"
+        is_file = "data" in args and not unknown[0].startswith("-")
+        hint = f"; did you mean --data {unknown[0]}?" if is_file else ""
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     keep = whole_process and not args.no_kept_programs
     try:

@@ -35,8 +35,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network, print its progress, and check its gradients at the end."
     _data_options(parser.add_argument_group("data"))
     network = parser.add_argument_group("network")
-    outputs = [name for name, output in OUTPUTS.items() if output.units(2) == 2]
-    _network_options(network, outputs, hidden="256,128", output="the one that suits the data")
+    _network_options(network, train.TRAINED, hidden="256,128", output="the one that suits the data")
     _depth_options(network)
     _optimizer_options(parser.add_argument_group("training"))
     _output_options(parser.add_argument_group("output"))

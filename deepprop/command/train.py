@@ -40,6 +40,7 @@ EPOCHS = 30
 STEPS = 1_500  # at least, on a table, which may be small
 VALIDATION = 0.1  # share of the training examples, if --patience is given
 RECORD_EVERY = 20  # steps from one diagnosis to the next
+TRAINED = [name for name, output in OUTPUTS.items() if output.units(2) == 2]  # as many as targets
 CHECK_EXAMPLES = 8  # of the gradient check after training
 CHECK_ALL, CHECK_SAMPLE = 5_000, 2_000  # parameters: above the first, it checks a sample
 
@@ -73,9 +74,8 @@ def train(args: argparse.Namespace) -> int:
         raise ValueError("--uncertainty needs --save, whose file it goes to")
     data = _data(args, None if output is None else output.name)
     name = data.output if output is None else output.name
-    if args.uncertainty and name not in OUTPUTS:
-        able = [name for name, output in OUTPUTS.items() if output.units(2) == 2]
-        raise ValueError(f"--uncertainty needs the output {', '.join(able)}, got {name}")
+    if args.uncertainty and name not in TRAINED:
+        raise ValueError(f"--uncertainty needs the output {', '.join(TRAINED)}, got {name}")
     share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)
     m = data.X.shape[1]

@@ -75,9 +75,10 @@ class Posterior:
 
     def __repr__(self) -> str:
         """Return the numbers that it has, without its arrays."""
-        numbers = {name: getattr(self, name) for name in ("prior_precision", "noise")}
-        shown = "".join(f", {name}={number}" for name, number in numbers.items())
-        return f"Posterior(layers={self.layers!r}, count={self.count}{shown})"
+        return (
+            f"Posterior(layers={self.layers!r}, count={self.count},"
+            f" prior_precision={self.prior_precision}, noise={self.noise})"
+        )
 
     def predict(self, X: ArrayLike) -> tuple[Array, Array]:
         """Return the mean of the prediction, and the variance of Z[L], both (n_L, m).

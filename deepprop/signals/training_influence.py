@@ -39,7 +39,7 @@ from deepprop.signals.over_batches import list_over_batches
 from deepprop.signals.per_example import columns, per_example_products
 from deepprop.walk import layer_scan, up
 
-SHARE = 0.3  # of the mean of all values, as damping; measured, see docs/questions.md
+SHARE = 0.3  # of the mean of all values, as damping; docs/questions.md has the measurement
 
 
 def influence(
@@ -74,8 +74,8 @@ def influence(
         X_test: (n_0, m'), the examples whose loss is in question.
         Y_test: (n_L, m'), their targets.
         damping: added to the curvature, in its units. None takes 0.3 times the mean of the
-            values of all layers. (Grosse et al. take 0.1 times the mean of each layer's own, which
-            does less well here.)
+            values of all layers. Grosse et al. take 0.1 times the mean of each layer's own values;
+            docs/questions.md compares the two.
         weights: (m,), the weights with which the network was trained; w_i / sum_i w_i takes the
             place of 1/m.
         curvature: the result of `ekfac`, if you have it already.
@@ -252,6 +252,6 @@ def _signals(params: Params, A_0: Array, Y: Array) -> tuple[Cache, tuple[Array, 
 
 
 def _damping(curvature: Sequence[Curvature]) -> Array:
-    """Return the damping of `influence` without a number; 1 where there is no curvature at all."""
+    """Return the default damping: SHARE times the mean of all values, or 1 if they are all 0."""
     mean = sum(jnp.sum(c.values) for c in curvature) / sum(c.values.size for c in curvature)
     return jnp.where(mean > 0, SHARE * mean, 1)

@@ -126,7 +126,7 @@ def _reason(name: str, values: Any, chosen: bool) -> str:
         return "it numbers the rows" if _numbers_the_rows(values) else ""
     if _share_of_numbers(values) >= MOSTLY:
         return ""
-    if distinct > FEW and looks_like_a_number(values).mean() >= MOSTLY:
+    if distinct > FEW and values.astype(str).map(looks_like_a_number).mean() >= MOSTLY:
         raise ValueError(
             f"the column {name!r} holds text such as {str(values.iloc[0])!r}: make plain numbers of"
             f" it (--decimal , reads decimal commas), or choose --categories or --ignore for it"
@@ -136,9 +136,9 @@ def _reason(name: str, values: Any, chosen: bool) -> str:
     return ""
 
 
-def looks_like_a_number(values: Any) -> Any:
-    """Return for each value whether it is a number with a unit, a sign or other marks, as text."""
-    return values.astype(str).str.match(WRITTEN)
+def looks_like_a_number(text: str) -> bool:
+    """Return whether text is a number with a unit, a currency sign or other marks."""
+    return WRITTEN.match(text) is not None
 
 
 def _numbers_the_rows(values: Any) -> bool:

@@ -87,15 +87,14 @@ class Preparation:
         imputed, unseen, unread = [], [], []
         for name, levels in zip(self.columns, self.levels, strict=True):
             values, gone = _values(frame[name], levels)
-            text = frame[name][gone].dropna()  # there is a value, and it is not a number
-            if len(text):
-                example = f"text such as {str(text.iloc[0])!r}"
-                if gone.all() and (len(text) > 1 or looks_like_a_number(text).any()):
-                    raise ValueError(
-                        f"the column {name!r} must hold numbers, as in training, got {example}"
-                        " (--decimal , reads decimal commas)"
-                    )
-                unread.append(f"{listed([name])} {len(text):,}, {example}")
+            text = [] if levels else [word for word in text_of(frame[name][gone]).tolist() if word]
+            if text and gone.all() and (len(text) > 1 or looks_like_a_number(text[0])):
+                raise ValueError(
+                    f"the column {name!r} must hold numbers, as in training, got text such as"
+                    f" {text[0]!r} (--decimal , reads decimal commas)"
+                )
+            if text:
+                unread.append(f"{listed([name])} {len(text):,}, text such as {text[0]!r}")
             if gone.sum() > len(text):
                 imputed.append(f"{listed([name])} {gone.sum() - len(text):,}")
             new = sorted({*values[~gone].tolist()} - {*levels}) if levels else []

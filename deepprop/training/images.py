@@ -1,6 +1,7 @@
 """Pictures of examples that are images: what their inputs contributed, and suspicious labels."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ ACROSS = 10  # images in a row
 
 
 def plot_attributions(
-    path: str | Path,
+    path: str | os.PathLike[str],
     X: ArrayLike,
     *shares: ArrayLike,
     names: Sequence[str] = (),
@@ -45,7 +46,7 @@ def plot_attributions(
         ImportError: matplotlib is missing; the message says what to install.
         OSError: the file can't be written.
     """
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be that of the file to write, got {type(path).__name__}")
     path = Path(path)
     require_matplotlib(path, "plot_attributions")

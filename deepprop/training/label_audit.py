@@ -28,7 +28,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from deepprop._arguments import check_params, output_of
-from deepprop._checks import check_finite, check_key, real_array, whole_number
+from deepprop._checks import ONE_HOT, check_finite, check_key, real_array, whole_number
 from deepprop.layers import Layer, Params
 from deepprop.network import init_params, predict
 from deepprop.training.ensemble import fit_ensemble
@@ -77,7 +77,7 @@ class Audit:
             rows.append(f"{i:8} {y:6} {k:10} {score:6.3f}")
         wrong = self.score.sum()
         rows.append(f"about {wrong:,.0f} of {len(self.score):,} labels are probably wrong")
-        return "\n".join([*rows, foresight(self)])
+        return "\n".join([*rows, f"the networks {foresight(self)}"])
 
 
 def audit(
@@ -161,18 +161,18 @@ def audit(
 
 
 def foresight(found: Audit) -> str:
-    """Return how many labels the networks foresaw, and whether that is more than by chance.
+    """Return in words how many labels the networks predict, and whether that is more than chance.
 
-    Networks that know nothing find labels wrong all the same. The share of the most common label is
-    what always predicting it gets right; two standard errors more are not chance.
+    Networks that know nothing also disagree with labels. They could predict the most common label
+    for every example; a share of right predictions two standard errors above that is not chance.
     """
     m = len(found.label)
     right = float((found.predictions.argmax(axis=0)[found.example] == found.label).mean())
     common = float(np.bincount(found.label).max() / m)
-    text = f"predict {right:.1%} of the labels; always the most common one would be {common:.1%}"
+    text = f"predict {right:.1%} of the labels; {common:.1%} are the most common one"
     if right > common + 2 * math.sqrt(common * (1 - common) / m):
         return text
-    return f"{text}, so they know too little to judge (are the inputs scaled, do they say enough?)"
+    return f"{text}: they know too little to judge (are the inputs scaled? do they say enough?)"
 
 
 def by_confusion(p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,9 +220,8 @@ def _labels(Y: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
         ValueError: Y is not one-hot, does not fit the shape of X, or has a class once.
     """
     n_0, m = shape  # of X
-    from_labels = "; for class labels: jax.nn.one_hot(labels, n_L, axis=0)"
     if Y.ndim != 2 or Y.shape[1] != m:
-        hint = from_labels if Y.ndim == 1 else ""
+        hint = ONE_HOT if Y.ndim == 1 else ""
         if Y.ndim == 2 and Y.shape[1] == n_0:
             hint = "; the examples in X seem to be rows: pass X.T"
         raise ValueError(
@@ -231,7 +230,7 @@ def _labels(Y: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     binary = np.isin(Y, (0, 1)).all()
     ones = np.concatenate([1 - Y, Y]) if len(Y) == 1 else Y
     if not binary or not (ones.sum(axis=0) == 1).all():
-        hint = from_labels if len(Y) == 1 and (np.round(Y) == Y).all() else ""
+        hint = ONE_HOT if len(Y) == 1 and (np.round(Y) == Y).all() else ""
         if binary and (Y.sum(axis=1) == 1).all():
             hint = "; the examples seem to be rows: pass X.T and Y.T"
         raise ValueError(f"Y must be one-hot, one example per column, got shape {Y.shape}{hint}")

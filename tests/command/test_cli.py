@@ -78,7 +78,7 @@ BAD = {
     "an unknown option": (["train", "--colour", "red"], "unrecognized arguments"),
     "a file without --data": (
         ["audit", "images.npz"],
-        "deepprop audit: unrecognized arguments: images.npz; the examples are --data images.npz"
+        "deepprop audit: unrecognized arguments: images.npz; did you mean --data images.npz?"
         " (see deepprop audit --help)",
     ),
     "no epochs": (

@@ -170,10 +170,23 @@ def test_a_column_of_numbers_that_is_all_text_is_not_imputed(ages):
         prepared(FRAME).surprises(new)
 
 
-@pytest.mark.parametrize("ages", [["unknown"], [None, None], ["unknown", None]])
-def test_one_word_may_stand_for_a_missing_number(ages):
+@pytest.mark.parametrize(
+    ("ages", "said"),
+    [
+        (["unknown", "unknown", "7"], ["no number"]),
+        (["unknown"], ["no number"]),
+        ([None, None], ["missing"]),
+        (["unknown", None], ["missing", "no number"]),
+    ],
+)
+def test_words_may_stand_for_missing_numbers(ages, said):
     new = pandas.DataFrame({"age": ages, "size": 1.0, "city": "Rome"})
-    assert prepared(FRAME).surprises(new)[-1][1].endswith("imputed")
+    assert [label for label, _ in prepared(FRAME).surprises(new)] == said
+
+
+def test_blanks_are_missing_values_in_columns_of_either_kind():
+    new = pandas.DataFrame({"age": [" ", ""], "size": 1.0, "city": [" ", ""]})
+    assert prepared(FRAME).surprises(new) == [("missing", "age 2, city 2 of 2: imputed")]
 
 
 def test_a_few_words_among_numbers_count_as_missing():

@@ -87,7 +87,7 @@ class Preparation:
         imputed, unseen, unread = [], [], []
         for name, levels in zip(self.columns, self.levels, strict=True):
             values, gone = _values(frame[name], levels)
-            text = [] if levels else [word for word in text_of(frame[name][gone]).tolist() if word]
+            text = [word for word in text_of(frame[name][gone]).tolist() if word]
             if text and gone.all() and (len(text) > 1 or looks_like_a_number(text[0])):
                 raise ValueError(
                     f"the column {name!r} must hold numbers, as in training, got text such as"

@@ -177,6 +177,9 @@ def test_a_layer_whose_units_are_all_dead_adds_nothing():
     params, X, Y, _ = problem(1, [3, 4, 2], 5, "relu", "softmax")
     dead = (dp.Layer(0 * params[0].W, params[0].b * 0 - 1, params[0].activation), params[1])
     assert np.isfinite(dp.influence(dead, X, Y, X, Y)).all()
+    sure = (dead[0], dp.Layer(params[1].W, jnp.array([[1e5], [-1e5]]), params[1].activation))
+    assert not any(c.values.any() for c in dp.ekfac(sure, X))  # softmax is flat there
+    assert np.isfinite(dp.influence(sure, X, Y, X, Y)).all()
 
 
 @pytest.mark.usefixtures("x64")

@@ -66,12 +66,9 @@ def test_each_network_judges_only_what_it_has_not_seen(monkeypatch):
     bias = np.where(np.arange(K)[:, None] % 2 == np.arange(2), 20.0, 0.0)[:, :, None]
     layers = (dp.Layer(jnp.zeros((K, 2, 2)), jnp.asarray(bias, jnp.float32), dp.output("softmax")),)
     monkeypatch.setattr(label_audit, "fit_ensemble", stub(seen, layers))
-    found = {}
-    monkeypatch.setattr(
-        label_audit, "by_confusion", lambda p, y: found.update(p=p) or by_confusion(p, y)
-    )
     X, labels = np.random.default_rng(0).standard_normal((2, 50)), np.arange(50) % 2
-    dp.audit(X, np.eye(2)[:, labels], key=jax.random.key(0), network=(), folds=5, repeats=3)
+    Y, key = np.eye(2)[:, labels], jax.random.key(0)
+    found = dp.audit(X, Y, key=key, network=(), folds=5, repeats=3)
     weights = seen[0]["weights"]
     assert weights.shape == (K, 50)
     held_out = weights == 0
@@ -79,7 +76,7 @@ def test_each_network_judges_only_what_it_has_not_seen(monkeypatch):
     assert (held_out[:, labels == 0].sum(axis=1) == 5).all()  # and each fold has both classes
     assert len({frozenset(np.flatnonzero(row)) for row in held_out}) == K
     judges = [np.flatnonzero(column) for column in held_out.T]
-    np.testing.assert_allclose(found["p"][1], [np.mean(k % 2) for k in judges], atol=1e-6)
+    np.testing.assert_allclose(found.predictions[1], [np.mean(k % 2) for k in judges], atol=1e-6)
 
 
 def test_confusions_are_learnt_from_the_labels():

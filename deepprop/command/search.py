@@ -12,9 +12,9 @@ import optax
 from jax import Array
 
 import deepprop as dp
-from deepprop.command.data import Data, HeldOut
+from deepprop.command.data import Data
 from deepprop.command.units import in_unit_of
-from deepprop.command.words import format_score, metric_of
+from deepprop.command.words import format_score
 from deepprop.layers import Params
 from deepprop.optimizers.by_name import SCHEDULES, optimizer_with_rate
 from deepprop.training.report import epoch_lines
@@ -26,7 +26,7 @@ SHOWN = 10  # settings in the table
 
 
 def search(
-    args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params, weights: Any
+    args: argparse.Namespace, data: Data, params: Params, weights: Any, validation: dp.Validation
 ) -> dp.Fit:
     """Train N networks that differ in learning rate and weight decay; return the best as a `Fit`.
 
@@ -36,9 +36,9 @@ def search(
     Args:
         args: the options.
         data: to train on.
-        held_out: the validation set on which the networks are compared.
         params: the layers to start with.
-        weights: of the training and of the held-out examples, or None for both.
+        weights: of the training examples, or None.
+        validation: the set on which the networks are compared, and the metric to show.
 
     Raises:
         FloatingPointError: no network was finite in any epoch.
@@ -47,7 +47,7 @@ def search(
     K = len(sweep["learning_rate"])
     steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
     best: dict[str, Any] = {"cost": np.full(K, np.inf), "epoch": np.zeros(K, int), "params": None}
-    metric, measure = metric_of(params)
+    (metric,) = validation.metrics
 
     def after_epoch(epoch: int, row: Mapping[str, Any], now: Params) -> None:
         cost = np.asarray(row["val_cost"], float)
@@ -59,13 +59,12 @@ def search(
         best["epoch"] = np.where(better, epoch, best["epoch"])
         show(epoch, f"{epoch:5} {_least(row['cost']):10.4f} {_least(cost):16.4f}")
 
-    validation = dp.Validation(held_out.X, held_out.Y, weights[1], {metric: measure})
     try:
         with epoch_lines(args.epochs) as show:
             fitted = dp.fit_ensemble(
                 params, partial(_optimizer, args.optimizer, args.schedule, steps), data.X, data.Y,
                 epochs=args.epochs, batch_size=args.batch_size, key=jax.random.key(args.seed),
-                sweep=sweep, weights=weights[0], validation=validation, callbacks=[after_epoch],
+                sweep=sweep, weights=weights, validation=validation, callbacks=[after_epoch],
             )  # fmt: skip
     except dp.TrainingError as error:  # all have diverged; some were finite before
         if not np.isfinite(best["cost"]).any():

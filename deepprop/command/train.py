@@ -1,10 +1,9 @@
 """deepprop train: train a network on the handwritten digits, or on a file of arrays."""
 
 import argparse
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import optax
 
 import deepprop as dp
+from deepprop.command.compiled_ahead import compile_ahead
 from deepprop.command.data import Data, HeldOut, load_data
 from deepprop.command.pictures import plot_predictions
 from deepprop.command.search import search
@@ -32,6 +32,7 @@ from deepprop.files.archive import check_writable
 from deepprop.layers import Params
 from deepprop.optimizers.by_name import optimizer_by_name, optimizer_with_rate, state_with_rate
 from deepprop.tables.read import is_table
+from deepprop.training.measure import measure_of
 from deepprop.training.report import epoch_lines, plot_curves, require_matplotlib
 
 LEARNING_RATE = 1e-3
@@ -59,57 +60,35 @@ def train(args: argparse.Namespace) -> int:
     """
     layers = args.diagnose if isinstance(args.diagnose, Path) else None
     check_paths({"--plot": args.plot, "--diagnose": layers, "--save": args.save})
+    _check_options(args)
     output = None if args.output is None else dp.output(resolve(args.output))
     if output is not None and output.units(2) != 2:
         raise ValueError(
             f"--output {args.output} has another number of units than targets: train it from Python"
         )
-    for option in ("checkpoint", "diagnose", "patience"):
-        if args.search and getattr(args, option):
-            raise ValueError(
-                f"--{option} must be left out with --search, which trains several networks and"
-                " takes the best epoch of each"
-            )
-    if args.uncertainty and args.save is None:
-        raise ValueError("--uncertainty needs --save, whose file it goes to")
     data = _data(args, None if output is None else output.name)
     name = data.output if output is None else output.name
     if args.uncertainty and name not in TRAINED:
         raise ValueError(f"--uncertainty needs the output {', '.join(TRAINED)}, got {name}")
     share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)
-    m = data.X.shape[1]
-    args.batch_size = args.batch_size or min(m, BATCH_SIZE)
-    if args.batch_size > m:
-        raise ValueError(f"--batch-size must be at most the {m} training examples")
-    if args.epochs is None:
-        least = 0 if data.preparation is None else STEPS // -(-m // args.batch_size)
-        args.epochs = max(EPOCHS, least)
-    params = dp.init_params(
-        jax.random.key(args.seed),
-        [data.X.shape[0], *args.hidden, data.Y.shape[0]],
-        hidden=hidden_activations(args.activation, len(args.hidden)),
-        output=output or data.output,
-        init=args.init,
-        residual=args.residual,
-        normalize=args.normalize,
-        dropout=args.dropout,
-        stack=args.residual or args.keep is not None,
+    _fill_in(args, data)
+    sizes = [data.X.shape[0], *args.hidden, data.Y.shape[0]]
+    network = partial(_network, args, sizes, output or dp.output(data.output))
+    outline = dp.with_compute_dtype(
+        jax.eval_shape(network), args.compute_dtype, batch_size=args.batch_size
     )
-    params = dp.with_compute_dtype(params, args.compute_dtype, batch_size=args.batch_size)
-    params = params if args.keep is None else dp.stack(params, args.keep)
-    if args.optimizer != "kfac":
-        args.learning_rate = args.learning_rate or LEARNING_RATE
-    elif args.search:
-        raise ValueError("--search needs an --optimizer with a rate and a decay to vary, not kfac")
-    elif not args.learning_rate and args.schedule != "constant":
-        raise ValueError("--schedule needs --learning-rate if the optimizer is kfac")
-    print_setup(args, data, held_out, params)
-    if not args.no_check:
-        _compile_check(data, params)
+    weights, held_out_weights = _class_weights(args.class_weights, data, held_out)
+    metric, measure = metric_of(outline)
+    validation = dp.Validation(
+        held_out.X, held_out.Y, held_out_weights, {metric: measure}, patience=args.patience
+    )
+    print_setup(args, data, held_out, outline)
+    compile_ahead(outline, *_uses_of_params(args, data, validation))
+    params = dp.with_compute_dtype(network(), outline[0].compute_dtype)
     start = time.perf_counter()
     try:
-        fit = _fit(args, data, held_out, params)
+        fit = _fit(args, data, params, weights, validation)
     except dp.TrainingError as error:
         if error.fit.history["cost"].size:
             _save(args.save, error.fit.params, data)
@@ -118,7 +97,7 @@ def train(args: argparse.Namespace) -> int:
     print_result(args, data, fit, time.perf_counter() - start)
     _save(args.save, fit.params, data)
     if args.uncertainty:
-        posterior = _posterior(args, data, held_out, fit.params)
+        posterior = _posterior(data, fit.params, weights, validation)
         _save(args.save, fit.params, data, posterior, what="with posterior")
     if args.plot is not None:
         _plot(args.plot, data, fit, held_out.name)
@@ -128,6 +107,59 @@ def train(args: argparse.Namespace) -> int:
     if not args.no_check:
         print(f"gradients  {_gradient_check(data, fit.params)}")
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise before any work if two options do not go together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for option in ("checkpoint", "diagnose", "patience"):
+        if args.search and getattr(args, option):
+            raise ValueError(
+                f"--{option} must be left out with --search, which trains several networks and"
+                " takes the best epoch of each"
+            )
+    if args.uncertainty and args.save is None:
+        raise ValueError("--uncertainty needs --save, whose file it goes to")
+    if args.optimizer == "kfac" and args.search:
+        raise ValueError("--search needs an --optimizer with a rate and a decay to vary, not kfac")
+    if args.optimizer == "kfac" and not args.learning_rate and args.schedule != "constant":
+        raise ValueError("--schedule needs --learning-rate if the optimizer is kfac")
+
+
+def _fill_in(args: argparse.Namespace, data: Data) -> None:
+    """Set the batch size, the epochs and the learning rate that were left to us.
+
+    Raises:
+        ValueError: the batch size is larger than the training set.
+    """
+    m = data.X.shape[1]
+    args.batch_size = args.batch_size or min(m, BATCH_SIZE)
+    if args.batch_size > m:
+        raise ValueError(f"--batch-size must be at most the {m} training examples")
+    if args.epochs is None:
+        least = 0 if data.preparation is None else STEPS // -(-m // args.batch_size)
+        args.epochs = max(EPOCHS, least)
+    if args.optimizer != "kfac":
+        args.learning_rate = args.learning_rate or LEARNING_RATE
+
+
+def _network(args: argparse.Namespace, sizes: Sequence[int], output: dp.Output) -> Params:
+    """Return the layers that the options ask for, without a compute_dtype."""
+    params = dp.init_params(
+        jax.random.key(args.seed),
+        sizes,
+        hidden=hidden_activations(args.activation, len(args.hidden)),
+        output=output,
+        init=args.init,
+        residual=args.residual,
+        normalize=args.normalize,
+        dropout=args.dropout,
+        stack=args.residual or args.keep is not None,
+    )
+    return params if args.keep is None else dp.stack(params, args.keep)
 
 
 def _data(args: argparse.Namespace, output: str | None) -> Data:
@@ -185,9 +217,20 @@ def _split(data: Data, share: float, seed: int) -> tuple[Data, HeldOut]:
     return data._replace(X=data.X[:, rest], Y=data.Y[:, rest]), validation
 
 
-def _fit(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params) -> dp.Fit:
+def _uses_of_params(
+    args: argparse.Namespace, data: Data, validation: dp.Validation
+) -> list[Callable[[Params], Any]]:
+    """Return what this run does with params beside training, for `compile_ahead`."""
+    check = [] if args.no_check else [partial(_gradient_check, data)]
+    measured = [] if args.search else [lambda params: measure_of(params, validation)(params)]
+    return [*check, *measured]
+
+
+def _fit(
+    args: argparse.Namespace, data: Data, params: Params, weights: Any, validation: dp.Validation
+) -> dp.Fit:
     """Train the network, with a line for about every tenth of the epochs."""
-    metric, measure = metric_of(params)
+    (metric,) = validation.metrics
     trained: list[int] = []  # epochs of this run; those of a checkpoint are not among them
 
     def print_epoch(epoch: int, row: Mapping[str, float], params: Params) -> None:
@@ -196,13 +239,9 @@ def _fit(args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
         show(epoch, f"{epoch:5} {row['cost']:10.4f} {row['val_cost']:16.4f} {score:>10}")
 
     steps = args.epochs * -(-data.X.shape[1] // args.batch_size)
-    weights, held_out_weights = _class_weights(args.class_weights, data, held_out)
     if args.search:
-        return search(args, data, held_out, params, (weights, held_out_weights))
+        return search(args, data, params, weights, validation)
     optimizer, state = _optimizer(args, steps, params)
-    validation = dp.Validation(
-        held_out.X, held_out.Y, held_out_weights, {metric: measure}, patience=args.patience
-    )
     checkpoint = args.checkpoint and dp.Checkpoint(args.checkpoint, args.checkpoint_every)
     with epoch_lines(args.epochs) as show:
         fit = dp.fit(
@@ -283,28 +322,12 @@ def _save(
 
 
 def _posterior(
-    args: argparse.Namespace, data: Data, held_out: HeldOut, params: Params
+    data: Data, params: Params, weights: Any, validation: dp.Validation
 ) -> dict[str, np.ndarray]:
     """Return the posterior of the parameters as arrays."""
-    weights, of_held_out = _class_weights(args.class_weights, data, held_out)
-    pair = held_out.X, held_out.Y, of_held_out
-    return arrays_of(
-        dp.laplace(params, data.X, data.Y, validation=pair, weights=weights), data.unit
-    )
-
-
-def _compile_check(data: Data, params: Params) -> None:
-    """Check the gradients of the initial network in another thread, while training compiles.
-
-    Only the programs matter here: the check of the trained network runs them again. Compilation
-    takes most of a short run, and one program does not occupy two cores.
-    """
-
-    def check() -> None:
-        with suppress(Exception):  # the check after training will say it
-            _gradient_check(data, params)
-
-    threading.Thread(target=check).start()
+    held_out: Any = validation.X, validation.Y, validation.weights
+    posterior = dp.laplace(params, data.X, data.Y, validation=held_out, weights=weights)
+    return arrays_of(posterior, data.unit)
 
 
 def _gradient_check(data: Data, params: Params) -> dp.GradientReport:

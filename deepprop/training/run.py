@@ -85,15 +85,17 @@ def initial_state(state: optax.OptState | None, init: Callable[..., Any], *args:
             "state must be the state of this optimizer for these params, such as that of an earlier"
             f" Fit, got another {type(state).__name__}"
         )
-    return _fresh(state)
+    return copied(state)
 
 
 def fresh(tree: Any) -> Any:
-    """Copy all arrays: an optimizer's init may return params as part of its state."""
+    """Copy all arrays under `jit`: an optimizer's init may return params as part of its state."""
     return jax.tree.map(jnp.copy, tree)
 
 
-_fresh = jax.jit(fresh)
+def copied(tree: Any) -> Any:
+    """Copy all arrays, without a program to compile."""
+    return jax.device_put(tree, may_alias=False)
 
 
 def _outline(state: Any) -> tuple[Any, list[tuple[int, ...]]]:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import deepprop as dp
-from deepprop.training.epoch import train_epoch
+from deepprop.training.epoch import all_finite, train_epoch
 from deepprop.training.examples import in_memory
 from deepprop.training.shuffle import random_order
 from tests.problems import problem, public_cost
@@ -141,3 +141,16 @@ def test_no_scalar_is_stacked_per_step():
     (scan,) = [e for e in epoch.params["jaxpr"].jaxpr.eqns if e.primitive.name == "scan"]
     carried = len(jax.tree.leaves((params, optimizer.init(params)))) + 2  # and J's sum and weight
     assert len(scan.outvars) == carried
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_seen_anywhere(wrong):
+    params = dp.init_params(jax.random.key(0), [3, 40, 2])
+    huge = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.finfo(leaf.dtype).max), params)
+    leaves, structure = jax.tree.flatten(huge)
+    finite = jax.jit(all_finite)
+    assert finite((huge, jnp.ones((), jnp.bfloat16)))
+    for i, leaf in enumerate(leaves):
+        spoilt = [*leaves[:i], leaf.at[-1, -1].set(wrong), *leaves[i + 1 :]]
+        assert not finite((jax.tree.unflatten(structure, spoilt), jnp.ones((), jnp.bfloat16)))
+    assert not finite((huge, jnp.asarray(wrong, jnp.bfloat16)))

@@ -7,7 +7,9 @@ from deepprop.training import rows
 from deepprop.training.rows import rows_of
 
 FLOAT32 = np.dtype(np.float32)
-X = np.random.default_rng(0).standard_normal((3, 22))  # with BLOCK = 15: five blocks, the last short
+X = np.random.default_rng(0).standard_normal(
+    (3, 22)
+)  # with BLOCK = 15: five blocks, the last short
 FORMS = {
     "rows": lambda P: np.ascontiguousarray(P.T).T,
     "columns": np.ascontiguousarray,

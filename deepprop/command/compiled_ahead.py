@@ -1,0 +1,52 @@
+"""Compile in another thread what a short run needs later.
+
+Most of a short run is compilation, and one program does not occupy two processors. So while the
+network is drawn and the training step compiles, a second thread compiles the measuring of the
+held-out examples and the gradient check. Only the shapes of the parameters matter for that: the
+thread runs both on random numbers, and later calls find their programs compiled.
+"""
+
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepprop.layers import Params
+
+
+def compile_ahead(outline: Params, *uses: Callable[[Params], Any]) -> threading.Thread:
+    """Call each of `uses` on random parameters in another thread, and drop what it returns.
+
+    Args:
+        outline: the layers, as shapes and dtypes from `jax.eval_shape`.
+        uses: functions of params; an error in one is left to the call that needs its result.
+
+    Returns:
+        The thread, which has started.
+    """
+
+    def run() -> None:
+        params = _random(outline)
+        for use in uses:
+            with suppress(Exception):
+                use(params)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def _random(outline: Params) -> Params:
+    """Return layers of that outline with normal numbers, drawn without a program to compile."""
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf: Any) -> Any:
+        size = 1 / math.sqrt(leaf.shape[-1])
+        return jax.device_put((size * rng.standard_normal(leaf.shape)).astype(leaf.dtype))
+
+    params: Params = jax.tree.map(drawn, outline)
+    return params

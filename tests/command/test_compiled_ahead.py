@@ -1,0 +1,59 @@
+"""What another thread compiled on random numbers is not compiled again for the real ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import deepprop as dp
+from deepprop.command.compiled_ahead import compile_ahead
+from deepprop.command.words import METRICS
+from deepprop.training.measure import measure_of
+
+X, Y = np.ones((5, 12), np.float32), np.eye(4, 12, dtype=np.float32)
+Y[0, 4:] = 1
+VALIDATION = dp.Validation(X, Y, metrics=dict([METRICS["softmax"]]))
+
+
+def network(dtype=None, **options):
+    params = dp.init_params(jax.random.key(0), [5, 8, 8, 4], **options)
+    return dp.with_compute_dtype(params, dtype)
+
+
+def measure(params):
+    return measure_of(params, VALIDATION)(params)
+
+
+def check(params):
+    return dp.check_gradients(params, X, Y, sample=20)
+
+
+@pytest.mark.ordinary(2)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"residual": True, "stack": True}, {"dropout": 0.5, "normalize": "layer"}],
+    ids=str,
+)
+def test_programs_that_were_compiled_ahead_are_found(dtype, options, caplog):
+    jax.clear_caches()
+    outline = jax.eval_shape(lambda: network(dtype, **options))
+    compile_ahead(outline, measure, check).join()
+    params = network(dtype, **options)
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        found, report = measure(params), check(params)
+    assert "Compiling" not in caplog.text
+    assert report.ok
+    assert np.isfinite(found["val_cost"])
+
+
+def test_an_error_in_the_thread_is_left_to_the_caller():
+    seen = []
+
+    def fails(params):
+        seen.append(params)
+        raise ValueError("of the thread")
+
+    compile_ahead(jax.eval_shape(network), fails, fails).join()
+    assert len(seen) == 2
+    assert all(isinstance(leaf, jnp.ndarray) for leaf in jax.tree.leaves(seen[0]))

@@ -32,7 +32,9 @@ LEAST_DELTA = 1e-13  # below it, the rounding of the grid's probabilities matter
 BLOCK, MANY = 10_000, 10**8  # at most so many steps per block; from here, too many for a grid
 MOST_STEPS = 2**53
 TAIL = -math.log(1e-15)  # the mass that composition truncates, as -log
-ORDERS = (*range(2, 64), *(round(2 ** (k / 4)) for k in range(24, 57)))  # of Renyi divergences
+ORDERS = np.array(
+    [*range(2, 64), *(round(2 ** (k / 4)) for k in range(24, 57))]
+)  # of Renyi divergences
 
 
 def epsilon_spent(
@@ -122,10 +124,13 @@ def spending(
     _check(noise_multiplier, sampling_rate, steps, delta)
     sigma, q = float(noise_multiplier), float(sampling_rate)
     grids = list(_grids(sigma, q, steps)) if q < 1 and delta >= LEAST_DELTA and steps < MANY else []
+    divergences = _renyi_divergences(sigma, q) if q < 1 else None
 
     def bounds(steps: int) -> float:
         gaussian = _gaussian_epsilon(math.sqrt(steps) / sigma, delta)
-        return min(gaussian, _renyi_epsilon(sigma, q, steps, delta)) if q < 1 else gaussian
+        if divergences is None:
+            return gaussian
+        return min(gaussian, _renyi_epsilon(steps * divergences, delta))
 
     if not grids or not 0 < bounds(steps) < math.inf:
         return bounds
@@ -238,8 +243,16 @@ def _gaussian_mu(epsilon: float, delta: float) -> float:
     return math.exp(low)
 
 
-def _renyi_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
-    """Bound epsilon by Renyi divergences: a few percent looser, but for any delta, steps and noise.
+def _renyi_epsilon(divergences: np.ndarray, delta: float) -> float:
+    """Bound epsilon by the divergences of all steps: looser by a few percent, but for any noise."""
+    with np.errstate(all="ignore"):  # infinite, or nan, for extreme noise
+        spread = np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+        epsilon = float(np.nanmin(divergences + spread))
+    return max(0.0, epsilon)
+
+
+def _renyi_divergences(sigma: float, q: float) -> np.ndarray:
+    """Return the Renyi divergence of one step, for each of the orders; those of steps add up.
 
     The divergence of order alpha needs E (p / p_0)^alpha - 1, which without cancellation is
     sum_i C(alpha, i) (1 - q)^(alpha - i) q^i (e^((i^2 - i) / 2 sigma^2) - 1)
@@ -254,12 +267,10 @@ def _renyi_epsilon(sigma: float, q: float, steps: int, delta: float) -> float:
             + (alpha - i) * math.log1p(-q) + i * math.log(q)
             + exponent + np.log(-np.expm1(-exponent))
         )  # fmt: skip
-        divergence = float(np.logaddexp(0, special.logsumexp(log_terms))) / (alpha - 1)
-        return steps * divergence + math.log1p(-1 / alpha) - math.log(delta * alpha) / (alpha - 1)
+        return float(np.logaddexp(0, special.logsumexp(log_terms))) / (alpha - 1)
 
     with np.errstate(all="ignore"):  # infinite, or 0, for extreme noise
-        epsilons = [by_order(alpha) for alpha in ORDERS]
-    return max(0.0, float(np.nanmin(epsilons)))
+        return np.array([by_order(alpha) for alpha in ORDERS.tolist()])
 
 
 def _accounting() -> Any:

@@ -3,7 +3,9 @@
 Most of a short run is compilation, and one program does not occupy two processors. So while the
 network is drawn and the training step compiles, a second thread compiles the measuring of the
 held-out examples and the gradient check. Only the shapes of the parameters matter for that: the
-thread runs both on random numbers, and later calls find their programs compiled.
+thread runs both on random numbers, and later calls find their programs compiled. In a long run of a
+large network compilation matters little, but the memory of a second network does, so there is no
+such thread.
 """
 
 import math
@@ -17,23 +19,27 @@ import numpy as np
 
 from deepprop.layers import Params
 
+LARGEST = 10**7  # parameters of a network for which programs are compiled ahead
 
-def compile_ahead(outline: Params, *uses: Callable[[Params], Any]) -> threading.Thread:
+
+def compile_ahead(outline: Params, *uses: Callable[[Params], Any]) -> threading.Thread | None:
     """Call each of `uses` on random parameters in another thread, and drop what it returns.
 
     Args:
         outline: the layers, as shapes and dtypes from `jax.eval_shape`.
-        uses: functions of params; an error in one is left to the call that needs its result.
+        uses: functions of params, the one that is needed first in front. An error in one is left to
+            the call that needs its result.
 
     Returns:
-        The thread, which has started.
+        The thread, which has started; None for a large network, or without any use.
     """
+    if not uses or sum(leaf.size for leaf in jax.tree.leaves(outline)) > LARGEST:
+        return None
 
     def run() -> None:
-        params = _random(outline)
         for use in uses:
             with suppress(Exception):
-                use(params)
+                use(_random(outline))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -41,11 +47,14 @@ def compile_ahead(outline: Params, *uses: Callable[[Params], Any]) -> threading.
 
 
 def _random(outline: Params) -> Params:
-    """Return layers of that outline with normal numbers, drawn without a program to compile."""
+    """Return layers of that outline, drawn without a program to compile.
+
+    The numbers are so small that A stays finite in a network of any depth.
+    """
     rng = np.random.default_rng(0)
 
     def drawn(leaf: Any) -> Any:
-        size = 1 / math.sqrt(leaf.shape[-1])
+        size = 0.01 / math.sqrt(leaf.shape[-1])
         return jax.device_put((size * rng.standard_normal(leaf.shape)).astype(leaf.dtype))
 
     params: Params = jax.tree.map(drawn, outline)

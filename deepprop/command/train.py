@@ -74,7 +74,8 @@ def train(args: argparse.Namespace) -> int:
     data, held_out = _split(data, share, args.seed)
     _fill_in(args, data)
     sizes = [data.X.shape[0], *args.hidden, data.Y.shape[0]]
-    network = partial(_network, args, sizes, output or dp.output(data.output))
+    hidden = hidden_activations(args.activation, len(args.hidden))
+    network = partial(_network, args, sizes, hidden, output or dp.output(data.output))
     outline = dp.with_compute_dtype(
         jax.eval_shape(network), args.compute_dtype, batch_size=args.batch_size
     )
@@ -110,7 +111,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Raise before any work if two options do not go together.
+    """Raise if two options do not go together.
 
     Raises:
         ValueError: they do not.
@@ -130,7 +131,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _fill_in(args: argparse.Namespace, data: Data) -> None:
-    """Set the batch size, the epochs and the learning rate that were left to us.
+    """Set the batch size, the epochs and the learning rate that the options leave open.
 
     Raises:
         ValueError: the batch size is larger than the training set.
@@ -146,12 +147,14 @@ def _fill_in(args: argparse.Namespace, data: Data) -> None:
         args.learning_rate = args.learning_rate or LEARNING_RATE
 
 
-def _network(args: argparse.Namespace, sizes: Sequence[int], output: dp.Output) -> Params:
+def _network(
+    args: argparse.Namespace, sizes: Sequence[int], hidden: Any, output: dp.Output
+) -> Params:
     """Return the layers that the options ask for, without a compute_dtype."""
     params = dp.init_params(
         jax.random.key(args.seed),
         sizes,
-        hidden=hidden_activations(args.activation, len(args.hidden)),
+        hidden=hidden,
         output=output,
         init=args.init,
         residual=args.residual,
@@ -220,10 +223,10 @@ def _split(data: Data, share: float, seed: int) -> tuple[Data, HeldOut]:
 def _uses_of_params(
     args: argparse.Namespace, data: Data, validation: dp.Validation
 ) -> list[Callable[[Params], Any]]:
-    """Return what this run does with params beside training, for `compile_ahead`."""
-    check = [] if args.no_check else [partial(_gradient_check, data)]
+    """Return what this run does with params besides training, for `compile_ahead`."""
     measured = [] if args.search else [lambda params: measure_of(params, validation)(params)]
-    return [*check, *measured]
+    check = [] if args.no_check else [partial(_gradient_check, data)]
+    return [*measured, *check]
 
 
 def _fit(
@@ -331,7 +334,7 @@ def _posterior(
 
 
 def _gradient_check(data: Data, params: Params) -> dp.GradientReport:
-    """Check the gradients of the trained network on a few examples.
+    """Check the gradients of a network on a few examples.
 
     Raises:
         GradientError: one is wrong.

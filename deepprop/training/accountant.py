@@ -32,9 +32,8 @@ LEAST_DELTA = 1e-13  # below it, the rounding of the grid's probabilities matter
 BLOCK, MANY = 10_000, 10**8  # at most so many steps per block; from here, too many for a grid
 MOST_STEPS = 2**53
 TAIL = -math.log(1e-15)  # the mass that composition truncates, as -log
-ORDERS = np.array(
-    [*range(2, 64), *(round(2 ** (k / 4)) for k in range(24, 57))]
-)  # of Renyi divergences
+# The orders of the Renyi divergences.
+ORDERS = np.array([*range(2, 64), *(round(2 ** (k / 4)) for k in range(24, 57))])
 
 
 def epsilon_spent(
@@ -130,7 +129,7 @@ def spending(
         gaussian = _gaussian_epsilon(math.sqrt(steps) / sigma, delta)
         if divergences is None:
             return gaussian
-        return min(gaussian, _renyi_epsilon(steps * divergences, delta))
+        return min(gaussian, _renyi_epsilon(int(steps) * divergences, delta))
 
     if not grids or not 0 < bounds(steps) < math.inf:
         return bounds
@@ -244,7 +243,7 @@ def _gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def _renyi_epsilon(divergences: np.ndarray, delta: float) -> float:
-    """Bound epsilon by the divergences of all steps: looser by a few percent, but for any noise."""
+    """Bound epsilon by the divergences of all steps: a few percent looser, but for any noise."""
     with np.errstate(all="ignore"):  # infinite, or nan, for extreme noise
         spread = np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
         epsilon = float(np.nanmin(divergences + spread))

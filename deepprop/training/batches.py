@@ -33,7 +33,6 @@ from deepprop.training.examples import dropout_key, examples
 from deepprop.training.identity import name_of
 from deepprop.training.loop import Training
 from deepprop.training.programs import Programs
-from deepprop.training.run import copied
 
 LARGE = 1e20  # the largest sum of a batch's weights; its inverse is the smallest
 Rows = tuple[Array, Array, Array | None]  # X (m, n_0), Y (m, n_L), weights (m,)
@@ -127,7 +126,7 @@ def _epoch_of_batches(
         )
     copy, sums, size = partial(_checked_copy, params), no_sums(params), 0
     of_epoch = None if key is None else dropout_key(params, jax.random.fold_in(key, epoch))
-    params = copied(params)  # each step donates its params; the caller's stay
+    params = jax.tree.map(jnp.copy, params)  # each step donates its params; the caller's stay
     for i, (X, Y, w) in enumerate(_ahead(copy, drawn, epoch)):
         of_batch = None if of_epoch is None else jax.random.fold_in(of_epoch, i)
         before, size = sums, max(size, X.shape[0])

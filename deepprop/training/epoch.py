@@ -174,8 +174,9 @@ def end_of_epoch(
 def all_finite(tree: Any) -> Array:
     """Return whether every value in a pytree is finite.
 
-    0 x is 0 for a finite x, and nan for any other. A sum of that compiles in half the time that a
-    test of each number takes, which is a tenth of the time that an epoch's program takes.
+    0 x is 0 for a finite x, and nan for any other; XLA keeps the product, unless it is told that no
+    number is nan. Compiling this sum takes half as long as compiling a test of each number, which
+    was a tenth of what an epoch takes to compile.
     """
     sums = [jnp.sum(0 * leaf, dtype=leaf.dtype) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.isfinite(jnp.stack([total.astype(jnp.float32) for total in sums])))

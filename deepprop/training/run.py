@@ -85,17 +85,15 @@ def initial_state(state: optax.OptState | None, init: Callable[..., Any], *args:
             "state must be the state of this optimizer for these params, such as that of an earlier"
             f" Fit, got another {type(state).__name__}"
         )
-    return copied(state)
+    return _fresh(state)
 
 
 def fresh(tree: Any) -> Any:
-    """Copy all arrays under `jit`: an optimizer's init may return params as part of its state."""
+    """Copy all arrays: an optimizer's init may return params as part of its state."""
     return jax.tree.map(jnp.copy, tree)
 
 
-def copied(tree: Any) -> Any:
-    """Copy all arrays, without a program to compile."""
-    return jax.device_put(tree, may_alias=False)
+_fresh = jax.jit(fresh)
 
 
 def _outline(state: Any) -> tuple[Any, list[tuple[int, ...]]]:

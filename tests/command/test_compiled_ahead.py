@@ -20,6 +20,10 @@ def network(dtype=None, **options):
     return dp.with_compute_dtype(params, dtype)
 
 
+def network_of(sizes):
+    return dp.init_params(jax.random.key(0), sizes, residual=True, stack=True)
+
+
 def measure(params):
     return measure_of(params, VALIDATION)(params)
 
@@ -42,7 +46,9 @@ def test_programs_that_were_compiled_ahead_are_found(dtype, options, caplog):
     params = network(dtype, **options)
     with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
         found, report = measure(params), check(params)
-    assert "Compiling" not in caplog.text
+        assert "Compiling" not in caplog.text
+        dp.predict(params, X)
+        assert "Compiling" in caplog.text
     assert report.ok
     assert np.isfinite(found["val_cost"])
 
@@ -57,3 +63,15 @@ def test_an_error_in_the_thread_is_left_to_the_caller():
     compile_ahead(jax.eval_shape(network), fails, fails).join()
     assert len(seen) == 2
     assert all(isinstance(leaf, jnp.ndarray) for leaf in jax.tree.leaves(seen[0]))
+
+
+def test_numbers_stay_finite_in_a_deep_network():
+    deep = jax.eval_shape(lambda: network_of([5, *[8] * 1000, 4]))
+    costs = []
+    compile_ahead(deep, lambda params: costs.append(measure(params)["val_cost"])).join()
+    assert np.isfinite(costs[0])
+
+
+def test_there_is_no_thread_without_a_use_or_for_a_large_network():
+    assert compile_ahead(jax.eval_shape(network)) is None
+    assert compile_ahead(jax.eval_shape(lambda: network_of([4000, 4000, 4])), check) is None

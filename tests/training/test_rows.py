@@ -7,9 +7,8 @@ from deepprop.training import rows
 from deepprop.training.rows import rows_of
 
 FLOAT32 = np.dtype(np.float32)
-X = np.random.default_rng(0).standard_normal(
-    (3, 22)
-)  # with BLOCK = 15: five blocks, the last short
+# With BLOCK = 15 there are five blocks, and the last one is short.
+X = np.random.default_rng(0).standard_normal((3, 22))
 FORMS = {
     "rows": lambda P: np.ascontiguousarray(P.T).T,
     "columns": np.ascontiguousarray,
@@ -38,3 +37,10 @@ def test_a_number_that_is_not_finite_is_found_in_any_block(i, wrong):
     P = X.copy()
     P[1, i] = wrong
     assert not rows_of(P, FLOAT32, 22, look=False)[1].finite
+
+
+def test_all_blocks_are_copied_if_a_sum_is_out_of_range():
+    P = np.full((3, 3000), 3e38, np.float32)  # each number is finite, so the caller goes on
+    entered, values = rows_of(P, FLOAT32, 3000, look=False)
+    assert not values.finite
+    np.testing.assert_array_equal(entered, P.T)

@@ -3,8 +3,8 @@
 A data set is large, so every pass over it counts. NumPy arrays are copied block by block into a
 buffer that JAX takes over as it is, and each block is checked after it is copied. Threads share the
 blocks, because NumPy releases the interpreter while it copies: on a machine with two processors,
-60,000 rows of 784 numbers took 0.044 instead of 0.082 s. An `X_rows.T` of NumPy is a view whose rows
-are copied as they lie. Arrays on a device are turned and checked by one compiled program each.
+60,000 rows of 784 numbers took 0.044 instead of 0.082 s. An `X_rows.T` of NumPy is a view whose
+rows are copied as they lie. Arrays on a device are turned and checked by one compiled program each.
 
 The buffer may be longer than the data, so that it holds whole minibatches: data sets that differ in
 a few examples then have one shape, and run the same programs.

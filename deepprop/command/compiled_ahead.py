@@ -27,8 +27,8 @@ def compile_ahead(outline: Params, *uses: Callable[[Params], Any]) -> threading.
 
     Args:
         outline: the layers, as shapes and dtypes from `jax.eval_shape`.
-        uses: functions of params, the one that is needed first in front. An error in one is left to
-            the call that needs its result.
+        uses: functions of params, in the order in which the run needs them. An error ends the
+            thread, and is left to the call that needs the result.
 
     Returns:
         The thread, which has started; None for a large network, or without any use.
@@ -37,9 +37,10 @@ def compile_ahead(outline: Params, *uses: Callable[[Params], Any]) -> threading.
         return None
 
     def run() -> None:
-        for use in uses:
-            with suppress(Exception):
-                use(_random(outline))
+        with suppress(Exception):
+            params = _random(outline)
+            for use in uses:
+                use(params)
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -67,15 +67,15 @@ def train(args: argparse.Namespace) -> int:
             f"--output {args.output} has another number of units than targets: train it from Python"
         )
     data = _data(args, None if output is None else output.name)
-    name = data.output if output is None else output.name
-    if args.uncertainty and name not in TRAINED:
-        raise ValueError(f"--uncertainty needs the output {', '.join(TRAINED)}, got {name}")
+    output = output or dp.output(data.output)
+    if args.uncertainty and output.name not in TRAINED:
+        raise ValueError(f"--uncertainty needs the output {', '.join(TRAINED)}, got {output.name}")
     share = args.validation or (VALIDATION if args.patience or args.search else 0.0)
     data, held_out = _split(data, share, args.seed)
     _fill_in(args, data)
     sizes = [data.X.shape[0], *args.hidden, data.Y.shape[0]]
     hidden = hidden_activations(args.activation, len(args.hidden))
-    network = partial(_network, args, sizes, hidden, output or dp.output(data.output))
+    network = partial(_network, args, sizes, hidden, output)
     outline = dp.with_compute_dtype(
         jax.eval_shape(network), args.compute_dtype, batch_size=args.batch_size
     )

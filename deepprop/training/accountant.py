@@ -245,8 +245,8 @@ def _gaussian_mu(epsilon: float, delta: float) -> float:
 def _renyi_epsilon(divergences: np.ndarray, delta: float) -> float:
     """Bound epsilon by the divergences of all steps: a few percent looser, but for any noise."""
     with np.errstate(all="ignore"):  # infinite, or nan, for extreme noise
-        spread = np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
-        epsilon = float(np.nanmin(divergences + spread))
+        of_delta = np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+        epsilon = float(np.nanmin(divergences + of_delta))
     return max(0.0, epsilon)
 
 

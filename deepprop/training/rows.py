@@ -1,9 +1,9 @@
 """Data enters: one example per row, in the dtype of the parameters, copied and read once.
 
-A data set is large, so every pass over it counts. NumPy arrays are copied block by block into a
-buffer that JAX takes over as it is, and each block is checked after it is copied. Threads share the
-blocks, because NumPy releases the interpreter while it copies: on a machine with two processors,
-60,000 rows of 784 numbers took 0.044 instead of 0.082 s. An `X_rows.T` of NumPy is a view whose
+A data set is large, so every pass over it counts. NumPy arrays are copied into a buffer that JAX
+takes over without another copy. Several threads copy and check a block each, since NumPy releases
+the interpreter meanwhile: on two processors, 60,000 rows of 784 numbers took 0.044 s instead of
+0.082. An `X_rows.T` of NumPy is a view whose
 rows are copied as they lie. Arrays on a device are turned and checked by one compiled program each.
 
 The buffer may be longer than the data, so that it holds whole minibatches: data sets that differ in
@@ -23,7 +23,7 @@ from jax import Array
 from deepprop._arithmetic import wide
 
 BLOCK = 2**21  # numbers that a thread copies and checks at a time
-THREADS = 8  # at most; the memory does not serve many more at once
+THREADS = 8  # at most; more would wait for memory
 ALIGNED = 64  # bytes; arrays that are aligned less are copied by JAX
 
 

@@ -40,7 +40,7 @@ def test_a_number_that_is_not_finite_is_found_in_any_block(i, wrong):
 
 
 def test_all_blocks_are_copied_if_a_sum_is_out_of_range():
-    P = np.full((3, 3000), 3e38, np.float32)  # each number is finite, so the caller goes on
+    P = np.full((3, 3000), 3e38, np.float32)  # finite numbers, so the caller uses the rows
     entered, values = rows_of(P, FLOAT32, 3000, look=False)
     assert not values.finite
     np.testing.assert_array_equal(entered, P.T)
